@@ -1,0 +1,38 @@
+# make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
+# make test     the tests
+# make lint     ruff and mypy
+#
+# Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.demo
+	.venv/bin/python jobs/demo.py
+
+test: .venv/.test
+	.venv/bin/python -m pytest
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/.dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "error: $(PYTHON) is not Python 3.11 to 3.13; run make with PYTHON=python3.12 or the like" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+# .venv/.demo, .venv/.test, .venv/.dev: that the extra of this name is installed
+.venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,17 @@
+"""The whole circle on real text in a few minutes: fine-tune, evaluate, score 23,703 sentences, show the result.
+
+    python jobs/demo.py
+
+Leaves runs/demo/ with bundle/, corpus/, scored/ and report.html.
+"""
+
+from sentiment_core.demo import DemoSettings, demo
+from sentiment_core.settings import parse, run_job
+
+
+def main() -> None:
+    print(demo(parse(DemoSettings, __doc__)))
+
+
+if __name__ == "__main__":
+    run_job(main)

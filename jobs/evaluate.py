@@ -1,0 +1,15 @@
+"""Evaluate a model bundle on labelled text: accuracy, macro-F1, calibration error, Brier score, confusion matrix.
+
+python jobs/evaluate.py --model models/reviews --data test.parquet --out metrics.json
+"""
+
+from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
+from sentiment_core.settings import parse, run_job
+
+
+def main() -> None:
+    print(describe(evaluate(parse(EvaluateSettings, __doc__))))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,17 @@
+"""Fine-tune a BERT-family encoder on labelled text and write a calibrated model bundle.
+
+python jobs/train.py --data reviews.csv --model distilbert-base-uncased --out models/reviews
+ray job submit --working-dir . -- python jobs/train.py --data s3://bucket/labelled/ --model ... --out s3://bucket/models/a
+"""
+
+from sentiment_core.settings import parse, run_job
+from sentiment_core.training import TrainSettings, train
+
+
+def main() -> None:
+    trained = train(parse(TrainSettings, __doc__))
+    print(trained.summary())
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,19 @@
+"""Check that every input row was scored exactly once: says what is missing, doubled, stale, damaged or foreign.
+
+    python jobs/verify.py --input corpus/ --out scored/
+
+Exit code 0: all is there. 1: it is not. 3: all rows of the readable shards are there, but some shards are unreadable.
+"""
+
+from sentiment_core.settings import parse, run_job
+from sentiment_core.verify import VerifySettings, verify
+
+
+def main() -> int:
+    findings = verify(parse(VerifySettings, __doc__))
+    print(findings.report())
+    return findings.exit_code
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,144 @@
+"""The model bundle: a Hugging Face model folder plus `sentiment.json`, which tells how to use and to trust it.
+
+A folder is a bundle when it holds `sentiment.json`; that file is written last, so a bundle is whole or none.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from sentiment_core import __version__, classifier, storage
+from sentiment_core.errors import BadRequest
+from sentiment_core.tokens import load_tokenizer
+
+FORMAT_VERSION = 1
+CARD = "sentiment.json"
+WEIGHTS = "model.safetensors"
+LOG = "training_log.jsonl"
+LIBRARIES = ("torch", "transformers", "tokenizers", "ray", "pyarrow")
+FOR_PEOPLE = (".md", ".png", ".jsonl")  # files that decide no label: changing them leaves the digest as it is
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """The content of `sentiment.json`."""
+
+    head: classifier.Head
+    labels: list[str]  # in the order of the logits
+    max_length: int  # tokens, special ones included
+    metrics: dict  # on the evaluation part, after calibration
+    calibration: dict  # temperature; expected calibration error before and after; on how many rows
+    training: dict  # settings, data with fingerprint and dropped rows, time, device, best epoch
+    reference: dict  # statistics of the evaluation part, to tell drift from
+    truncation: str = "head"  # of a text over max_length the first tokens are kept
+    format_version: int = FORMAT_VERSION
+    libraries: dict = field(default_factory=lambda: library_versions())
+
+
+def library_versions() -> dict[str, str]:
+    own = {"sentiment-core": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in LIBRARIES}
+
+
+def write(
+    place: str,
+    model: classifier.Classifier,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    info: BundleInfo,
+    extra: dict[str, bytes],
+) -> None:
+    """Write a bundle that appears whole or not at all. `extra` are further files: model card, plots, log.
+
+    On a local disk the folder is made beside its final place and renamed; on an object store `sentiment.json`, which
+    makes it a bundle, is uploaded last.
+    """
+    with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
+        work = Path(folder)
+        if isinstance(model, classifier.StandardClassifier):
+            model.model.save_pretrained(work)  # type: ignore[operator]
+        else:
+            config.architectures = [type(model).__name__]
+            config.save_pretrained(work)
+            safetensors.torch.save_model(model, str(work / WEIGHTS), metadata={"format": "pt"})
+        tokenizer.model_max_length = info.max_length
+        tokenizer.save_pretrained(work)
+        for name, content in extra.items():
+            (work / name).write_bytes(content)
+        (work / CARD).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _publish(work, place)
+
+
+def _publish(work: Path, place: str) -> None:
+    if storage.is_local(place):
+        final = Path(storage.locate(place)[1])
+        beside = final.with_name(f"{storage.TEMPORARY}{os.getpid()}-{final.name}")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.mkdir()  # not the temporary folder itself: that one is closed to other users
+            for name in os.listdir(work):
+                shutil.copyfile(work / name, beside / name)
+            if final.exists():  # only ever an empty folder: `check_free` refused others before the work started
+                final.rmdir()
+            os.rename(beside, final)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return
+    for name in sorted(os.listdir(work), key=lambda name: name == CARD):
+        storage.write_file(storage.join(place, name), (work / name).read_bytes())
+
+
+def check_free(place: str) -> None:
+    """Refuse a place for a new bundle that already holds something."""
+    if storage.holds_something(place):
+        raise BadRequest(f"--out {place} already holds something; expected a new folder; remove it or choose another")
+
+
+def read_info(place: str) -> BundleInfo:
+    """What a bundle says of itself. Raises `BadRequest` if it is none, or newer than this version reads."""
+    try:
+        content = json.loads(storage.read_file(storage.join(place, CARD)))
+        info = BundleInfo(**content)
+    except (OSError, ValueError, TypeError) as error:
+        found = "there is no such folder" if not storage.exists(place) else f"its {CARD} is missing or damaged"
+        if isinstance(error, TypeError):
+            found = f"its {CARD} has other fields than this version knows"
+        raise BadRequest(f"--model {place} is no bundle: {found}; expected a folder made by jobs/train.py") from None
+    if info.format_version != FORMAT_VERSION:
+        raise BadRequest(
+            f"--model {place} has bundle format {info.format_version}; this version reads {FORMAT_VERSION}; "
+            "install the sentiment-core that made it or train again"
+        )
+    return info
+
+
+def digest_of(files: dict[str, bytes]) -> str:
+    """sha256 over all that decides a label: weights, configuration, tokenizer, and how texts are cut."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        if name != CARD and not name.endswith(FOR_PEOPLE):
+            digest.update(name.encode() + hashlib.sha256(files[name]).digest())
+    info = json.loads(files[CARD])
+    digest.update(json.dumps([info[field] for field in ("head", "labels", "max_length", "truncation")]).encode())
+    return digest.hexdigest()
+
+
+def load(folder: str) -> tuple[classifier.Classifier, PreTrainedTokenizerBase, BundleInfo]:
+    """Model in float32 on the CPU in evaluation mode, tokenizer and info, from a local bundle."""
+    info = read_info(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if info.head == "standard":
+        model = classifier.from_encoder(folder, config, "standard")
+    else:
+        model = classifier.from_config(config, info.head)
+        safetensors.torch.load_model(model, str(Path(folder) / WEIGHTS))
+    return model.eval(), load_tokenizer(folder), info

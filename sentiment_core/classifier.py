@@ -1,0 +1,103 @@
+"""An encoder with a classification head: built from a pretrained folder, rebuilt from a bundle.
+
+`standard` is transformers' own sequence-classification model (pooled output -> dropout -> linear, for BERT). `mlp` puts
+two layers on the first token of any encoder.
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig
+
+from sentiment_core.errors import BadRequest
+
+Head = Literal["standard", "mlp"]
+
+MLP_DROPOUT = 0.1  # unless set_head_dropout says otherwise
+# what the families call the dropouts inside the encoder
+ENCODER_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
+    "mlp_dropout",
+)  # fmt: skip
+
+
+class MlpClassifier(nn.Module):
+    """First token -> linear to half -> GELU -> dropout -> linear, Xavier-initialised."""
+
+    encoder_prefix = "encoder."  # of parameter names; all others belong to the head
+
+    def __init__(self, encoder: nn.Module, hidden: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dense = nn.Linear(hidden, hidden // 2)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden // 2, classes)
+        for layer in (self.dense, self.classifier):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        first = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+        return self.classifier(self.dropout(nn.functional.gelu(self.dense(first))))
+
+
+class StandardClassifier(nn.Module):
+    """`AutoModelForSequenceClassification`, giving bare logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.encoder_prefix = f"model.{model.base_model_prefix}."
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+Classifier = StandardClassifier | MlpClassifier
+
+
+def make_config(folder: str, labels: list[str], dropout: float | None = None) -> PretrainedConfig:
+    """The encoder's configuration with these labels and this dropout inside it (None keeps the encoder's own)."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    for name in ENCODER_DROPOUTS:
+        if dropout is not None and hasattr(config, name):
+            setattr(config, name, dropout)
+    return config
+
+
+def from_encoder(folder: str, config: PretrainedConfig, head: Head) -> Classifier:
+    """A pretrained encoder with a new head; the head's first weights come from torch's random state."""
+    options = {"config": config, "local_files_only": True, "trust_remote_code": False, "dtype": torch.float32}
+    if head == "standard":
+        return StandardClassifier(AutoModelForSequenceClassification.from_pretrained(folder, **options))
+    return _with_mlp(AutoModel.from_pretrained(folder, **options), config)
+
+
+def from_config(config: PretrainedConfig, head: Head) -> Classifier:
+    """The same model with random weights, to load a bundle's into."""
+    if head == "standard":
+        return StandardClassifier(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+    return _with_mlp(AutoModel.from_config(config, dtype=torch.float32), config)
+
+
+def _with_mlp(encoder: nn.Module, config: PretrainedConfig) -> MlpClassifier:
+    return MlpClassifier(encoder, config.hidden_size, config.num_labels, MLP_DROPOUT)
+
+
+def set_head_dropout(classifier: Classifier, p: float) -> None:
+    """Set the dropout of the head, whatever the family calls it."""
+    for name, module in classifier.named_modules():
+        if isinstance(module, nn.Dropout) and not name.startswith(classifier.encoder_prefix):
+            module.p = p
+
+
+def last_layer(classifier: Classifier, classes: int) -> nn.Linear:
+    """The linear layer that makes the logits, whatever the family calls it."""
+    found = [m for m in classifier.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    if not found:
+        raise BadRequest(f"{type(classifier).__name__} ends in no linear layer of {classes} outputs; use --head mlp")
+    return found[-1]

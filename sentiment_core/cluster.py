@@ -1,0 +1,120 @@
+"""The Ray cluster a job runs on: this machine, or the one the job was submitted to."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import ray
+from ray._private.state import state as ray_state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sentiment_core import storage
+from sentiment_core.errors import BadRequest
+
+PROBE_SECONDS = 60  # for a node to start a process and say whether it sees a folder
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS (set for submitted jobs) or the one running here, else start one here."""
+    if not ray.is_initialized():
+        with _quiet_start():
+            # the workers' lines would bury what the job says; their errors come to the driver all the same
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Holds back what Ray's C++ side writes to stderr while it starts; shown after all if it does not start."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def largest(kind: str) -> int:
+    """CPUs or GPUs of the cluster, counting what its autoscaler may still add."""
+    now = int(ray.cluster_resources().get(kind, 0))
+    try:
+        grown = ray_state.get_max_resources_from_cluster_config() or {}
+    except Exception:  # an internal call of Ray; without an answer the cluster is taken as it is
+        grown = {}
+    return max(now, int(grown.get(kind, 0)))
+
+
+def device_kind() -> str:
+    """What the model runs on: GPUs where the cluster has any or can add some, else CPUs."""
+    return "GPU" if largest("GPU") else "CPU"
+
+
+def require(workers: int) -> None:
+    """Refuse more workers than the cluster can ever have devices for; Ray would wait for them."""
+    kind = device_kind()
+    if workers > largest(kind):
+        raise BadRequest(
+            f"--workers is {workers} and the cluster has at most {largest(kind)} {kind}s; ask for fewer or add nodes"
+        )
+
+
+def cpus_each(workers: int) -> int:
+    """The most CPUs that each of `workers` can have when none spans two nodes; at least 1."""
+    counts = [int(node["Resources"].get("CPU", 0)) for node in _nodes()]
+    return next((c for c in range(max(counts), 1, -1) if sum(n // c for n in counts) >= workers), 1)
+
+
+def check_shared(place: str, flag: str) -> None:
+    """Refuse a local folder (which must exist) that the cluster's other nodes do not see."""
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node for node in _nodes() if node["NodeID"] != here and node["Resources"].get("CPU")}
+    if not others or not storage.is_local(place):
+        return
+    folder = storage.locate(place)[1]
+    asked = {
+        node: _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in others
+    }
+    answers = {task.remote(folder, os.stat(folder).st_ino): node for node, task in asked.items()}
+    done, _ = ray.wait(list(answers), num_returns=len(answers), timeout=PROBE_SECONDS)
+    blind = [answers[ref] for ref in done if not ray.get(ref)]
+    if blind:
+        address = others[blind[0]]["NodeManagerAddress"]
+        raise BadRequest(
+            f"{flag} {place} is a local folder that node {address} does not have; expected one all nodes share "
+            "(NFS, EFS, ...) or a URI such as s3://bucket/path"
+        )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _sees(folder: str, inode: int) -> bool:
+    try:
+        return os.stat(folder).st_ino == inode
+    except OSError:
+        return False
+
+
+def waiting_for() -> str:
+    """A few words on why a job may stand still: what the cluster has left."""
+    free = ray.available_resources()
+    counts = ", ".join(
+        f"{free.get(kind, 0):g} of {ray.cluster_resources().get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU")
+    )
+    return f"its workers; free on {len(_nodes())} nodes: {counts}"
+
+
+def _nodes() -> list[dict]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Keeps a task or actor on the driver's node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

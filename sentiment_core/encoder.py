@@ -1,0 +1,58 @@
+"""Pretrained encoders: a folder here, or a hub model fetched once at a pinned revision."""
+
+import os
+from dataclasses import dataclass
+
+from huggingface_hub import HfApi, snapshot_download
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from sentiment_core.errors import BadRequest
+
+# configuration, tokenizer, weights; pickled weights and code are not fetched
+WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    name: str  # as the user gave it
+    folder: str  # local
+    revision: str | None  # of the hub; None for a folder
+
+
+def fetch(name: str) -> Encoder:
+    """The encoder of that name as a local folder. Raises `BadRequest` if it is not one or cannot be had."""
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        if not os.path.isfile(os.path.join(folder, "config.json")):
+            raise BadRequest(f"--model {name} is no Hugging Face model: it has no config.json")
+        revision = None
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BadRequest(f"--model {name} does not exist; expected a folder or the name of a hub model")
+    else:
+        try:
+            revision = HfApi().model_info(name, timeout=20).sha
+            folder = snapshot_download(name, revision=revision, allow_patterns=list(WANTED))
+        except Exception as error:  # the hub's client raises dozens of kinds, all about this name or the network
+            reason = " ".join(str(error).split())[:300]
+            raise BadRequest(
+                f"--model {name} is no folder here and cannot be fetched from the hub: {reason}; "
+                "check the name and the network, or give a folder"
+            ) from None
+    if not any(file.endswith(".safetensors") for file in os.listdir(folder)):
+        raise BadRequest(f"--model {name} has no *.safetensors weights; other kinds (pickle) are not loaded")
+    return Encoder(name, folder, revision)
+
+
+def check_max_length(
+    encoder: Encoder, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, asked: int
+) -> None:
+    """Refuse a --max-length over what the encoder has positions for."""
+    positions = getattr(config, "max_position_embeddings", None) or asked
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
+        positions -= 2  # their position numbers start behind the padding id
+    limit = min(positions, tokenizer.model_max_length)
+    if asked > limit:
+        raise BadRequest(f"--max-length is {asked}; {encoder.name} takes at most {limit} tokens")
+    least = tokenizer.num_special_tokens_to_add(pair=False) + 1
+    if asked < least:
+        raise BadRequest(f"--max-length is {asked}; expected at least {least}, the special tokens and one of the text")

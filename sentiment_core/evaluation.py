@@ -1,0 +1,64 @@
+"""Evaluate a bundle on labelled text, on this machine."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from sentiment_core import bundle, dataset, metrics, storage
+from sentiment_core.engine import Engine
+from sentiment_core.errors import BadRequest
+from sentiment_core.settings import REQUIRED, setting
+from sentiment_core.tokens import encode
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    model: str = setting(REQUIRED, "model bundle made by jobs/train.py: a folder or URI", "BUNDLE")
+    data: str = setting(
+        REQUIRED,
+        "labelled text: Parquet, CSV or JSON Lines (file, folder, glob, URI), or a hub data set as owner/name[:config][:split]",
+        "D",
+    )
+    text_column: str = setting("text", "column with the text")
+    label_column: str = setting("label", "column with the label: one of the bundle's names, or its number")
+    out: str | None = setting(None, "where to write the metrics; without it they are only printed", "metrics.json")
+
+
+def evaluate(settings: EvaluateSettings) -> dict:
+    """The metrics of `metrics.evaluate` plus the dropped rows and the bundle's digest; also written to `--out`.
+
+    Raises `BadRequest`, also for a label the bundle does not know.
+    """
+    labels = bundle.read_info(settings.model).labels
+    data = dataset.read(settings.data, settings.text_column, settings.label_column, labels)
+    if settings.out:
+        storage.check_writable(settings.out.rpartition("/")[0] or ".")
+    files = storage.read_folder(settings.model)
+    with storage.unpacked(files) as folder:
+        engine = Engine(folder)
+    tokens, _ = encode(engine.tokenizer, data.texts, engine.info.max_length)
+    probabilities, _ = engine.probabilities(tokens)
+    scored = ~np.isnan(probabilities).any(axis=1)
+    if not scored.any():
+        raise BadRequest(f"{settings.data} has no text the tokenizer makes anything of; expected labelled text")
+    found = metrics.evaluate(probabilities[scored], data.labels[scored], labels)
+    found["dropped"] = data.origin["dropped"] | {"without_tokens": int((~scored).sum())}
+    found["bundle"] = bundle.digest_of(files)
+    if settings.out:
+        storage.write_file(settings.out, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+    return found
+
+
+def describe(found: dict) -> str:
+    """The metrics as a few lines for the terminal, the confusion matrix as a table."""
+    corner = "true \\ predicted"
+    width = max(len(name) for name in [*found["labels"], corner])
+    lines = [
+        f"{found['n']:,} rows: accuracy {found['accuracy']:.4f}, macro-F1 {found['macro_f1']:.4f}, "
+        f"calibration error {found['ece']:.4f}, Brier score {found['brier']:.4f}",
+        " ".join([f"{corner:>{width}}", *(f"{name:>9}" for name in found["labels"])]),
+    ]
+    for name, row in zip(found["labels"], found["confusion"], strict=True):
+        lines.append(" ".join([f"{name:>{width}}", *(f"{number:9,}" for number in row)]))
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""How good predictions are, and whether their confidences mean what they say.
+
+Throughout: `probabilities` is (n, classes) float, `labels` (n,) int with the true class.
+"""
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, f1_score
+
+BINS = 15  # of equal width, as in Guo et al. 2017
+
+
+def evaluate(probabilities: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict:
+    """What a metrics file holds: n, accuracy, macro_f1, ece, brier, confusion (rows true, columns predicted), labels,
+    reliability.
+
+    `macro_f1` is the mean over the classes that occur in `labels` or in the predictions. `brier` is the sum over the
+    classes of squared differences, 0 to 2 (Brier 1950).
+    """
+    predicted = probabilities.argmax(axis=1)
+    classes = np.arange(len(label_names))
+    wanted = np.eye(len(label_names))[labels]
+    return {
+        "n": len(labels),
+        "accuracy": float((predicted == labels).mean()),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "ece": expected_calibration_error(probabilities, labels),
+        "brier": float(((probabilities - wanted) ** 2).sum(axis=1).mean()),
+        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "labels": list(label_names),
+        "reliability": reliability(probabilities, labels),
+    }
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """Points of a reliability diagram: for each bin of confidence that is not empty its mean confidence, its accuracy
+    and its number of rows."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    used = count > 0
+    return {
+        "confidence": (np.bincount(bins, confidence, BINS)[used] / count[used]).tolist(),
+        "accuracy": (np.bincount(bins, right, BINS)[used] / count[used]).tolist(),
+        "rows": count[used].tolist(),
+    }
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean distance of confidence and accuracy over bins of confidence, weighted by rows (Guo et al. 2017)."""
+    points = {name: np.array(values) for name, values in reliability(probabilities, labels).items()}
+    return float((np.abs(points["confidence"] - points["accuracy"]) * points["rows"]).sum() / len(labels))
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log likelihood in nats. `logits` is (n, classes)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return float(-log_probability[np.arange(len(labels)), labels].mean())
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    return softmax(logits.astype(np.float64), axis=1)

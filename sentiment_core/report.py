@@ -1,0 +1,192 @@
+"""Pictures and pages for people: a bundle's model card, the demo's report."""
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from sentiment_core.bundle import BundleInfo
+
+BLUE, GREY, RED = "#2f6db5", "#8a8f98", "#c8553d"
+SIZE = (5.2, 3.9)  # inches
+
+
+def model_card(info: "BundleInfo", log: list[dict]) -> dict[str, bytes]:
+    """The bundle's README.md and the pictures it shows, by file name."""
+    pictures = {
+        "loss.png": loss_curve(log),
+        "confusion.png": confusion_matrix(info.metrics),
+        "reliability.png": reliability_diagram(info.metrics),
+        "confidence.png": confidence_histogram(info.reference["confidence_histogram"]),
+    }
+    m, c, t, s = info.metrics, info.calibration, info.training, info.training["settings"]
+    encoder = t["encoder"]["name"] + (f" at revision {t['encoder']['revision']}" if t["encoder"]["revision"] else "")
+    epochs = "\n".join(
+        f"| {r['epoch']}{' (kept)' if r['epoch'] == t['best_epoch'] else ''} | {np.mean(r['losses']):.4f} | "
+        f"{r['eval']['loss']:.4f} | {r['eval']['accuracy']:.4f} | {r['eval']['macro_f1']:.4f} |"
+        for r in log
+    )
+    card = f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [sentiment-core]
+---
+
+# Text classifier: {", ".join(info.labels)}
+
+Fine-tuned from `{encoder}` (head: {info.head}) with sentiment-core {info.libraries["sentiment-core"]}. Texts are cut to
+their first {info.max_length} tokens.
+
+| on {m["n"]:,} held-out rows | |
+| --- | --- |
+| accuracy | {m["accuracy"]:.4f} |
+| macro-F1 | {m["macro_f1"]:.4f} |
+| expected calibration error | {m["ece"]:.4f} ({c["ece_before"]:.4f} before calibration) |
+| Brier score | {m["brier"]:.4f} |
+
+The best epoch was chosen and the temperature ({c["temperature"]:.3f}) fitted on these same rows, so expect slightly
+less on others. The temperature is folded into the last layer: whoever loads the model gets calibrated confidences.
+
+![Confusion matrix](confusion.png) ![Reliability diagram](reliability.png)
+![Confidences](confidence.png) ![Loss](loss.png)
+
+## Training
+
+| epoch | training loss | evaluation loss | accuracy | macro-F1 |
+| --- | --- | --- | --- | --- |
+{epochs}
+
+{t["data"]["train_rows"]:,} rows of `{t["data"]["place"]}` (sha256 of texts and labels `{t["data"]["fingerprint"]}`),
+labels {", ".join(f"{name} {100 * share:.1f} %" for name, share in t["label_shares"].items())}; batches of {s["batch_size"]},
+peak learning rates {s["lr"]:g} (encoder) and {s["head_lr"]:g} (head), {t["epochs"]} epochs,
+{t["dtype"]} on {t["device"]}, {t["seconds"]:.0f} s. All settings and versions are in `sentiment.json`.
+"""
+    return {"README.md": card.encode()} | {name: png(figure) for name, figure in pictures.items()}
+
+
+def loss_curve(log: list[dict]) -> Figure:
+    figure, axes = _figure("Loss", "step", "cross entropy (nats)")
+    losses = np.concatenate([record["losses"] for record in log])
+    width = max(1, len(losses) // 50)
+    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+    steps = np.cumsum([len(record["losses"]) for record in log])
+    axes.plot(np.arange(len(losses)) + 1, losses, color=GREY, alpha=0.25, linewidth=0.5)
+    axes.plot(np.arange(len(smooth)) + width, smooth, color=GREY, label=f"training, mean of {width} steps")
+    axes.plot(steps, [record["eval"]["loss"] for record in log], "o-", color=BLUE, label="evaluation")
+    axes.set_ylim(0, np.quantile(losses, 0.99) * 1.1)
+    axes.legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(metrics: dict) -> Figure:
+    """Rows true, columns predicted; shade and percentage by row."""
+    labels, counts = metrics["labels"], np.array(metrics["confusion"])
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    figure, axes = _figure(f"Confusion matrix, {metrics['n']:,} rows", "predicted", "true")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 4 else 0)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.spines[:].set_visible(False)
+    if len(labels) <= 12:
+        for row, column in np.ndindex(counts.shape):
+            share = shares[row, column]
+            text = f"{counts[row, column]:,}\n{100 * share:.0f} %"
+            axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
+    return figure
+
+
+def reliability_diagram(metrics: dict) -> Figure:
+    """Accuracy over confidence; the larger a point, the more rows it stands for."""
+    points = metrics["reliability"]
+    figure, axes = _figure(f"Reliability, calibration error {metrics['ece']:.3f}", "confidence", "accuracy")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    rows = np.array(points["rows"])
+    axes.plot(points["confidence"], points["accuracy"], color=BLUE)
+    axes.scatter(points["confidence"], points["accuracy"], s=10 + 190 * rows / rows.max(), color=BLUE)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    return figure
+
+
+def confidence_histogram(counts: list[int]) -> Figure:
+    figure, axes = _figure("Confidences", "confidence", "rows")
+    edges = np.linspace(0, 1, len(counts) + 1)
+    axes.bar(edges[:-1], counts, width=1 / len(counts), align="edge", color=BLUE, edgecolor="white")
+    axes.set_xlim(0, 1)
+    return figure
+
+
+def label_shares(shares: dict[str, dict[str, float]]) -> Figure:
+    """Shares of the labels (inner names) in each group (outer names), as stacked bars."""
+    figure, axes = _figure("Labels by kind of text", "share", "")
+    labels = list(next(iter(shares.values())))
+    left = np.zeros(len(shares))
+    for label, color in zip(labels, (RED, "#d9dce1", BLUE, "#6aa56a", "#b58a2f") * len(labels), strict=False):
+        values = np.array([group[label] for group in shares.values()])
+        axes.barh(list(shares), values, left=left, color=color, label=label)
+        left += values
+    axes.set_xlim(0, 1)
+    axes.invert_yaxis()
+    axes.legend(frameon=False, ncols=len(labels), loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure
+
+
+def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11)
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    return buffer.getvalue()
+
+
+def page(title: str, lead: str, sections: list[tuple[str, str]]) -> str:
+    """A self-contained HTML page. `lead` and the sections' bodies are HTML; titles are plain text."""
+    body = "\n".join(f"<section><h2>{html.escape(name)}</h2>\n{content}</section>" for name, content in sections)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1d2129; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ margin-bottom: 0.2rem; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #d9dce1; }}
+table {{ border-collapse: collapse; margin: 0.6rem 0; }}
+td, th {{ padding: 0.25rem 0.8rem; border-bottom: 1px solid #eceef1; text-align: left; vertical-align: top; }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.pictures {{ display: flex; flex-wrap: wrap; gap: 1rem; }} .pictures img {{ width: 500px; max-width: 100%; }}
+</style></head>
+<body><h1>{html.escape(title)}</h1>
+<p>{lead}</p>
+{body}
+</body></html>
+"""
+
+
+def pictures(figures: dict[str, Figure]) -> str:
+    """Figures as HTML, by their alternative text."""
+    images = [
+        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
+        for name, figure in figures.items()
+    ]
+    return f'<div class="pictures">{"".join(images)}</div>'
+
+
+def html_table(head: list[str], rows: list[list]) -> str:
+    """Numbers are set right and with thousands separators; everything is escaped."""
+
+    def cell(tag: str, value: object) -> str:
+        number = isinstance(value, int | float)
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return f"<{tag}{' class=number' if number else ''}>{html.escape(text)}</{tag}>"
+
+    lines = ["".join(cell("th", name) for name in head), *("".join(cell("td", v) for v in row) for row in rows)]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

@@ -1,0 +1,417 @@
+"""The scoring job: work units -> tokens (CPU tasks) -> probabilities (actors holding the bundle) -> scored Parquet.
+
+Ray Data streams it. A block of the stream is one row, a `task` of a few units, so Ray can neither split nor merge units;
+only tokens and probabilities travel. The columns to keep are read where the output is written.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from sentiment_core import bundle, cluster, corpus, scored, storage
+from sentiment_core.corpus import Corpus, FailedShard, Unit
+from sentiment_core.dataset import to_texts
+from sentiment_core.engine import Engine
+from sentiment_core.errors import EXIT_OK, EXIT_PARTIAL, BadRequest
+from sentiment_core.progress import Progress
+from sentiment_core.scored import Counts, Run
+from sentiment_core.settings import REQUIRED, check, setting
+from sentiment_core.tokens import TokenLists, encode, load_tokenizer
+
+STAGES = ("read and tokenise", "classify", "write")
+# CPUs reserved by a task that reads and tokenises, and by one that writes. The first must differ from what an actor
+# reserves, or Ray fuses the two and the model waits for the tokenizer.
+READ_CPUS, WRITE_CPUS = 0.5, 0.25
+TASK_ROWS = 8_192  # small units are gathered up to this many rows: a task costs about 30 ms whatever it does
+OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    model: str = setting(REQUIRED, "model bundle made by jobs/train.py: a folder or URI", "BUNDLE")
+    input: str = setting(REQUIRED, "Parquet to score: file, folder (nested, Hive-partitioned), glob or URI", "P")
+    out: str = setting(
+        REQUIRED, "folder or URI for the scored Parquet; the same command again does only what is missing", "DIR"
+    )
+    text_column: str = setting("text", "column with the text")
+    keep: tuple[str, ...] | None = setting(
+        None, "input columns to keep in the output; without it all but the text, with '' none", "A,B"
+    )
+    probabilities: bool = setting(False, "also write the probabilities of all labels")
+    workers: int | None = setting(None, "actors holding the model; without it one for each GPU, or for each two CPUs")
+    limit: int | None = setting(
+        None, "score only that many rows, into the folder OUT-limit-N, for a look before the big run", "N"
+    )
+    dry_run: bool = setting(False, "only say what would be done")
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "limit"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, "1 or more")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scoring run leaves."""
+
+    place: str
+    summary: dict  # the content of `_summary.json`
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_PARTIAL if self.summary["failed_shards"] else EXIT_OK
+
+    def report(self) -> str:
+        """A few lines for the terminal."""
+        s = self.summary
+        lines = [
+            f"{s['rows']:,} rows in {s['units']:,} files: {_listed(s['status'])}",
+            f"labels: {_listed(s['labels'])}",
+            f"this run: {s['run']['rows']:,} rows in {s['run']['seconds']:.1f} s, {s['run']['rows_per_second']:,.1f} rows/s, "
+            f"{s['run']['tokens_per_second']:,.0f} tokens/s, padding {100 * s['padding_share']:.1f} %, "
+            f"workers busy {100 * s['run']['workers_busy_share']:.0f} %",
+            f"scored: {self.place}",
+        ]
+        lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in s["failed_shards"][:10]]
+        if len(s["failed_shards"]) > 10:
+            lines.append(f"... {len(s['failed_shards']):,} failed shards in all, listed in {scored.SUMMARY_FILE}")
+        return "\n".join(lines)
+
+
+def _listed(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items() if number) or "none"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, known before Ray starts."""
+
+    place: str
+    run: Run
+    bundle_files: dict[str, bytes]
+    labels: list[str]
+    corpus: Corpus
+    todo: list[Unit]
+    done: list[Counts]
+    stale: list[str]  # outputs of shards that have changed into other units since
+    workers: int | None  # as asked
+
+    @property
+    def rows_todo(self) -> int:
+        return sum(unit.rows for unit in self.todo)
+
+    def describe(self) -> str:
+        return (
+            f"{self.corpus.rows:,} rows in {len(self.corpus.units):,} units; to score: {self.rows_todo:,} rows in "
+            f"{len(self.todo):,} units; already scored: {len(self.done):,} units; outputs of changed shards to remove: "
+            f"{len(self.stale):,}; shards that cannot be read: {len(self.corpus.failed):,}"
+        )
+
+
+def prepare(settings: ScoreSettings) -> Work:
+    """Find out what is to be done; reads footers, writes nothing. Raises `BadRequest`."""
+    info = bundle.read_info(settings.model)
+    files = storage.read_folder(settings.model)
+    planned = corpus.plan(settings.input, settings.text_column, settings.keep, scored.COLUMNS)
+    if settings.limit:
+        planned = corpus.limited(planned, settings.limit)
+    run = Run(
+        input=storage.absolute(settings.input),
+        bundle=bundle.digest_of(files),
+        text_column=settings.text_column,
+        keep=None if settings.keep is None else list(settings.keep),
+        probabilities=settings.probabilities,
+        limit=settings.limit,
+    )
+    place = storage.absolute(settings.out) + (f"-limit-{settings.limit}" if settings.limit else "")
+    check_output(place, planned.root, run)
+    outputs = {output.path: output for output in scored.read_outputs(place)}
+    todo, done = [], []
+    for unit in planned.units:
+        found = outputs.get(unit.output)
+        if found and found.counts and found.origin == scored.origin(run, unit):
+            done.append(found.counts)
+        else:
+            todo.append(unit)
+    current = {unit.output for unit in planned.units}
+    sources = {unit.source for unit in planned.units}
+    stale = [
+        o.path for o in outputs.values() if o.origin and o.path not in current and o.origin["unit"]["source"] in sources
+    ]
+    return Work(place, run, files, info.labels, planned, todo, done, stale, settings.workers)
+
+
+def score(work: Work) -> Scored:
+    """Score what is not scored yet. Raises `BadRequest` before any work if the cluster cannot do it."""
+    started = time.monotonic()
+    storage.check_space(work.place, OUTPUT_BYTES_PER_ROW * work.rows_todo)
+    workers = 0
+    if work.todo:
+        cluster.connect()
+        workers = number_of_workers(work.workers)
+    storage.check_writable(work.place)
+    if work.todo:
+        cluster.check_shared(work.place, "--out")
+        cluster.check_shared(work.corpus.root, "--input")
+    storage.write_file(storage.join(work.place, scored.RUN_FILE), json.dumps(asdict(work.run), indent=2).encode())
+    for path in work.stale:
+        storage.delete_file(storage.join(work.place, path))
+    busy = dict.fromkeys(STAGES, 0.0)
+    counts: list[Counts] = []
+    failed = list(work.corpus.failed)
+    if work.todo:
+        with Progress("score", work.rows_todo, "rows", cluster.waiting_for) as progress:
+            stream = make_stream(work, workers)
+            for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for record in block.to_pylist():
+                    progress.add(record["rows"])
+                    for stage in STAGES:
+                        busy[stage] += record["seconds"][stage]
+                    if record["error"]:
+                        failed.append(FailedShard(record["source"], record["error"]))
+                        progress.say(f"failed: {record['source']}: {record['error']}")
+                    else:
+                        counts.append(Counts(**json.loads(record["counts"])))
+    summary = summarise(work, counts, failed, time.monotonic() - started, busy, workers)
+    content = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    storage.write_file(storage.join(work.place, scored.SUMMARY_FILE), content.encode())
+    return Scored(work.place, summary)
+
+
+def check_output(place: str, root: str, run: Run) -> None:
+    """Refuse an output folder that overlaps the input, holds something else, or the output of another run."""
+    searched_whole = "**" in run.input or storage.is_folder(run.input)
+    if (searched_whole and f"{place}/".startswith(f"{root}/")) or f"{root}/".startswith(f"{place}/"):
+        raise BadRequest(f"--out {place} and --input {root} overlap; choose an --out outside the input")
+    if not storage.exists(place):
+        return
+    try:
+        pinned = json.loads(storage.read_file(storage.join(place, scored.RUN_FILE)))
+    except (OSError, ValueError):
+        if storage.holds_something(place):
+            raise BadRequest(
+                f"--out {place} holds something else (no readable {scored.RUN_FILE}); expected a new folder or one that "
+                "jobs/score.py made"
+            ) from None
+        return
+    wanted = asdict(run)
+    differences = [
+        f"{name} {pinned.get(name)!r}, now {value!r}" for name, value in wanted.items() if pinned.get(name) != value
+    ]
+    if differences:
+        raise BadRequest(
+            f"--out {place} was made with other settings: {'; '.join(differences)}; use those or choose another --out"
+        )
+
+
+def number_of_workers(asked: int | None) -> int:
+    """Actors to start: as asked, else one for each GPU, or for each two CPUs of the cluster as it is."""
+    kind = cluster.device_kind()
+    if asked is not None:
+        cluster.require(asked)
+        return asked
+    return max(1, cluster.largest("GPU") if kind == "GPU" else cluster.largest("CPU") // 2)
+
+
+def make_stream(work: Work, workers: int) -> ray.data.Dataset:
+    """The lazy stream of records, one for each unit, in order of completion."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = None  # one block for each task, whatever its size
+    context.raise_original_map_exception = True
+    for handler in list((logger := logging.getLogger("ray.data")).handlers):
+        if handler.name == "console":
+            logger.removeHandler(handler)
+    # the weights go to the actors only
+    weights = ray.put(work.bundle_files)
+    tokenizer = ray.put({name: data for name, data in work.bundle_files.items() if name != bundle.WEIGHTS})
+    common = {"batch_format": "pyarrow", "batch_size": 1}
+    tasks = [pa.table({"units": [[asdict(unit) for unit in units]]}) for units in gather(work.todo, workers)]
+    shared = {"root": work.corpus.root, "run": work.run}
+    return (
+        ray.data.from_blocks(tasks)
+        .map_batches(read_and_tokenise, fn_kwargs=shared | {"files": tokenizer}, num_cpus=READ_CPUS, **common)
+        .map_batches(
+            Classify,
+            fn_constructor_kwargs={"files": weights, "threads": threads_each(workers)},
+            compute=ActorPoolStrategy(size=workers),
+            **actor_resources(workers),
+            **common,
+        )
+        .map_batches(
+            write, fn_kwargs=shared | {"place": work.place, "labels": work.labels}, num_cpus=WRITE_CPUS, **common
+        )
+    )
+
+
+def actor_resources(workers: int) -> dict[str, float]:
+    """A GPU, or a CPU as far as that leaves room for one task each of the other stages (else the stream stands still)."""
+    if cluster.device_kind() == "GPU":
+        return {"num_gpus": 1}
+    share = (cluster.largest("CPU") - READ_CPUS - WRITE_CPUS) / workers
+    return {"num_cpus": min(1.0, max(0.01, int(100 * share) / 100))}
+
+
+def threads_each(workers: int) -> int:
+    """All CPUs compute: reading, tokenising and writing need few per cent of them."""
+    return max(1, cluster.largest("CPU") // workers)
+
+
+def gather(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
+    """Units in tasks of up to `TASK_ROWS` rows, fewer where that would leave workers without a task."""
+    most = min(TASK_ROWS, sum(unit.rows for unit in units) // (2 * workers) + 1)
+    task: list[Unit] = []
+    rows = 0
+    for unit in units:
+        if task and rows + unit.rows > most:
+            yield task
+            task, rows = [], 0
+        task.append(unit)
+        rows += unit.rows
+    if task:
+        yield task
+
+
+# --- the three stages; each takes and gives one task as a table of one row --------------------------------------------
+
+
+def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef) -> pa.Table:
+    """Adds `errors` (one for each unit, empty if none), and `status` and `tokens` of all units' rows one after another."""
+    started = time.monotonic()
+    tokenizer, max_length = _tokenizer(run.bundle, files)
+    units = units_of(task)
+    errors, ids, lengths, status = [], [], [], []
+    for unit in units:
+        try:
+            column = corpus.read_rows(root, unit, lambda _: [run.text_column]).column(0)
+        except storage.UNREADABLE as error:
+            errors.append(corpus.describe(error))
+            continue
+        errors.append("")
+        for chunk in column.chunks:
+            tokens, codes = encode(tokenizer, to_texts(chunk), max_length)
+            ids.append(tokens.ids)
+            lengths.append(tokens.lengths)
+            status.append(codes)
+    flat = np.concatenate([np.zeros(0, np.int32), *ids])
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))])
+    tokens = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+    return (
+        task.append_column("errors", pa.array([errors], pa.list_(pa.string())))
+        .append_column("status", _one_row(pa.array(np.concatenate([np.zeros(0, np.int8), *status]))))
+        .append_column("tokens", _one_row(tokens))
+        .append_column("read_seconds", pa.array([time.monotonic() - started]))
+    )
+
+
+class Classify:
+    """Holds the bundle. Replaces `tokens` by `probabilities`, rows x classes in one flat list, NaN without tokens."""
+
+    def __init__(self, files: ray.ObjectRef, threads: int) -> None:
+        with storage.unpacked(ray.get(files)) as folder:
+            self.engine = Engine(folder, threads)
+
+    def __call__(self, task: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        lists = task["tokens"].chunk(0).values
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        tokens = TokenLists(lists.values.to_numpy(), offsets)
+        probabilities, computed = self.engine.probabilities(tokens)
+        return (
+            task.drop_columns(["tokens"])
+            .append_column("lengths", _one_row(pa.array(tokens.lengths)))
+            .append_column("probabilities", _one_row(pa.array(probabilities.ravel())))
+            .append_column("computed_tokens", pa.array([computed]))
+            .append_column("classify_seconds", pa.array([time.monotonic() - started]))
+        )
+
+
+def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) -> pa.Table:
+    """Commits every unit of the task that could be read; one record for each unit."""
+    started = time.monotonic()
+    status = task["status"].chunk(0).values.to_numpy()
+    lengths = task["lengths"].chunk(0).values.to_numpy()
+    probabilities = task["probabilities"].chunk(0).values.to_numpy().reshape(-1, len(labels))
+    computed_share = task["computed_tokens"][0].as_py() / max(1, lengths.sum())
+    records, first = [], 0
+    for unit, error in zip(units_of(task), task["errors"][0].as_py(), strict=True):
+        record = {"source": unit.source, "rows": unit.rows, "error": error, "counts": ""}
+        records.append(record)
+        if error:
+            continue
+        rows = slice(first, first := first + unit.rows)
+        try:
+            kept = corpus.read_rows(root, unit, lambda schema: corpus.kept_columns(schema, run.text_column, run.keep))
+        except storage.UNREADABLE as problem:
+            record["error"] = corpus.describe(problem)
+            continue
+        tokens = int(lengths[rows].sum())
+        counts = scored.count(status[rows], probabilities[rows], labels, tokens, round(tokens * computed_share))
+        table = scored.make_table(unit, kept, status[rows], probabilities[rows], labels, run.probabilities)
+        scored.commit(place, run, unit, table, counts)
+        record["counts"] = json.dumps(asdict(counts))
+    seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
+    for i, record in enumerate(records):
+        record["seconds"] = dict(zip(STAGES, seconds if i == 0 else (0.0, 0.0, 0.0), strict=True))
+    return pa.Table.from_pylist(records)
+
+
+def units_of(task: pa.Table) -> list[Unit]:
+    return [Unit(**fields) for fields in task["units"][0].as_py()]
+
+
+def _one_row(values: pa.Array) -> pa.Array:
+    """All values as the list in a table's only row."""
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+
+
+_loaded: dict[str, tuple] = {}  # a Ray worker process runs many tasks: it loads a bundle's tokenizer once
+
+
+def _tokenizer(digest: str, files: ray.ObjectRef) -> tuple:
+    if digest not in _loaded:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # many tasks run side by side instead
+        with storage.unpacked(ray.get(files)) as folder:
+            _loaded[digest] = load_tokenizer(folder), bundle.read_info(folder).max_length
+    return _loaded[digest]
+
+
+def summarise(
+    work: Work, counts: list[Counts], failed: list[FailedShard], seconds: float, busy: dict[str, float], workers: int
+) -> dict:
+    """The content of `_summary.json`: the whole folder, and what this run did of it."""
+    everything = scored.total(iter([*work.done, *counts]), work.labels)
+    this_run = scored.total(iter(counts), work.labels)
+    return {
+        "rows_in": work.corpus.rows,
+        "rows": everything.rows,
+        "units": len(work.done) + len(counts),
+        "status": everything.status,
+        "labels": everything.labels,
+        "confidence_histogram": everything.confidence_histogram,
+        "tokens": everything.tokens,
+        "padding_share": 1 - everything.tokens / max(1, everything.computed_tokens),
+        "failed_shards": [asdict(shard) for shard in failed],
+        "run": {
+            "rows": this_run.rows,
+            "units": len(counts),
+            "seconds": seconds,
+            "rows_per_second": this_run.rows / seconds,
+            "tokens_per_second": this_run.tokens / seconds,
+            "workers": workers,
+            "busy_seconds": busy,
+            "workers_busy_share": busy["classify"] / (seconds * workers) if workers else 0.0,
+            "workers_idle_seconds": max(0.0, seconds * workers - busy["classify"]),
+        },
+        "bundle": work.run.bundle,
+        "libraries": bundle.library_versions(),
+    }

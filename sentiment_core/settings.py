@@ -1,0 +1,158 @@
+"""Settings of a job: a frozen dataclass beside the code that uses it, filled from a YAML file and flags.
+
+Each field made with `setting` is a flag (`text_column` -> `--text-column`) and a key of `--config FILE.yaml`; flags
+win.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from sentiment_core.errors import EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, BadRequest
+
+Settings = TypeVar("Settings")
+REQUIRED = dataclasses.MISSING
+
+
+def setting(default: Any, help: str, metavar: str | None = None) -> Any:
+    """A dataclass field that is also a flag. `default=REQUIRED` makes it one that must be given."""
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+def check(ok: bool, flag: str, found: object, expected: str) -> None:
+    """Refuse the value `found` of `--flag` unless `ok`."""
+    if not ok:
+        raise BadRequest(f"--{flag.replace('_', '-')} is {found!r}; expected {expected}")
+
+
+def parse(settings_class: type[Settings], description: str | None, argv: list[str] | None = None) -> Settings:
+    """Settings from the command line and its `--config` file. Raises `BadRequest` for a value that cannot be used."""
+    kinds = typing.get_type_hints(settings_class)
+    fields = {f.name: f for f in dataclasses.fields(settings_class)}  # type: ignore[arg-type]
+    parser = _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="the same settings as a YAML file; flags win over it")
+    for name, field in fields.items():
+        _add_flag(parser, name, kinds[name], field)
+    given = vars(parser.parse_args(argv))
+    values = {}
+    config = given.pop("config", None)
+    if config:
+        for key, value in _read_yaml(config).items():
+            name = str(key).replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}"
+                raise BadRequest(f"{config} has the unknown setting {key!r}{hint}")
+            values[name] = _from_yaml(config, name, value, kinds[name])
+    values.update(given)
+    missing = [n for n, f in fields.items() if f.default is REQUIRED and n not in values]
+    if missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise BadRequest(f"{flags} must be given, as a flag or in the --config file; see --help")
+    return settings_class(**values)
+
+
+def run_job(main: Callable[[], int | None]) -> NoReturn:
+    """Run a job and leave with its exit code; a user's mistake is one sentence on stderr, without a stack trace."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a sentence with emoji on an ASCII terminal
+    try:
+        code = main() or EXIT_OK
+    except BadRequest as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_REQUEST
+    except KeyboardInterrupt:
+        print("interrupted: what was committed stays; the same command goes on from there", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAULT
+    sys.exit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadRequest(f"{message}; see --help")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=110)
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, field: dataclasses.Field) -> None:
+    default = field.default
+    text = field.metadata["help"].replace("%", "%%")
+    if default not in (REQUIRED, None, False, ()):
+        text += f" (default: {default})"
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+    kind = _plain(kind)
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is typing.Literal:
+        options["choices"] = typing.get_args(kind)
+    else:
+        options["type"] = _names if typing.get_origin(kind) is tuple else kind
+        options["metavar"] = field.metadata["metavar"] or name.upper()
+    parser.add_argument("--" + name.replace("_", "-"), **options)
+
+
+def _plain(kind: Any) -> Any:
+    """`int | None` -> `int`."""
+    if isinstance(kind, types.UnionType):
+        return next(k for k in typing.get_args(kind) if k is not type(None))
+    return kind
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise BadRequest(f"--config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadRequest(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadRequest(f"--config {path} holds {type(content).__name__}; expected settings as 'name: value' lines")
+    return content
+
+
+def _from_yaml(path: str, name: str, value: Any, kind: Any) -> Any:
+    optional, kind = kind is not _plain(kind), _plain(kind)
+    if value is None and optional:
+        return None
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list):
+            return tuple(str(item) for item in value)
+        if isinstance(value, str):
+            return _names(value)
+        expected = "a list of names"
+    elif typing.get_origin(kind) is typing.Literal:
+        if value in typing.get_args(kind):
+            return value
+        expected = "one of " + ", ".join(typing.get_args(kind))
+    elif kind is float:
+        # YAML 1.1 reads 2e-5 (no dot) as a string
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        expected = "a number"
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    else:
+        expected = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
+    raise BadRequest(f"{path}: {name} is {value!r}; expected {expected}")

@@ -1,0 +1,224 @@
+"""Files on local disks and object stores, through pyarrow's filesystems: find, read, write whole.
+
+A place is a local path or a URI (`s3://bucket/key`, `gs://...`). Credentials come from the usual environment.
+"""
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+from sentiment_core.errors import BadRequest
+
+TEMPORARY = "_tmp-"  # begins with "_": no reader of Parquet folders takes it for data
+UNREADABLE = (OSError, pa.ArrowException)  # what a damaged or vanished file raises
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """One file below a root, and what shows that it changed."""
+
+    path: str  # relative to the root, with "/"
+    size: int  # bytes
+    mtime_ns: int  # last modification, nanoseconds since 1970; 0 where the store tells none
+
+
+def locate(place: str) -> tuple[pa.fs.FileSystem, str]:
+    """The filesystem of a place and the path in it. Raises `BadRequest` for a URI nothing here can open."""
+    if "://" not in place:
+        return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(place))
+    try:
+        return pa.fs.FileSystem.from_uri(place.rstrip("/"))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise BadRequest(f"{place} cannot be opened: {error}; expected a local path, s3:// or gs://") from None
+
+
+def is_local(place: str) -> bool:
+    return isinstance(locate(place)[0], pa.fs.LocalFileSystem)
+
+
+def absolute(place: str) -> str:
+    """The same place written the same way each time: local paths absolute, no trailing slash."""
+    return place.rstrip("/") if "://" in place else locate(place)[1]
+
+
+def join(place: str, *parts: str) -> str:
+    return "/".join([place.rstrip("/"), *parts])
+
+
+def exists(place: str) -> bool:
+    filesystem, path = locate(place)
+    return filesystem.get_file_info(path).type != pa.fs.FileType.NotFound
+
+
+def is_folder(place: str) -> bool:
+    filesystem, path = locate(place)
+    return filesystem.get_file_info(path).type == pa.fs.FileType.Directory
+
+
+def holds_something(place: str) -> bool:
+    """Whether a place is a file or a folder that is not empty."""
+    filesystem, path = locate(place)
+    return exists(place) and not (is_folder(place) and not filesystem.get_file_info(pa.fs.FileSelector(path)))
+
+
+def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileStamp]]:
+    """The root of a file, folder or glob, and the files below it, sorted by path.
+
+    A folder gives the files with one of `suffixes`, at any depth, a single file or glob whatever it matches. Names that
+    begin with "_" or "." are passed over, as Parquet readers do. Raises `BadRequest` when nothing is there.
+    """
+    filesystem, path = locate(place)
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type == pa.fs.FileType.File:
+            return absolute(place).rpartition("/")[0] or "/", [_stamp(info, info.base_name)]
+        if info.type == pa.fs.FileType.Directory:
+            root, base = absolute(place), path
+            found = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
+        elif any(c in place for c in "*?["):
+            literal = place[: min(place.find(c) for c in "*?[" if c in place)]
+            root = absolute(literal.rpartition("/")[0] if "/" in literal else ".")
+            base = locate(root)[1]
+            found = filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(path))
+            suffixes = ("",)
+        else:
+            raise BadRequest(f"{place} does not exist; expected a file, a folder, a glob or a URI")
+    except OSError as error:
+        raise BadRequest(f"{place} cannot be listed: {error}") from None
+    stamps = _data_files(found, base, suffixes)
+    if not stamps:
+        raise BadRequest(f"{place} holds no file of the kind {', '.join(s for s in suffixes if s) or 'asked for'}")
+    return root, sorted(stamps, key=lambda stamp: stamp.path)
+
+
+def list_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Relative paths of the data files below a folder, sorted. One listing, however many files."""
+    filesystem, base = locate(place)
+    found = filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True))
+    return sorted(stamp.path for stamp in _data_files(found, base, suffixes))
+
+
+def _data_files(found: list[pa.fs.FileInfo], base: str, suffixes: tuple[str, ...]) -> list[FileStamp]:
+    files = [(os.path.relpath(info.path, base), info) for info in found if info.type == pa.fs.FileType.File]
+    return [
+        _stamp(info, relative)
+        for relative, info in files
+        if relative.lower().endswith(suffixes) and not any(part[0] in "_." for part in relative.split("/"))
+    ]
+
+
+def _stamp(info: pa.fs.FileInfo, relative: str) -> FileStamp:
+    return FileStamp(relative, info.size, info.mtime_ns or 0)
+
+
+def stamp(place: str, relative: str) -> FileStamp:
+    """The stamp of one file below `place` as it is now. Raises `FileNotFoundError`."""
+    filesystem, path = locate(join(place, relative))
+    info = filesystem.get_file_info(path)
+    if info.type != pa.fs.FileType.File:
+        raise FileNotFoundError(f"{relative} is gone")
+    return _stamp(info, relative)
+
+
+def read_file(place: str) -> bytes:
+    filesystem, path = locate(place)
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_file(place: str, content: bytes | pa.Buffer) -> None:
+    """Write a file that appears whole or not at all: a rename on a local disk, one request on an object store."""
+    filesystem, path = locate(place)
+    if not isinstance(filesystem, pa.fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}-{name}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def delete_file(place: str) -> None:
+    filesystem, path = locate(place)
+    filesystem.delete_file(path)
+
+
+def read_folder(place: str) -> dict[str, bytes]:
+    """The files of a folder by relative path. For bundles and encoders: it is held in memory whole."""
+    filesystem, base = locate(place)
+    found = filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True))
+    return {
+        os.path.relpath(info.path, base): read_file(join(place, os.path.relpath(info.path, base)))
+        for info in found
+        if info.type == pa.fs.FileType.File
+    }
+
+
+def check_writable(place: str) -> None:
+    """Refuse an output place nothing can be written to, before any work is done for it. Creates the folder."""
+    probe = join(place, f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        write_file(probe, b"")
+        delete_file(probe)
+    except OSError as error:
+        raise BadRequest(f"{place} cannot be written to: {error}; choose another --out") from None
+
+
+def check_space(place: str, needed: int) -> None:
+    """Refuse a local output place with less than `needed` bytes free."""
+    if not is_local(place):
+        return
+    folder = Path(locate(place)[1])
+    while not folder.exists():
+        folder = folder.parent
+    stat = os.statvfs(folder)
+    free = stat.f_bavail * stat.f_frsize
+    if free < needed:
+        raise BadRequest(
+            f"{place} has {free / 1e9:.1f} GB free and about {needed / 1e9:.1f} GB are needed; "
+            "free some or choose another --out"
+        )
+
+
+def work_folder(place: str) -> str:
+    """A new folder beside a place, for what a job needs until it is done."""
+    return f"{absolute(place).rpartition('/')[0]}/{TEMPORARY}{uuid.uuid4().hex}"
+
+
+def delete_folder(place: str) -> None:
+    """Delete a folder with all its content, if it is there."""
+    filesystem, path = locate(place)
+    if exists(place):
+        filesystem.delete_dir(path)
+
+
+@contextlib.contextmanager
+def unpacked(files: dict[str, bytes]) -> Iterator[str]:
+    """The files of `read_folder` as a local folder, for libraries that load from one; gone again afterwards.
+
+    This is how encoders and bundles reach the nodes of a cluster: through Ray's object store, so no node but the
+    driver's has to reach the hub or the folder.
+    """
+    with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield folder

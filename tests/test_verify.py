@@ -1,0 +1,107 @@
+"""Verification finds each way in which an output can be wrong."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sentiment_core import corpus, scored
+from sentiment_core.errors import BadRequest
+from sentiment_core.scored import Run
+from sentiment_core.verify import VerifySettings, verify
+
+LABELS = ["no", "yes"]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """A corpus of a small and a larger shard and its output, written without a model."""
+    monkeypatch.setattr(corpus, "UNIT_ROWS", 10)
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name, rows in (("a", 5), ("b", 25)):
+        pq.write_table(pa.table({"text": ["x"] * rows}), source / f"{name}.parquet")
+    for unit in corpus.plan(str(source), "text", None, ()).units:
+        write_output(out, unit)
+    return source, out
+
+
+def write_output(out, unit, rows=None):
+    rows = unit.rows if rows is None else rows
+    status = np.zeros(rows, np.int8)
+    probabilities = np.full((rows, 2), 0.5, np.float32)
+    run = Run("in", "digest", "text", None, False, None)
+    kept = pa.table({})
+    shown = unit if rows == unit.rows else type(unit)(**{**vars(unit), "stop": unit.start + rows})
+    table = scored.make_table(shown, kept, status, probabilities, LABELS, False)
+    scored.commit(str(out), run, unit, table, scored.count(status, probabilities, LABELS, rows, rows))
+
+
+def look(folders):
+    return verify(VerifySettings(input=str(folders[0]), out=str(folders[1])))
+
+
+def test_a_whole_output_is_whole(folders):
+    found = look(folders)
+    assert (found.exit_code, found.rows_in, found.rows_out) == (0, 30, 30)
+    assert "every input row is scored exactly once" in found.report()
+
+
+def test_missing_units_and_shards_are_found(folders):
+    parts = sorted(folders[1].glob("b.rows-*"))
+    parts[1].unlink()
+    (folders[1] / "a.parquet").unlink()
+    found = look(folders)
+    assert found.exit_code == 1
+    assert len(found.missing) == 2
+    assert "a.parquet: all 5 rows" in found.missing[0]
+    assert "b.parquet: rows 8 to 15" in found.missing[1]
+    assert "NOT every input row" in found.report()
+
+
+def test_a_doubled_unit_is_found(folders):
+    part = sorted(folders[1].glob("b.rows-*"))[0]
+    shutil.copy(part, part.with_name("copy.parquet"))
+    found = look(folders)
+    assert (found.exit_code, found.missing) == (1, [])
+    assert "rows 0 to 7, again in" in found.doubled[0]
+
+
+def test_changed_and_vanished_inputs_are_found(folders):
+    pq.write_table(pa.table({"text": ["y"] * 5}), folders[0] / "a.parquet")
+    (folders[0] / "b.parquet").unlink()
+    found = look(folders)
+    assert found.exit_code == 1
+    assert "a.parquet has changed" in found.stale[0]
+    assert sum("b.parquet is gone" in text for text in found.stale) == 3
+
+
+def test_damaged_outputs_are_found(folders):
+    unit = corpus.plan(str(folders[0]), "text", None, ()).units[0]
+    write_output(folders[1], unit, rows=4)
+    assert "its rows are not 0 to 4 in order" in look(folders).damaged[0]
+
+
+def test_foreign_and_truncated_files_are_found(folders):
+    pq.write_table(pa.table({"x": [1]}), folders[1] / "theirs.parquet")
+    content = (folders[1] / "a.parquet").read_bytes()
+    (folders[1] / "a.parquet").write_bytes(content[: len(content) // 2])
+    found = look(folders)
+    assert found.exit_code == 1
+    assert [text.split(":")[0] for text in found.foreign] == ["a.parquet", "theirs.parquet"]
+    assert "a.parquet: all 5 rows" in found.missing[0]
+
+
+def test_unreadable_inputs_alone_are_no_fault_of_the_output(folders):
+    (folders[0] / "broken.parquet").write_bytes(b"broken")
+    found = look(folders)
+    assert found.exit_code == 3
+    assert "broken.parquet" in found.unreadable[0]
+
+
+def test_an_output_that_is_not_there_is_refused(folders):
+    with pytest.raises(BadRequest, match=r"--out .* does not exist"):
+        verify(VerifySettings(input=str(folders[0]), out=str(folders[1] / "nowhere")))
