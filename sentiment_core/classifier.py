@@ -85,7 +85,7 @@ def from_config(config: PretrainedConfig, head: Head) -> Classifier:
 
 
 def _with_mlp(encoder: nn.Module, config: PretrainedConfig) -> MlpClassifier:
-    return MlpClassifier(encoder, config.hidden_size, config.num_labels, MLP_DROPOUT)
+    return MlpClassifier(encoder, config.hidden_size, len(config.id2label or {}), MLP_DROPOUT)
 
 
 def set_head_dropout(classifier: Classifier, p: float) -> None:

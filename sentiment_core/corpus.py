@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentiment_core import storage
-from sentiment_core.dataset import is_text
 from sentiment_core.errors import BadRequest
 from sentiment_core.storage import FileStamp
+from sentiment_core.texts import is_text
 
 SUFFIXES = (".parquet", ".pq", ".parq")
 UNIT_ROWS = 32_768  # most rows of a unit: what is lost when a worker dies, and the grain of the progress bar

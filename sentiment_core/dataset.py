@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from sentiment_core import storage
 from sentiment_core.errors import BadRequest
+from sentiment_core.texts import is_text, to_texts
 
 SUFFIXES = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson", ".json")
 HUB_NAME = re.compile(r"^[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}$")
@@ -67,7 +68,7 @@ def read(place: str, text_column: str, label_column: str, label_names: list[str]
         )
     names, labels = _number([values[i] for i in rows], place, label_column, label_names)
     origin |= {"rows": len(rows), "dropped": dropped}
-    return Labelled([texts[i] for i in rows], labels, names, origin)
+    return Labelled([texts[i] or "" for i in rows], labels, names, origin)
 
 
 def split(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
@@ -174,23 +175,6 @@ def _decode(column: pa.ChunkedArray, place: str, name: str) -> list[str | None]:
     if not is_text(kind):
         raise BadRequest(f"column {name!r} of {place} holds {kind}; expected text; choose with --text-column")
     return [text for chunk in column.chunks for text in to_texts(chunk)]
-
-
-def is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.null())
-
-
-def to_texts(column: pa.Array) -> list[str | None]:
-    """Python texts of an Arrow column; bytes that are not UTF-8 become U+FFFD."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [None if text is None else text.decode("utf-8", "replace") for text in raw]
 
 
 def _label_values(column: pa.ChunkedArray, place: str, name: str, names: list[str] | None) -> list:

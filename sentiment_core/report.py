@@ -62,9 +62,9 @@ less on others. The temperature is folded into the last layer: whoever loads the
 {epochs}
 
 {t["data"]["train_rows"]:,} rows of `{t["data"]["place"]}` (sha256 of texts and labels `{t["data"]["fingerprint"]}`),
-labels {", ".join(f"{name} {100 * share:.1f} %" for name, share in t["label_shares"].items())}; batches of {s["batch_size"]},
-peak learning rates {s["lr"]:g} (encoder) and {s["head_lr"]:g} (head), {t["epochs"]} epochs,
-{t["dtype"]} on {t["device"]}, {t["seconds"]:.0f} s. All settings and versions are in `sentiment.json`.
+labels {", ".join(f"{name} {100 * share:.1f} %" for name, share in t["label_shares"].items())};
+batches of {s["batch_size"]}, peak learning rates {s["lr"]:g} (encoder) and {s["head_lr"]:g} (head),
+{t["epochs"]} epochs, {t["dtype"]} on {t["device"]}, {t["seconds"]:.0f} s. All else is in `sentiment.json`.
 """
     return {"README.md": card.encode()} | {name: png(figure) for name, figure in pictures.items()}
 

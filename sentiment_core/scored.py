@@ -126,7 +126,7 @@ class Output:
 
     path: str  # relative to the folder
     rows: int
-    origin: dict | None  # None: not written by jobs/score.py, or damaged
+    origin: dict  # empty: not written by jobs/score.py, or damaged
     counts: Counts | None
 
 
@@ -144,7 +144,7 @@ def read_outputs(out: str) -> list[Output]:
             counts = Counts(**json.loads(footer[COUNTS_KEY]))
             return Output(path, metadata.num_rows, json.loads(footer[ORIGIN_KEY]), counts)
         except (*storage.UNREADABLE, KeyError, ValueError, TypeError):
-            return Output(path, 0, None, None)
+            return Output(path, 0, {}, None)
 
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
         return list(pool.map(read, paths))

@@ -19,12 +19,12 @@ from ray.data import ActorPoolStrategy
 
 from sentiment_core import bundle, cluster, corpus, scored, storage
 from sentiment_core.corpus import Corpus, FailedShard, Unit
-from sentiment_core.dataset import to_texts
 from sentiment_core.engine import Engine
 from sentiment_core.errors import EXIT_OK, EXIT_PARTIAL, BadRequest
 from sentiment_core.progress import Progress
 from sentiment_core.scored import Counts, Run
 from sentiment_core.settings import REQUIRED, check, setting
+from sentiment_core.texts import to_texts
 from sentiment_core.tokens import TokenLists, encode, load_tokenizer
 
 STAGES = ("read and tokenise", "classify", "write")
@@ -172,7 +172,7 @@ def score(work: Work) -> Scored:
         with Progress("score", work.rows_todo, "rows", cluster.waiting_for) as progress:
             stream = make_stream(work, workers)
             for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for record in block.to_pylist():
+                for record in block.to_pylist():  # type: ignore[union-attr]  # a pyarrow table, as asked for
                     progress.add(record["rows"])
                     for stage in STAGES:
                         busy[stage] += record["seconds"][stage]

@@ -63,7 +63,9 @@ def encode(
     specials = tokenizer.num_special_tokens_to_add(pair=False)
     for start in range(0, len(wanted), ENCODE_ROWS):
         rows = wanted[start : start + ENCODE_ROWS]
-        for row, (ids, cut) in zip(rows, _encode_batch(tokenizer, [texts[r] for r in rows], max_length), strict=True):
+        for row, (ids, cut) in zip(
+            rows, _encode_batch(tokenizer, [texts[r] or "" for r in rows], max_length), strict=True
+        ):
             if len(ids) <= specials:
                 status[row] = EMPTY
                 continue

@@ -276,17 +276,17 @@ def run_workers(settings: TrainSettings, work: str, config: dict, rows: int) -> 
     threads = 1 if use_gpu else cluster.cpus_each(settings.workers)
     counter = ray.remote(num_cpus=0)(RowCounter).options(scheduling_strategy=cluster.here()).remote()
     trainer = ray.train.torch.TorchTrainer(
-        train_loop,
+        train_loop,  # type: ignore[arg-type]  # may return what it likes
         train_loop_config=config | {"threads": threads, "counter": counter},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # ray.train shows checkers the first version's class
             name="run",
             storage_path=work,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="selected_by", checkpoint_score_order="max"
             ),
@@ -306,7 +306,8 @@ def run_workers(settings: TrainSettings, work: str, config: dict, rows: int) -> 
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own behind
-    return result.return_value, result.get_best_checkpoint("selected_by", "max")
+    best = result.get_best_checkpoint("selected_by", "max")
+    return result.return_value, best  # type: ignore[attr-defined,return-value]
 
 
 def first_failure(error: ray.train.WorkerGroupError) -> Exception:

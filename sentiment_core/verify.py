@@ -70,7 +70,7 @@ def verify(settings: VerifySettings) -> Findings:
     outputs: dict[str, list[Output]] = defaultdict(list)
     findings = Findings()
     for output in scored.read_outputs(place):
-        if output.origin is None:
+        if not output.origin:
             findings.foreign.append(f"{output.path}: not written by jobs/score.py, or its footer is damaged")
         else:
             outputs[output.origin["unit"]["source"]].append(output)

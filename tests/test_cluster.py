@@ -269,7 +269,7 @@ def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_p
     pq.write_table(sentences(10, seed=0), tmp_path / "a.parquet")
     code, output = submit(
         cluster, "python", "jobs/score.py", "--model", tiny_bundle, "--input", tmp_path / "a.parquet",
-        "--out", tmp_path / "out", "--workers", "9", timeout=60,
+        "--out", tmp_path / "out", "--keep", "", "--workers", "9", timeout=60,
     )  # fmt: skip
     assert code == 2, output
     assert "--workers is 9 and the cluster has at most 4 CPUs" in output

@@ -22,7 +22,9 @@ from sentiment_core.tokens import encode
 from sentiment_core.verify import VerifySettings, verify
 
 ODD = [
-    "good", None, "", "   \n\t", "word " * 100, "naïve café 😀", "\x00\x01", "a\u200b", "\ufeff", "<br />", "🎉" * 50, "NULL", "x" * 5000,
+    "good", None, "", "   \n\t", "word " * 100, "naïve café 😀", "\x00\x01", "a\u200b", "\ufeff", "<br />", "🎉" * 50,
+    "NULL",
+    "x" * 5000,
 ]  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def test_every_odd_row_comes_out_once_in_its_place(ray_here, tiny_bundle, odd_co
         "ok",
         "empty",
         "ok",
-        "truncated",
+        "ok",
         "ok",
         "ok",
     ]
@@ -129,8 +131,8 @@ def test_plain_readers_open_the_folder_as_it_is(ray_here, tiny_bundle, odd_corpu
     run(tiny_bundle, odd_corpus, out)
     rows = 3 * len(ODD) + 5
     assert len(pd.read_parquet(out)) == rows
-    query = f"select count(*), count(distinct (source, row)) from read_parquet('{out}/**/*.parquet', hive_partitioning=true)"
-    assert duckdb.sql(query).fetchone() == (rows, rows)
+    files = f"read_parquet('{out}/**/*.parquet', hive_partitioning=true)"
+    assert duckdb.sql(f"select count(*), count(distinct (source, row)) from {files}").fetchall() == [(rows, rows)]
     assert all(path.name.startswith("_") for path in out.rglob("*") if path.is_file() and path.suffix != ".parquet")
 
 

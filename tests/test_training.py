@@ -36,14 +36,15 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert json.loads((tmp_path / "m.json").read_text()) == found
 
 
-@pytest.mark.parametrize("head", ["standard", "mlp"])
-def test_two_workers_lose_what_one_loses(ray_here, packaged_encoder, labelled, tmp_path, head):
+@pytest.mark.parametrize(("head", "encoder"), [("standard", "packaged_encoder"), ("mlp", "tiny_encoder")])
+def test_two_workers_lose_what_one_loses(ray_here, labelled, tmp_path, head, encoder, request):
     """The same global batches and seed; without dropout, whose masks are each worker's own."""
+    encoder = request.getfixturevalue(encoder)
 
     def losses(workers: int) -> list[float]:
         settings = TrainSettings(
-            data=labelled, model=packaged_encoder, out=str(tmp_path / f"w{workers}"), workers=workers, epochs=1, head=head,
-            dropout=0.0, classifier_dropout=0.0, batch_size=27,
+            data=labelled, model=encoder, out=str(tmp_path / f"w{workers}"), workers=workers, epochs=1,
+            head=head, dropout=0.0, classifier_dropout=0.0, batch_size=27,
         )  # fmt: skip
         return train(settings).log[0]["losses"]
 
