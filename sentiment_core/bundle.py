@@ -81,14 +81,14 @@ def write(
 def _publish(work: Path, place: str) -> None:
     if storage.is_local(place):
         final = Path(storage.locate(place)[1])
-        beside = final.with_name(f"{storage.TEMPORARY}{os.getpid()}-{final.name}")
+        beside = final.with_name(storage.temporary_name(final.name))
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.mkdir()  # not the temporary folder itself: that one is closed to other users
             for name in os.listdir(work):
                 shutil.copyfile(work / name, beside / name)
-            if final.exists():  # only ever an empty folder: `check_free` refused others before the work started
-                final.rmdir()
+            if final.exists():  # empty but for leavings: `check_free` refused others before the work started
+                shutil.rmtree(final)
             os.rename(beside, final)
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -43,7 +43,7 @@ NEUTRAL = 0.5  # ratings nearer to 0 than this
 HELD_OUT_ROWS = 3_000
 TRAINING_ROWS = 8_000  # of the rest: enough for the accuracy shown, few enough for two cores
 SHARDS_PER_KIND = 2
-SHOWN = 5  # sentences of each sort
+SHOWN = 2  # most confident sentences of each label, and as many of the least confident
 CONTENT = ("labelled", "corpus", "bundle", "scored", "report.html")
 
 
@@ -181,7 +181,9 @@ def summarise(out: Path, ratings: pa.Table, trained: Trained, held_out: dict, sc
         labels = rows.filter(pc.equal(rows["kind"], kind))["label"].to_pylist()
         shares[kind] = {name: labels.count(name) / len(labels) for name in NAMES}
     order = rows.sort_by([("confidence", "descending"), ("id", "ascending")])
-    sentences = {"most confident": order.slice(0, SHOWN), "least confident": order.slice(len(order) - SHOWN)}
+    surest = [order.filter(pc.equal(order["label"], name)).slice(0, SHOWN) for name in NAMES]
+    least = order.slice(len(order) - len(NAMES) * SHOWN)
+    sentences = {"most confident": pa.concat_tables(surest), "least confident": least}
 
     run = scored.summary["run"]
     lines = [describe(held_out), "", f"{'label shares':>15} " + " ".join(f"{name:>9}" for name in NAMES)]

@@ -181,11 +181,11 @@ def pictures(figures: dict[str, Figure]) -> str:
 
 
 def html_table(head: list[str], rows: list[list]) -> str:
-    """Numbers are set right and with thousands separators; everything is escaped."""
+    """Numbers are set right, with thousands separators or three decimals; everything is escaped."""
 
     def cell(tag: str, value: object) -> str:
         number = isinstance(value, int | float)
-        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        text = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" if isinstance(value, float) else str(value)
         return f"<{tag}{' class=number' if number else ''}>{html.escape(text)}</{tag}>"
 
     lines = ["".join(cell("th", name) for name in head), *("".join(cell("td", v) for v in row) for row in rows)]

@@ -4,6 +4,7 @@ A place is a local path or a URI (`s3://bucket/key`, `gs://...`). Credentials co
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 import uuid
@@ -18,6 +19,8 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from sentiment_core.errors import BadRequest
 
 TEMPORARY = "_tmp-"  # begins with "_": no reader of Parquet folders takes it for data
+# object stores, and the option with which a file of a few MB is put there in one request
+BUCKETS = {"s3": "?allow_delayed_open=true", "gs": "", "gcs": ""}
 UNREADABLE = (OSError, pa.ArrowException)  # what a damaged or vanished file raises
 
 
@@ -32,12 +35,21 @@ class FileStamp:
 
 def locate(place: str) -> tuple[pa.fs.FileSystem, str]:
     """The filesystem of a place and the path in it. Raises `BadRequest` for a URI nothing here can open."""
-    if "://" not in place:
+    scheme, separator, path = place.partition("://")
+    if not separator:
         return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(place))
     try:
+        if scheme in BUCKETS:
+            # the path as it stands: a "?" or "%" in it is part of a name or a glob
+            return _bucket(scheme, path.partition("/")[0]), path.rstrip("/")
         return pa.fs.FileSystem.from_uri(place.rstrip("/"))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise BadRequest(f"{place} cannot be opened: {error}; expected a local path, s3:// or gs://") from None
+
+
+@functools.lru_cache(maxsize=64)  # the first use of a bucket asks the store for its region
+def _bucket(scheme: str, name: str) -> pa.fs.FileSystem:
+    return pa.fs.FileSystem.from_uri(f"{scheme}://{name}{BUCKETS[scheme]}")[0]
 
 
 def is_local(place: str) -> bool:
@@ -64,9 +76,12 @@ def is_folder(place: str) -> bool:
 
 
 def holds_something(place: str) -> bool:
-    """Whether a place is a file or a folder that is not empty."""
+    """Whether a place is a file, or a folder with more in it than what a dead run left under temporary names."""
     filesystem, path = locate(place)
-    return exists(place) and not (is_folder(place) and not filesystem.get_file_info(pa.fs.FileSelector(path)))
+    if not is_folder(place):
+        return exists(place)
+    found = filesystem.get_file_info(pa.fs.FileSelector(path))
+    return any(not info.base_name.startswith(TEMPORARY) for info in found)
 
 
 def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileStamp]]:
@@ -143,7 +158,7 @@ def write_file(place: str, content: bytes | pa.Buffer) -> None:
         return
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}-{name}")
+    temporary = os.path.join(folder, temporary_name(name))
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -173,7 +188,7 @@ def read_folder(place: str) -> dict[str, bytes]:
 
 def check_writable(place: str) -> None:
     """Refuse an output place nothing can be written to, before any work is done for it. Creates the folder."""
-    probe = join(place, f"{TEMPORARY}{uuid.uuid4().hex}")
+    probe = join(place, temporary_name("probe"))
     try:
         write_file(probe, b"")
         delete_file(probe)
@@ -197,9 +212,13 @@ def check_space(place: str, needed: int) -> None:
         )
 
 
-def work_folder(place: str) -> str:
-    """A new folder beside a place, for what a job needs until it is done."""
-    return f"{absolute(place).rpartition('/')[0]}/{TEMPORARY}{uuid.uuid4().hex}"
+def parent(place: str) -> str:
+    return absolute(place).rpartition("/")[0]
+
+
+def temporary_name(name: str) -> str:
+    """A new name in the way of `name`, for what is not, or not yet, there to stay."""
+    return f"{TEMPORARY}{uuid.uuid4().hex}-{name}"
 
 
 def delete_folder(place: str) -> None:

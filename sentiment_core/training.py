@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -144,6 +144,13 @@ class Trained:
                 f"{r['eval']['macro_f1']:8.4f}  {rows / r['seconds']:6.1f}{best}"
             )
         c, m = self.info.calibration, self.info.metrics
+        dropped = {  # by place: without --eval-data both parts have the same
+            f"{number:,} rows of {origin['place']} dropped: {reason.replace('_', ' ')}": None
+            for origin in (self.info.training["data"], self.info.training["eval_data"])
+            for reason, number in origin["dropped"].items()
+            if number
+        }
+        lines += dropped
         lines += [
             f"accuracy {m['accuracy']:.4f}, macro-F1 {m['macro_f1']:.4f} on {m['n']:,} held-out rows",
             f"calibration error {c['ece_before']:.4f} -> {c['ece_after']:.4f} at temperature {c['temperature']:.2f}",
@@ -166,20 +173,26 @@ def train(settings: TrainSettings) -> Trained:
     model_config = classifier.make_config(start_from.folder, labels, settings.dropout)
     tokenizer = load_tokenizer(start_from.folder)
     encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
-    storage.check_space(settings.out, 4 * os.path.getsize(os.path.join(start_from.folder, bundle.WEIGHTS)))
+    train_part, train_tokens = tokenise(train_part, tokenizer, settings.max_length)
+    eval_part, eval_tokens = tokenise(eval_part, tokenizer, settings.max_length)
+    files = storage.read_folder(start_from.folder)
+    storage.check_space(settings.out, 4 * sum(map(len, files.values())))
 
     cluster.connect()
     cluster.require(settings.workers)
-    work = storage.work_folder(settings.out)
+    beside = storage.parent(settings.out)
+    storage.check_writable(beside)
+    cluster.check_shared(beside, "--out")
+    work = storage.join(beside, storage.temporary_name("training"))
     try:
-        parts = [tokenise(part, tokenizer, settings.max_length) for part in (train_part, eval_part)]
+        parts = [Tokenised(train_tokens, train_part.labels), Tokenised(eval_tokens, eval_part.labels)]
         log, checkpoint = run_workers(
             settings,
             work,
             {
                 "settings": settings,
                 "data": ray.put(parts),
-                "encoder": ray.put(storage.read_folder(start_from.folder)),
+                "encoder": ray.put(files),
                 "model_config": model_config,
                 "label_names": labels,
                 "pad_id": tokenizer.pad_token_id or 0,
@@ -223,7 +236,7 @@ def train(settings: TrainSettings) -> Trained:
             "rows_per_second": len(train_part) * len(log) / sum(record["seconds"] for record in log),
             "seconds": time.monotonic() - started,
         },
-        reference=reference_statistics(parts[1].tokens, after, labels, tokenizer.unk_token_id),
+        reference=reference_statistics(eval_tokens, after, labels, tokenizer.unk_token_id),
     )
     extra = report.model_card(info, log)
     extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
@@ -261,19 +274,21 @@ def reference_statistics(
     }
 
 
-def tokenise(part: Labelled, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "Tokenised":
-    """Rows of which the tokenizer leaves nothing (control characters only) keep their special tokens alone."""
+def tokenise(part: Labelled, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Labelled, TokenLists]:
+    """The rows' tokens; rows of which the tokenizer leaves nothing (control characters only) are dropped and counted."""
     tokens, _ = encode(tokenizer, part.texts, max_length)
-    if (tokens.lengths == 0).any():
-        keep = np.flatnonzero(tokens.lengths)
-        return Tokenised(tokens.take(keep), part.labels[keep])
-    return Tokenised(tokens, part.labels)
+    keep = np.flatnonzero(tokens.lengths)
+    if not len(keep):
+        raise BadRequest(f"{part.origin['place']} has no text the tokenizer makes anything of; expected labelled text")
+    dropped = part.origin["dropped"] | {"without_tokens": len(part) - len(keep)}
+    return replace(part.take(keep), origin=part.origin | {"dropped": dropped}), tokens.take(keep)
 
 
 def run_workers(settings: TrainSettings, work: str, config: dict, rows: int) -> tuple[list[dict], Checkpoint]:
     """Run `train_loop` on all workers; the log of all epochs and the checkpoint of the best one."""
     use_gpu = cluster.device_kind() == "GPU"
     threads = 1 if use_gpu else cluster.cpus_each(settings.workers)
+    filesystem, path = storage.locate(work)
     counter = ray.remote(num_cpus=0)(RowCounter).options(scheduling_strategy=cluster.here()).remote()
     trainer = ray.train.torch.TorchTrainer(
         train_loop,  # type: ignore[arg-type]  # may return what it likes
@@ -285,7 +300,8 @@ def run_workers(settings: TrainSettings, work: str, config: dict, rows: int) -> 
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # ray.train shows checkers the first version's class
             name="run",
-            storage_path=work,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="selected_by", checkpoint_score_order="max"
@@ -402,7 +418,7 @@ def train_loop(config: dict) -> list[dict]:
             )
             schedule.step()
             done += len(rows)
-            if rank == 0 and time.monotonic() - told > TELL_EVERY:
+            if rank == 0 and (time.monotonic() - told > TELL_EVERY or step == len(losses) - 1):
                 config["counter"].put.remote(done)
                 told = time.monotonic()
         if world > 1:

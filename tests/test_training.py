@@ -68,6 +68,24 @@ def test_three_classes_the_mlp_head_and_numbers_as_labels(ray_here, tiny_encoder
     assert found["labels"] == info.labels
 
 
+def test_rows_that_cannot_be_learned_from_are_dropped_counted_and_said(ray_here, tiny_encoder, tmp_path):
+    table = sentences(100, seed=1).to_pydict()
+    table["text"][:6] = [None, "", " ", "\x00\x01", "\x02", "fine"]
+    table["label"][5] = None
+    for name in ("train", "eval"):
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    settings = TrainSettings(
+        data=str(tmp_path / "train.parquet"), eval_data=str(tmp_path / "eval.parquet"), model=tiny_encoder,
+        out=str(tmp_path / "b"), epochs=1,
+    )  # fmt: skip
+    trained = train(settings)
+    for part in ("data", "eval_data"):
+        dropped = trained.info.training[part]["dropped"]
+        assert dropped == {"without_text": 3, "without_label": 1, "without_tokens": 2}
+    assert trained.info.metrics["n"] == 94
+    assert f"2 rows of {settings.data} dropped: without tokens" in trained.summary()
+
+
 def test_training_stops_early_and_keeps_the_best_epoch(ray_here, tiny_encoder, tmp_path):
     """Labels that follow nothing: the evaluation loss gets worse soon, and the weights kept are those before."""
     table = sentences(400, seed=2).set_column(1, "label", pa.array(np.random.default_rng(0).choice(["a", "b"], 400)))
