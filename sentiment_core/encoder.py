@@ -29,18 +29,30 @@ def fetch(name: str) -> Encoder:
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BadRequest(f"--model {name} does not exist; expected a folder or the name of a hub model")
     else:
-        try:
-            revision = HfApi().model_info(name, timeout=20).sha
-            folder = snapshot_download(name, revision=revision, allow_patterns=list(WANTED))
-        except Exception as error:  # the hub's client raises dozens of kinds, all about this name or the network
-            reason = " ".join(str(error).split())[:300]
-            raise BadRequest(
-                f"--model {name} is no folder here and cannot be fetched from the hub: {reason}; "
-                "check the name and the network, or give a folder"
-            ) from None
+        folder, revision = _fetch_from_hub(name)
     if not any(file.endswith(".safetensors") for file in os.listdir(folder)):
         raise BadRequest(f"--model {name} has no *.safetensors weights; other kinds (pickle) are not loaded")
     return Encoder(name, folder, revision)
+
+
+def _fetch_from_hub(name: str) -> tuple[str, str]:
+    """Folder and revision of a hub model; without the hub, of the copy that an earlier fetch has left here."""
+    unreachable = None
+    try:
+        revision = HfApi().model_info(name, timeout=20).sha
+    except Exception as error:  # the hub's client raises dozens of kinds, all about this name or the network
+        unreachable, revision = error, None
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(WANTED), local_files_only=unreachable is not None
+        )
+    except Exception as error:
+        reason = " ".join(str(unreachable or error).split())[:300]
+        raise BadRequest(
+            f"--model {name} is no folder here and cannot be fetched from the hub: {reason}; "
+            "check the name and the network, or give a folder"
+        ) from None
+    return folder, os.path.basename(folder)  # the hub's cache names its folders by revision
 
 
 def check_max_length(

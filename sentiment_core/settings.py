@@ -101,7 +101,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, field: data
         options["choices"] = typing.get_args(kind)
     else:
         options["type"] = _names if typing.get_origin(kind) is tuple else kind
-        options["metavar"] = field.metadata["metavar"] or name.upper()
+        options["metavar"] = field.metadata["metavar"] or {str: "NAME", int: "N", float: "X"}.get(kind, "A,B")
     parser.add_argument("--" + name.replace("_", "-"), **options)
 
 
