@@ -1,7 +1,9 @@
 """Fine-tune a BERT-family encoder on labelled text and write a calibrated model bundle.
 
-python jobs/train.py --data reviews.csv --model distilbert-base-uncased --out models/reviews
-ray job submit --working-dir . -- python jobs/train.py --data s3://bucket/labelled/ --model ... --out s3://bucket/models/a
+    python jobs/train.py --data reviews.csv --model distilbert-base-uncased --out models/reviews
+    ray job submit --working-dir . -- python jobs/train.py --data s3://bucket/labelled/ --model ... --out s3://bucket/models/a
+
+The bundle is a Hugging Face model folder that scores, evaluates and loads elsewhere with calibrated confidences.
 """
 
 from sentiment_core.settings import parse, run_job

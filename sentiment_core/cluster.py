@@ -73,6 +73,10 @@ def cpus_each(workers: int) -> int:
     return next((c for c in range(max(counts), 1, -1) if sum(n // c for n in counts) >= workers), 1)
 
 
+def nodes_with_cpus() -> int:
+    return sum(node["Resources"].get("CPU", 0) > 0 for node in _nodes())
+
+
 def check_shared(place: str, flag: str) -> None:
     """Refuse a local folder (which must exist) that the cluster's other nodes do not see."""
     here = ray.get_runtime_context().get_node_id()

@@ -214,12 +214,11 @@ def check_output(place: str, root: str, run: Run) -> None:
 
 
 def number_of_workers(asked: int | None) -> int:
-    """Actors to start: as asked, else one for each GPU, or for each two CPUs of the cluster as it is."""
+    """Actors to start: as asked, else one for each GPU, or for each two CPUs. Raises `BadRequest` for too many."""
     kind = cluster.device_kind()
-    if asked is not None:
-        cluster.require(asked)
-        return asked
-    return max(1, cluster.largest("GPU") if kind == "GPU" else cluster.largest("CPU") // 2)
+    workers = asked or max(1, cluster.largest(kind) // (1 if kind == "GPU" else 2))
+    cluster.require(workers)
+    return workers
 
 
 def make_stream(work: Work, workers: int) -> ray.data.Dataset:
@@ -254,11 +253,13 @@ def make_stream(work: Work, workers: int) -> ray.data.Dataset:
 
 
 def actor_resources(workers: int) -> dict[str, float]:
-    """A GPU, or a CPU as far as that leaves room for one task each of the other stages (else the stream stands still)."""
+    """A GPU each; or a CPU, as far as some node then keeps room for a task of both other stages, however Ray spreads
+    the actors (without that the stream would stand still)."""
     if cluster.device_kind() == "GPU":
         return {"num_gpus": 1}
-    share = (cluster.largest("CPU") - READ_CPUS - WRITE_CPUS) / workers
-    return {"num_cpus": min(1.0, max(0.01, int(100 * share) / 100))}
+    room = cluster.nodes_with_cpus() * (READ_CPUS + WRITE_CPUS)
+    share = min(1.0, max(0.01, int(100 * (cluster.largest("CPU") - room) / workers) / 100))
+    return {"num_cpus": share if share != READ_CPUS else share - 0.01}
 
 
 def threads_each(workers: int) -> int:
@@ -322,9 +323,9 @@ class Classify:
 
     def __call__(self, task: pa.Table) -> pa.Table:
         started = time.monotonic()
-        lists = task["tokens"].chunk(0).values
+        lists = task["tokens"].chunk(0).flatten()
         offsets = lists.offsets.to_numpy().astype(np.int64)
-        tokens = TokenLists(lists.values.to_numpy(), offsets)
+        tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
         probabilities, computed = self.engine.probabilities(tokens)
         return (
             task.drop_columns(["tokens"])
@@ -338,9 +339,9 @@ class Classify:
 def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) -> pa.Table:
     """Commits every unit of the task that could be read; one record for each unit."""
     started = time.monotonic()
-    status = task["status"].chunk(0).values.to_numpy()
-    lengths = task["lengths"].chunk(0).values.to_numpy()
-    probabilities = task["probabilities"].chunk(0).values.to_numpy().reshape(-1, len(labels))
+    status = task["status"].chunk(0).flatten().to_numpy()
+    lengths = task["lengths"].chunk(0).flatten().to_numpy()
+    probabilities = task["probabilities"].chunk(0).flatten().to_numpy().reshape(-1, len(labels))
     computed_share = task["computed_tokens"][0].as_py() / max(1, lengths.sum())
     records, first = [], 0
     for unit, error in zip(units_of(task), task["errors"][0].as_py(), strict=True):

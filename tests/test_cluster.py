@@ -256,7 +256,7 @@ def test_train_score_and_verify_submitted_to_two_nodes(cluster, tiny_encoder, tm
         pq.write_table(sentences(100, seed=shard), tmp_path / "in" / f"{shard}.parquet")
     rows = ["--input", tmp_path / "in", "--out", tmp_path / "out"]
     code, output = submit(
-        cluster, "python", "jobs/score.py", "--model", tmp_path / "bundle", *rows, "--keep", "", "--workers", "3"
+        cluster, "python", "jobs/score.py", "--model", tmp_path / "bundle", *rows, "--keep", "", "--workers", "4"
     )
     assert code == 0, output
     assert "600 rows in 6 files: ok 600" in output
