@@ -27,7 +27,7 @@ format: .venv/.dev
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "error: $(PYTHON) is not Python 3.11 to 3.13; run make with PYTHON=python3.12 or the like" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # .venv/.demo, .venv/.test, .venv/.dev: that the extra of this name is installed
 .venv/.%: pyproject.toml constraints.txt | .venv/bin/python

@@ -107,18 +107,15 @@ def read_info(place: str) -> BundleInfo:
     """What a bundle says of itself. Raises `BadRequest` if it is none, or newer than this version reads."""
     try:
         content = json.loads(storage.read_file(storage.join(place, CARD)))
-        info = BundleInfo(**content)
-    except (OSError, ValueError, TypeError) as error:
-        found = "there is no such folder" if not storage.exists(place) else f"its {CARD} is missing or damaged"
-        if isinstance(error, TypeError):
-            found = f"its {CARD} has other fields than this version knows"
+        if content["format_version"] != FORMAT_VERSION:
+            raise BadRequest(
+                f"--model {place} has bundle format {content['format_version']}; this version reads {FORMAT_VERSION}; "
+                "install the sentiment-core that made it or train again"
+            )
+        return BundleInfo(**content)
+    except (OSError, ValueError, KeyError, TypeError):
+        found = f"its {CARD} is missing or damaged" if storage.exists(place) else "there is no such folder"
         raise BadRequest(f"--model {place} is no bundle: {found}; expected a folder made by jobs/train.py") from None
-    if info.format_version != FORMAT_VERSION:
-        raise BadRequest(
-            f"--model {place} has bundle format {info.format_version}; this version reads {FORMAT_VERSION}; "
-            "install the sentiment-core that made it or train again"
-        )
-    return info
 
 
 def digest_of(files: dict[str, bytes]) -> str:

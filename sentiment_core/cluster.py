@@ -6,14 +6,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
-from ray._private.state import state as ray_state
+import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentiment_core import storage
 from sentiment_core.errors import BadRequest
 
+LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml")
 PROBE_SECONDS = 60  # for a node to start a process and say whether it sees a folder
 
 
@@ -44,13 +46,24 @@ def _quiet_start() -> Iterator[None]:
 
 
 def largest(kind: str) -> int:
-    """CPUs or GPUs of the cluster, counting what its autoscaler may still add."""
-    now = int(ray.cluster_resources().get(kind, 0))
+    """CPUs or GPUs of the cluster, counting what Ray's cluster launcher may still start."""
+    return max(int(ray.cluster_resources().get(kind, 0)), _launchable(kind))
+
+
+def _launchable(kind: str) -> int:
+    """CPUs or GPUs of the workers that the launcher may start; 0 without it. It leaves its configuration on the head
+    node, where the drivers of submitted jobs run."""
     try:
-        grown = ray_state.get_max_resources_from_cluster_config() or {}
-    except Exception:  # an internal call of Ray; without an answer the cluster is taken as it is
-        grown = {}
-    return max(now, int(grown.get(kind, 0)))
+        config = yaml.safe_load(LAUNCHER_CONFIG.expanduser().read_text())
+        groups = [g for name, g in config["available_node_types"].items() if name != config["head_node_type"]]
+    except (OSError, KeyError, yaml.YAMLError):
+        return 0
+    found, left = 0, config.get("max_workers", 0)
+    for group in sorted(groups, key=lambda group: -group["resources"].get(kind, 0)):
+        nodes = min(left, group.get("max_workers", left))
+        found += nodes * int(group["resources"].get(kind, 0))
+        left -= nodes
+    return found
 
 
 def device_kind() -> str:
@@ -60,10 +73,13 @@ def device_kind() -> str:
 
 def require(workers: int) -> None:
     """Refuse more workers than the cluster can ever have devices for; Ray would wait for them."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return  # KubeRay's autoscaler does not tell how far it may go
     kind = device_kind()
     if workers > largest(kind):
         raise BadRequest(
-            f"--workers is {workers} and the cluster has at most {largest(kind)} {kind}s; ask for fewer or add nodes"
+            f"{workers} workers are asked for and the cluster has at most {largest(kind)} {kind}s; choose fewer with "
+            "--workers or add nodes"
         )
 
 
@@ -77,33 +93,36 @@ def nodes_with_cpus() -> int:
     return sum(node["Resources"].get("CPU", 0) > 0 for node in _nodes())
 
 
-def check_shared(place: str, flag: str) -> None:
-    """Refuse a local folder (which must exist) that the cluster's other nodes do not see."""
+def check_shared(place: str, flag: str, writable: bool) -> None:
+    """Refuse a local folder (which must exist) that the cluster's other nodes do not see. In a writable one they must
+    see a file made for this; of one to read from they must have the path."""
     here = ray.get_runtime_context().get_node_id()
     others = {node["NodeID"]: node for node in _nodes() if node["NodeID"] != here and node["Resources"].get("CPU")}
     if not others or not storage.is_local(place):
         return
-    folder = storage.locate(place)[1]
-    asked = {
-        node: _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in others
-    }
-    answers = {task.remote(folder, os.stat(folder).st_ino): node for node, task in asked.items()}
-    done, _ = ray.wait(list(answers), num_returns=len(answers), timeout=PROBE_SECONDS)
-    blind = [answers[ref] for ref in done if not ray.get(ref)]
+    probe = storage.join(place, storage.temporary_name("probe")) if writable else place
+    if writable:
+        storage.write_file(probe, b"")
+    try:
+        asked = {
+            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe): node
+            for node in others
+        }
+        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        blind = [asked[ref] for ref in done if not ray.get(ref)] + [asked[ref] for ref in late]
+    finally:
+        if writable:
+            storage.delete_file(probe)
     if blind:
-        address = others[blind[0]]["NodeManagerAddress"]
         raise BadRequest(
-            f"{flag} {place} is a local folder that node {address} does not have; expected one all nodes share "
-            "(NFS, EFS, ...) or a URI such as s3://bucket/path"
+            f"{flag} {place} is a local folder that node {others[blind[0]]['NodeManagerAddress']} does not see; "
+            "expected one all nodes share (NFS, EFS, ...) or a URI such as s3://bucket/path"
         )
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _sees(folder: str, inode: int) -> bool:
-    try:
-        return os.stat(folder).st_ino == inode
-    except OSError:
-        return False
+def _sees(path: str) -> bool:
+    return storage.exists(path)
 
 
 def waiting_for() -> str:

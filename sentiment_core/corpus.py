@@ -23,6 +23,7 @@ UNIT_ROWS = 32_768  # most rows of a unit: what is lost when a worker dies, and 
 UNIT_BYTES = 8 << 20  # most bytes of text in a unit, unless one row alone has more: keeps memory flat on long texts
 FOOTER_READERS = 32  # threads; reading footers waits for the disk or the store, not for the CPU
 READ_ROWS = 8_192  # rows decoded at once
+BUFFER_BYTES = 4 << 20  # read at once: a row group of any size passes through it
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def plan(place: str, text_column: str, keep: tuple[str, ...] | None, reserved: t
             failed.append(shard)
             continue
         try:
-            _check_columns(shard, text_column, keep)
+            check_columns(shard, text_column, keep)
         except BadRequest as error:
             unusable = unusable or error
             failed.append(FailedShard(shard.stamp.path, str(error)))
@@ -171,7 +172,7 @@ def read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -
         raise OSError("changed while it was being scored; run again")
     filesystem, path = storage.locate(storage.join(root, unit.source))
     with filesystem.open_input_file(path) as stream:
-        file = pq.ParquetFile(stream)
+        file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES)
         columns = choose(file.schema_arrow)
         groups: list[int] = []
         skip = first = 0
@@ -206,7 +207,8 @@ def describe(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_columns(shard: Shard, text_column: str, keep: tuple[str, ...] | None) -> None:
+def check_columns(shard: Shard, text_column: str, keep: Sequence[str] | None) -> None:
+    """Refuse a shard without the text column or a column to keep."""
     names = shard.schema.names
     if text_column not in names:
         raise BadRequest(

@@ -17,7 +17,8 @@ from sentiment_core import storage
 from sentiment_core.errors import BadRequest
 from sentiment_core.texts import is_text, to_texts
 
-SUFFIXES = (".parquet", ".pq", ".csv", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (".parquet", ".pq", ".parq", ".csv", ".jsonl", ".ndjson", ".json")
+BLOCK_BYTES = 64 << 20  # read at once from CSV and JSON Lines: no row may be longer
 HUB_NAME = re.compile(r"^[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}$")
 SHOWN_LABELS = 10  # of a long list of labels in a message
 
@@ -111,7 +112,7 @@ def _read_one(place: str, text_column: str, label_column: str) -> pa.Table:
     kind = path.lower().rpartition(".")[2]
     try:
         with filesystem.open_input_file(path) as stream:
-            if kind in ("parquet", "pq"):
+            if kind in ("parquet", "pq", "parq"):
                 file = pq.ParquetFile(stream)
                 _require(columns, file.schema_arrow.names, place)
                 return file.read(columns=columns)
@@ -120,10 +121,11 @@ def _read_one(place: str, text_column: str, label_column: str) -> pa.Table:
                     column_types={text_column: pa.string()}, strings_can_be_null=True, null_values=[""]
                 )
                 parse = pa.csv.ParseOptions(newlines_in_values=True)
-                table = pa.csv.read_csv(stream, parse_options=parse, convert_options=options)
+                read = pa.csv.ReadOptions(block_size=BLOCK_BYTES)
+                table = pa.csv.read_csv(stream, read_options=read, parse_options=parse, convert_options=options)
             elif kind in ("jsonl", "ndjson", "json"):
                 parse = pa.json.ParseOptions(newlines_in_values=False)
-                table = pa.json.read_json(stream, parse_options=parse)
+                table = pa.json.read_json(stream, pa.json.ReadOptions(block_size=BLOCK_BYTES), parse)
             else:
                 raise BadRequest(f"{place} is of no known kind; expected {', '.join(SUFFIXES)}")
             _require(columns, table.column_names, place)
@@ -180,7 +182,7 @@ def _decode(column: pa.ChunkedArray, place: str, name: str) -> list[str | None]:
 def _label_values(column: pa.ChunkedArray, place: str, name: str, names: list[str] | None) -> list:
     """Labels as texts or whole numbers, None where there is none."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    values = column.to_pylist()
+    values = [v for chunk in column.chunks for v in (to_texts(chunk) if is_text(kind) else chunk.to_pylist())]
     if pa.types.is_floating(kind):  # whole numbers with gaps, as pandas writes them
         values = [None if v is None or np.isnan(v) else v for v in values]
         broken = next((v for v in values if v is not None and v != int(v)), None)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from huggingface_hub import HfApi, snapshot_download
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from sentiment_core import bundle
 from sentiment_core.errors import BadRequest
 
 # configuration, tokenizer, weights; pickled weights and code are not fetched
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,14 @@ def fetch(name: str) -> Encoder:
         raise BadRequest(f"--model {name} does not exist; expected a folder or the name of a hub model")
     else:
         folder, revision = _fetch_from_hub(name)
-    if not any(file.endswith(".safetensors") for file in os.listdir(folder)):
+    files = os.listdir(folder)
+    if not any(file in VOCABULARIES or file.endswith(".model") for file in files):
+        raise BadRequest(
+            f"--model {name} has no tokenizer: none of {', '.join(VOCABULARIES)}, *.model; save it there too"
+        )
+    if bundle.CARD in files and bundle.read_info(folder).head == "mlp":
+        raise BadRequest(f"--model {name} is a bundle with an mlp head, which cannot be trained on; give its encoder")
+    if not any(file.endswith(".safetensors") for file in files):
         raise BadRequest(f"--model {name} has no *.safetensors weights; other kinds (pickle) are not loaded")
     return Encoder(name, folder, revision)
 
@@ -44,7 +53,11 @@ def _fetch_from_hub(name: str) -> tuple[str, str]:
         unreachable, revision = error, None
     try:
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=list(WANTED), local_files_only=unreachable is not None
+            name,
+            revision=revision,
+            allow_patterns=list(WANTED),
+            ignore_patterns=["*/*"],
+            local_files_only=unreachable is not None,
         )
     except Exception as error:
         reason = " ".join(str(unreachable or error).split())[:300]

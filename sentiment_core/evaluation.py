@@ -33,6 +33,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     labels = bundle.read_info(settings.model).labels
     data = dataset.read(settings.data, settings.text_column, settings.label_column, labels)
     if settings.out:
+        storage.check_lasting(settings.out)
         storage.check_writable(storage.parent(settings.out))
     files = storage.read_folder(settings.model)
     with storage.unpacked(files) as folder:

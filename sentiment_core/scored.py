@@ -53,6 +53,14 @@ class Counts:
         return sum(self.status.values())
 
 
+def read_run(place: str) -> dict | None:
+    """What `_run.json` of an output folder pins; None if it is not there or no JSON."""
+    try:
+        return json.loads(storage.read_file(storage.join(place, RUN_FILE)))
+    except (OSError, ValueError):
+        return None
+
+
 def origin(run: Run, unit: Unit) -> dict:
     """What the footer says: the same for each try, another one when bundle, settings or shard have changed."""
     shown = {name: value for name, value in asdict(unit).items() if name != "text_bytes"}

@@ -4,6 +4,7 @@ Ray Data streams it. A block of the stream is one row, a `task` of a few units, 
 only tokens and probabilities travel. The columns to keep are read where the output is written.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -132,6 +133,7 @@ def prepare(settings: ScoreSettings) -> Work:
         probabilities=settings.probabilities,
         limit=settings.limit,
     )
+    storage.check_lasting(settings.out)
     place = storage.absolute(settings.out) + (f"-limit-{settings.limit}" if settings.limit else "")
     check_output(place, planned.root, run)
     outputs = {output.path: output for output in scored.read_outputs(place)}
@@ -160,11 +162,13 @@ def score(work: Work) -> Scored:
         workers = number_of_workers(work.workers)
     storage.check_writable(work.place)
     if work.todo:
-        cluster.check_shared(work.place, "--out")
-        cluster.check_shared(work.corpus.root, "--input")
+        cluster.check_shared(work.place, "--out", writable=True)
+        cluster.check_shared(work.corpus.root, "--input", writable=False)
     storage.write_file(storage.join(work.place, scored.RUN_FILE), json.dumps(asdict(work.run), indent=2).encode())
+    check_output(work.place, work.corpus.root, work.run)  # another run may have started just now, with other settings
     for path in work.stale:
-        storage.delete_file(storage.join(work.place, path))
+        with contextlib.suppress(FileNotFoundError):  # that run is at it too
+            storage.delete_file(storage.join(work.place, path))
     busy = dict.fromkeys(STAGES, 0.0)
     counts: list[Counts] = []
     failed = list(work.corpus.failed)
@@ -194,14 +198,13 @@ def check_output(place: str, root: str, run: Run) -> None:
         raise BadRequest(f"--out {place} and --input {root} overlap; choose an --out outside the input")
     if not storage.exists(place):
         return
-    try:
-        pinned = json.loads(storage.read_file(storage.join(place, scored.RUN_FILE)))
-    except (OSError, ValueError):
+    pinned = scored.read_run(place)
+    if pinned is None:
         if storage.holds_something(place):
             raise BadRequest(
                 f"--out {place} holds something else (no readable {scored.RUN_FILE}); expected a new folder or one that "
                 "jobs/score.py made"
-            ) from None
+            )
         return
     wanted = asdict(run)
     differences = [
@@ -294,7 +297,7 @@ def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef)
     for unit in units:
         try:
             column = corpus.read_rows(root, unit, lambda _: [run.text_column]).column(0)
-        except storage.UNREADABLE as error:
+        except (*storage.UNREADABLE, BadRequest) as error:
             errors.append(corpus.describe(error))
             continue
         errors.append("")
@@ -339,6 +342,8 @@ class Classify:
 def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) -> pa.Table:
     """Commits every unit of the task that could be read; one record for each unit."""
     started = time.monotonic()
+    if storage.is_local(place) and not storage.exists(storage.join(place, scored.RUN_FILE)):
+        raise RuntimeError(f"this node does not see the output folder {place}; it must be one that all nodes share")
     status = task["status"].chunk(0).flatten().to_numpy()
     lengths = task["lengths"].chunk(0).flatten().to_numpy()
     probabilities = task["probabilities"].chunk(0).flatten().to_numpy().reshape(-1, len(labels))
@@ -352,7 +357,7 @@ def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) ->
         rows = slice(first, first := first + unit.rows)
         try:
             kept = corpus.read_rows(root, unit, lambda schema: corpus.kept_columns(schema, run.text_column, run.keep))
-        except storage.UNREADABLE as problem:
+        except (*storage.UNREADABLE, BadRequest) as problem:
             record["error"] = corpus.describe(problem)
             continue
         tokens = int(lengths[rows].sum())

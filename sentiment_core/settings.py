@@ -70,7 +70,7 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_REQUEST
     except KeyboardInterrupt:
-        print("interrupted: what was committed stays; the same command goes on from there", file=sys.stderr)
+        print("interrupted; what score has committed stays, and the same command goes on from there", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ A place is a local path or a URI (`s3://bucket/key`, `gs://...`). Credentials co
 """
 
 import contextlib
+import fnmatch
 import functools
 import os
 import tempfile
@@ -66,13 +67,19 @@ def join(place: str, *parts: str) -> str:
 
 
 def exists(place: str) -> bool:
-    filesystem, path = locate(place)
-    return filesystem.get_file_info(path).type != pa.fs.FileType.NotFound
+    return _type(place) != pa.fs.FileType.NotFound
 
 
 def is_folder(place: str) -> bool:
+    return _type(place) == pa.fs.FileType.Directory
+
+
+def _type(place: str) -> pa.fs.FileType:
     filesystem, path = locate(place)
-    return filesystem.get_file_info(path).type == pa.fs.FileType.Directory
+    try:
+        return filesystem.get_file_info(path).type
+    except OSError as error:
+        raise BadRequest(f"{place} cannot be looked at: {error}; check the place and the credentials") from None
 
 
 def holds_something(place: str) -> bool:
@@ -110,7 +117,10 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
         raise BadRequest(f"{place} cannot be listed: {error}") from None
     stamps = _data_files(found, base, suffixes)
     if not stamps:
-        raise BadRequest(f"{place} holds no file of the kind {', '.join(s for s in suffixes if s) or 'asked for'}")
+        wanted = ", ".join(s for s in suffixes if s)
+        raise BadRequest(
+            f"{place} holds no {wanted} file" if wanted else f"{place} matches no file; end it in /*.parquet"
+        )
     return root, sorted(stamps, key=lambda stamp: stamp.path)
 
 
@@ -175,14 +185,16 @@ def delete_file(place: str) -> None:
     filesystem.delete_file(path)
 
 
-def read_folder(place: str) -> dict[str, bytes]:
-    """The files of a folder by relative path. For bundles and encoders: it is held in memory whole."""
+def read_folder(place: str, names: tuple[str, ...] = ("*",)) -> dict[str, bytes]:
+    """The files of a folder whose relative path fits one of the patterns `names`. For bundles and encoders: they are
+    held in memory whole."""
     filesystem, base = locate(place)
     found = filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True))
     return {
         os.path.relpath(info.path, base): read_file(join(place, os.path.relpath(info.path, base)))
         for info in found
         if info.type == pa.fs.FileType.File
+        and any(fnmatch.fnmatch(os.path.relpath(info.path, base), name) for name in names)
     }
 
 
@@ -194,6 +206,14 @@ def check_writable(place: str) -> None:
         delete_file(probe)
     except OSError as error:
         raise BadRequest(f"{place} cannot be written to: {error}; choose another --out") from None
+
+
+def check_lasting(place: str) -> None:
+    """Refuse a relative --out in a submitted job: Ray deletes the folder such a job runs in."""
+    if "://" not in place and not os.path.isabs(os.path.expanduser(place)) and "working_dir_files" in os.getcwd():
+        raise BadRequest(
+            f"--out {place} is relative to a folder that ends with the job; give an absolute path or a URI"
+        )
 
 
 def check_space(place: str, needed: int) -> None:

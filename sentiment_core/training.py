@@ -46,12 +46,12 @@ from sentiment_core.progress import Progress
 from sentiment_core.settings import REQUIRED, check, setting
 from sentiment_core.tokens import TokenLists, batches_by_length, batches_by_tokens, encode, load_tokenizer, pad
 
-WEIGHTS, LOGITS = "model.safetensors", "eval_logits.npy"  # in a checkpoint
+LOGITS = "eval_logits.npy"  # beside the weights in a checkpoint
 TELL_EVERY = 0.5  # seconds between two words of progress to the driver
 # read by Ray when training starts: a worker's report or error is seen at once, and CPUs or GPUs that another job holds
 # are waited for this long (those the cluster has not at all are refused before)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
 
 EVAL_TOKENS = 8192  # tokens of an evaluation batch, padding included: fits any GPU, and a CPU's caches do not mind
 
@@ -116,7 +116,9 @@ class TrainSettings:
         check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share from 0 to 1")
         check(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a share between 0 and 1")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        check(self.seed >= 0, "seed", self.seed, "0 or more")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        names = self.label_names
+        check(len(set(names)) == len(names), "label_names", ",".join(names), "different names")
         check(
             self.batch_size >= self.workers,
             "batch_size",
@@ -166,23 +168,27 @@ class Trained:
 def train(settings: TrainSettings) -> Trained:
     """Fine-tune, calibrate, write the bundle. Raises `BadRequest` before any work if the request cannot be met."""
     started = time.monotonic()
+    storage.check_lasting(settings.out)
     bundle.check_free(settings.out)
     start_from = encoder.fetch(settings.model)
     train_part, eval_part = read_parts(settings)
     labels = train_part.label_names
-    model_config = classifier.make_config(start_from.folder, labels, settings.dropout)
-    tokenizer = load_tokenizer(start_from.folder)
+    try:
+        model_config = classifier.make_config(start_from.folder, labels, settings.dropout)
+        tokenizer = load_tokenizer(start_from.folder)
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"--model {settings.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
     train_part, train_tokens = tokenise(train_part, tokenizer, settings.max_length)
     eval_part, eval_tokens = tokenise(eval_part, tokenizer, settings.max_length)
-    files = storage.read_folder(start_from.folder)
+    files = storage.read_folder(start_from.folder, encoder.WANTED)
     storage.check_space(settings.out, 4 * sum(map(len, files.values())))
 
     cluster.connect()
     cluster.require(settings.workers)
     beside = storage.parent(settings.out)
     storage.check_writable(beside)
-    cluster.check_shared(beside, "--out")
+    cluster.check_shared(beside, "--out", writable=True)
     work = storage.join(beside, storage.temporary_name("training"))
     try:
         parts = [Tokenised(train_tokens, train_part.labels), Tokenised(eval_tokens, eval_part.labels)]
@@ -201,7 +207,7 @@ def train(settings: TrainSettings) -> Trained:
         )
         model = classifier.from_config(model_config, settings.head)
         with checkpoint.as_directory() as folder:
-            safetensors.torch.load_model(model, os.path.join(folder, WEIGHTS))
+            safetensors.torch.load_model(model, os.path.join(folder, bundle.WEIGHTS))
             logits = np.load(os.path.join(folder, LOGITS))
     finally:
         storage.delete_folder(work)
@@ -302,7 +308,7 @@ def run_workers(settings: TrainSettings, work: str, config: dict, rows: int) -> 
             name="run",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="selected_by", checkpoint_score_order="max"
             ),
@@ -318,6 +324,8 @@ def run_workers(settings: TrainSettings, work: str, config: dict, rows: int) -> 
             result = trainer.fit()
     except ray.train.WorkerGroupError as error:
         raise first_failure(error) from error
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"the training's {settings.workers} workers did not start or were lost: {error}") from error
     except SystemExit:  # Ray's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None
     finally:
@@ -425,6 +433,10 @@ def train_loop(config: dict) -> list[dict]:
             torch.distributed.all_reduce(losses)
         trained = time.monotonic()
         logits = predict(model, eval_part, rank, world, dtype, config["pad_id"])
+        if not np.isfinite(logits).all():
+            raise BadRequest(
+                f"the training diverged in epoch {epoch}: its logits are not finite; lower --lr or --head-lr"
+            )
         scores = metrics.evaluate(metrics.probabilities_of(logits), eval_part.labels, config["label_names"])
         scores["loss"] = metrics.cross_entropy(logits, eval_part.labels)
         value = -scores["loss"] if settings.select_by == "loss" else scores[settings.select_by]
@@ -443,7 +455,7 @@ def train_loop(config: dict) -> list[dict]:
         with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
             checkpoint = None
             if better and rank == 0:
-                safetensors.torch.save_model(model, os.path.join(folder, WEIGHTS))
+                safetensors.torch.save_model(model, os.path.join(folder, bundle.WEIGHTS))
                 np.save(os.path.join(folder, LOGITS), logits)
                 checkpoint = Checkpoint.from_directory(folder)
             ray.train.report(record, checkpoint=checkpoint)

@@ -14,6 +14,7 @@ from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, BadRequest
 from sentiment_core.scored import Output
 from sentiment_core.settings import REQUIRED, check, setting
 
+CHECKED = ("label", "confidence", "status", "source", "row")
 SHOWN = 20  # findings of a kind in the report
 
 
@@ -66,6 +67,7 @@ def verify(settings: VerifySettings) -> Findings:
     place = storage.absolute(settings.out) + (f"-limit-{settings.limit}" if settings.limit else "")
     if not storage.is_folder(place):
         raise BadRequest(f"--out {place} does not exist; expected the output folder of jobs/score.py")
+    run = scored.read_run(place)
     root, stamps = storage.find_files(settings.input, corpus.SUFFIXES)
     outputs: dict[str, list[Output]] = defaultdict(list)
     findings = Findings()
@@ -73,6 +75,8 @@ def verify(settings: VerifySettings) -> Findings:
         if not output.origin:
             findings.foreign.append(f"{output.path}: not written by jobs/score.py, or its footer is damaged")
         else:
+            if run and output.origin["run"] != run:
+                findings.stale.append(f"{output.path}: made by another bundle or settings than {scored.RUN_FILE} tells")
             outputs[output.origin["unit"]["source"]].append(output)
     left = settings.limit
     for shard in corpus.read_footers(root, stamps, None):
@@ -80,13 +84,22 @@ def verify(settings: VerifySettings) -> Findings:
             findings.unreadable.append(f"{shard.source}: {shard.reason}")
             outputs.pop(shard.source, None)
             continue
+        try:
+            if run:
+                corpus.check_columns(shard, run["text_column"], run["keep"])
+        except BadRequest as error:  # jobs/score.py lists it as failed too
+            findings.unreadable.append(str(error))
+            outputs.pop(shard.stamp.path, None)
+            continue
         rows = sum(shard.group_rows)
         if left is not None:
             rows, left = min(rows, left), left - min(rows, left)
         findings.rows_in += rows
         _check_shard(findings, place, shard, rows, outputs.pop(shard.stamp.path, []), limited=left is not None)
     for source, orphans in outputs.items():
-        findings.stale += [f"{output.path}: its input {source} is gone" for output in orphans]
+        findings.stale += [
+            f"{output.path}: its input {source} is gone; delete it if it is not wanted" for output in orphans
+        ]
     return findings
 
 
@@ -119,12 +132,14 @@ def _fault_of(place: str, output: Output) -> str | None:
     unit = output.origin["unit"]
     filesystem, path = storage.locate(storage.join(place, output.path))
     try:
-        table = pq.read_table(path, filesystem=filesystem, partitioning=None)
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            missing = [name for name in CHECKED if name not in file.schema_arrow.names]
+            if missing:
+                return f"has no column {missing[0]!r}"
+            table = file.read(columns=list(CHECKED))
     except storage.UNREADABLE as error:
         return f"cannot be read: {corpus.describe(error)}"
-    missing = [name for name in scored.COLUMNS if name != "probabilities" and name not in table.column_names]
-    if missing:
-        return f"has no column {missing[0]!r}"
     if not np.array_equal(table["row"].to_numpy(), np.arange(unit["start"], unit["stop"])):
         return f"its rows are not {unit['start']} to {unit['stop'] - 1} in order"
     if len(table) and pc.unique(table["source"]).to_pylist() != [unit["source"]]:

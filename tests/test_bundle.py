@@ -102,7 +102,7 @@ def test_the_digest_follows_what_decides_a_label_and_nothing_else(tiny_bundle):
     [
         (None, "there is no such folder"),
         ("", "sentiment.json is missing or damaged"),
-        ('{"format_version": 99, "head": "standard"}', "other fields"),
+        ('{"format_version": 1, "head": "standard"}', "sentiment.json is missing or damaged"),
     ],
 )
 def test_what_is_no_bundle_is_refused(tmp_path, content, words):

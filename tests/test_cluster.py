@@ -24,6 +24,8 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+import sentiment_core.cluster
+from sentiment_core.errors import BadRequest
 from tests.conftest import sentences
 
 REPO = Path(__file__).resolve().parents[1]
@@ -60,6 +62,20 @@ def test_cluster_yaml_commands_are_valid_shell(config):
     assert commands
     for command in commands:
         subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypatch):
+    """The head of cluster.yaml has no CPUs, and no worker runs before a job asks for one."""
+    assert sentiment_core.cluster.device_kind() == "CPU", "this test is for machines without a GPU"
+    launched = tmp_path / "ray_bootstrap_config.yaml"
+    launched.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sentiment_core.cluster, "LAUNCHER_CONFIG", launched)
+    assert sentiment_core.cluster.device_kind() == "GPU"
+    assert sentiment_core.cluster.largest("GPU") == 4
+    assert sentiment_core.cluster.largest("CPU") == 4 * 8 + 4 * 4
+    sentiment_core.cluster.require(4)
+    with pytest.raises(BadRequest, match="5 workers are asked for and the cluster has at most 4 GPUs"):
+        sentiment_core.cluster.require(5)
 
 
 # Two nodes on this machine
@@ -272,5 +288,5 @@ def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_p
         "--out", tmp_path / "out", "--keep", "", "--workers", "9", timeout=60,
     )  # fmt: skip
     assert code == 2, output
-    assert "--workers is 9 and the cluster has at most 4 CPUs" in output
+    assert "9 workers are asked for and the cluster has at most 4 CPUs" in output
     assert not (tmp_path / "out").exists()

@@ -107,7 +107,7 @@ def test_broken_and_unfit_shards_are_listed_and_the_others_planned(tmp_path):
 @pytest.mark.parametrize(
     ("files", "keep", "words"),
     [
-        ({}, None, ["holds no file"]),
+        ({}, None, ["holds no .parquet"]),
         ({"a.parquet": {"body": ["a"]}}, None, ["a.parquet", "'text'", "body", "--text-column"]),
         ({"a.parquet": {"text": [1.5]}}, None, ["'text'", "double", "--text-column"]),
         ({"a.parquet": {"text": [b"a"]}}, None, ["'text'", "binary"]),

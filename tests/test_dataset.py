@@ -34,6 +34,12 @@ def test_each_kind_of_file_gives_the_same(tmp_path, kind):
     assert data.labels.tolist() == [1, 0, 0, 1]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_text_of_ten_megabytes_is_a_row_like_any_other(tmp_path, kind):
+    columns = {"text": ["good " * 2_000_000, "bad"], "label": ["pos", "neg"]}
+    assert dataset.read(write(tmp_path, kind, columns), "text", "label").texts == columns["text"]
+
+
 def test_a_folder_is_read_whole(tmp_path):
     for name, kind in (("a", "csv"), ("b", "jsonl")):
         (tmp_path / name).mkdir()

@@ -257,7 +257,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
     refuse(["nowhere", "does not exist"], **good | {"input": tmp_path / "nowhere"})
     refuse(["'body'", "text, n", "--text-column"], **good | {"text_column": "body"})
     refuse(["'n'", "int64"], **good | {"text_column": "n"})
-    refuse(["--workers is 99", "CPUs"], **good | {"workers": 99})
+    refuse(["99 workers", "CPUs", "--workers"], **good | {"workers": 99})
     refuse(["overlap"], **good | {"out": source / "scored"})
     refuse(["overlap"], **good | {"out": tmp_path})
     refuse(["--workers", "0", "1 or more"], **good | {"workers": 0})
@@ -280,5 +280,5 @@ def test_gpus_the_cluster_has_not_are_refused_at_once(ray_here):
     assert ray.cluster_resources().get("GPU", 0) == 0, "this test is for machines without a GPU"
     from sentiment_core import cluster
 
-    with pytest.raises(BadRequest, match=r"at most .* CPUs; ask for fewer or add nodes"):
+    with pytest.raises(BadRequest, match=r"1000 workers are asked for and the cluster has at most .* CPUs"):
         cluster.require(1000)

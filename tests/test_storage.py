@@ -52,3 +52,13 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
 def test_unknown_uris_are_refused():
     with pytest.raises(BadRequest, match="expected a local path"):
         storage.locate("ftp://host/file")
+
+
+def test_a_relative_output_of_a_submitted_job_is_refused(tmp_path, monkeypatch):
+    package = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    with pytest.raises(BadRequest, match="ends with the job; give an absolute path or a URI"):
+        storage.check_lasting("scored")
+    storage.check_lasting("/scored")
+    storage.check_lasting("s3://bucket/scored")

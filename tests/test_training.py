@@ -12,7 +12,7 @@ from sentiment_core import bundle
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.training import TrainSettings, train
-from tests.conftest import sentences
+from tests.conftest import make_bundle, sentences
 
 
 def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, labelled, tmp_path):
@@ -144,8 +144,10 @@ def test_an_error_in_a_worker_is_seen_and_leaves_nothing(ray_here, tiny_encoder,
         ({"model": "./nowhere"}, ["--model ./nowhere", "does not exist"]),
         ({"max_length": 513}, ["--max-length is 513", "at most 512"]),
         ({"max_length": 2}, ["--max-length is 2", "at least 3"]),
-        ({"workers": 33, "batch_size": 64}, ["--workers is 33", "CPUs"]),
+        ({"workers": 33, "batch_size": 64}, ["33 workers", "CPUs", "--workers"]),
         ({"workers": 64}, ["--batch-size", "64 workers"]),
+        ({"seed": 2**32}, ["--seed is 4294967296"]),
+        ({"label_names": ("a", "a")}, ["--label-names is 'a,a'", "different"]),
         ({"out": "."}, ["--out .", "already holds something"]),
         ({"text_column": "body"}, ["'body'", "--text-column"]),
     ],
@@ -168,3 +170,34 @@ def test_one_class_and_labels_that_training_never_saw_are_refused(tiny_encoder, 
                 data=labelled, eval_data=str(tmp_path / "one.parquet"), model=tiny_encoder, out=str(tmp_path / "b")
             )
         )
+
+
+def test_folders_that_are_no_encoder_are_refused(tiny_encoder, labelled, tmp_path):
+    def refused(model, words):
+        with pytest.raises(BadRequest) as error:
+            train(TrainSettings(data=labelled, model=str(model), out=str(tmp_path / "new")))
+        assert all(word in str(error.value) for word in words), error.value
+
+    for name, without, words in [
+        ("a", {"tokenizer.json", "vocab.txt"}, ["has no tokenizer"]),
+        ("b", {"config.json"}, ["no config.json"]),
+        ("c", {"model.safetensors"}, ["no *.safetensors"]),
+    ]:
+        (tmp_path / name).mkdir()
+        for path in Path(tiny_encoder).iterdir():
+            if path.name not in without:
+                (tmp_path / name / path.name).write_bytes(path.read_bytes())
+        refused(tmp_path / name, words)
+    refused(make_bundle(tiny_encoder, tmp_path / "mlp", head="mlp"), ["mlp head", "give its encoder"])
+    (tmp_path / "c" / "config.json").write_text("{")
+    (tmp_path / "c" / "model.safetensors").write_bytes(b"")
+    refused(tmp_path / "c", ["cannot be loaded"])
+
+
+def test_a_bundle_can_be_trained_on_with_other_labels(ray_here, tiny_bundle, tmp_path):
+    table = sentences(90, seed=1)
+    pq.write_table(table.set_column(1, "label", pa.array([i % 3 for i in range(90)])), tmp_path / "d.parquet")
+    settings = TrainSettings(
+        data=str(tmp_path / "d.parquet"), model=tiny_bundle, out=str(tmp_path / "b"), epochs=1, max_length=32
+    )
+    assert train(settings).info.labels == ["0", "1", "2"]

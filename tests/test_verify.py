@@ -1,6 +1,8 @@
 """Verification finds each way in which an output can be wrong."""
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,14 @@ def test_foreign_and_truncated_files_are_found(folders):
     assert found.exit_code == 1
     assert [text.split(":")[0] for text in found.foreign] == ["a.parquet", "theirs.parquet"]
     assert "a.parquet: all 5 rows" in found.missing[0]
+
+
+def test_outputs_of_another_run_are_found(folders):
+    (folders[1] / scored.RUN_FILE).write_text(json.dumps(asdict(Run("in", "other", "text", None, False, None))))
+    found = look(folders)
+    assert found.exit_code == 1
+    assert len(found.stale) == 4
+    assert "made by another bundle or settings" in found.stale[0]
 
 
 def test_unreadable_inputs_alone_are_no_fault_of_the_output(folders):
