@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sentiment_core import storage
 from sentiment_core.errors import BadRequest
 
-LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml")
+LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts its configuration on the head
 PROBE_SECONDS = 60  # for a node to start a process and say whether it sees a folder
 
 
@@ -55,13 +55,16 @@ def _launchable(kind: str) -> int:
     node, where the drivers of submitted jobs run."""
     try:
         config = yaml.safe_load(LAUNCHER_CONFIG.expanduser().read_text())
-        groups = [g for name, g in config["available_node_types"].items() if name != config["head_node_type"]]
-    except (OSError, KeyError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError):
         return 0
-    found, left = 0, config.get("max_workers", 0)
-    for group in sorted(groups, key=lambda group: -group["resources"].get(kind, 0)):
-        nodes = min(left, group.get("max_workers", left))
-        found += nodes * int(group["resources"].get(kind, 0))
+    left = config.get("max_workers", 0)
+    groups = [group for name, group in config["available_node_types"].items() if name != config["head_node_type"]]
+    found = 0
+    for each, most in sorted(
+        ((g.get("resources", {}).get(kind, 0), g.get("max_workers", left)) for g in groups), reverse=True
+    ):
+        nodes = min(left, most)
+        found += nodes * int(each)
         left -= nodes
     return found
 

@@ -159,7 +159,7 @@ def score(work: Work) -> Scored:
     workers = 0
     if work.todo:
         cluster.connect()
-        workers = number_of_workers(work.workers)
+        workers = number_of_workers(work.workers, len(work.todo))
     storage.check_writable(work.place)
     if work.todo:
         cluster.check_shared(work.place, "--out", writable=True)
@@ -216,10 +216,11 @@ def check_output(place: str, root: str, run: Run) -> None:
         )
 
 
-def number_of_workers(asked: int | None) -> int:
-    """Actors to start: as asked, else one for each GPU, or for each two CPUs. Raises `BadRequest` for too many."""
+def number_of_workers(asked: int | None, units: int) -> int:
+    """Actors to start: as asked, else one for each GPU, or for each two CPUs, but no more than there are units. Raises
+    `BadRequest` for more than the cluster can ever hold."""
     kind = cluster.device_kind()
-    workers = asked or max(1, cluster.largest(kind) // (1 if kind == "GPU" else 2))
+    workers = asked or min(units, max(1, cluster.largest(kind) // (1 if kind == "GPU" else 2)))
     cluster.require(workers)
     return workers
 
