@@ -26,6 +26,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 import sentiment_core.cluster
 from sentiment_core.errors import BadRequest
+from sentiment_core.verify import VerifySettings, verify
 from tests.conftest import sentences
 
 REPO = Path(__file__).resolve().parents[1]
@@ -257,7 +258,7 @@ def submit(cluster, *entrypoint, timeout=300):
     return code, done.stdout
 
 
-def test_train_score_and_verify_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path):
+def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path):
     """The same commands as on a laptop. Both nodes take part: each has two CPUs, and three workers want one each."""
     pq.write_table(sentences(400, seed=0), tmp_path / "train.parquet")
     code, output = submit(
@@ -276,9 +277,8 @@ def test_train_score_and_verify_submitted_to_two_nodes(cluster, tiny_encoder, tm
     )
     assert code == 0, output
     assert "600 rows in 6 files: ok 600" in output
-    code, output = submit(cluster, "python", "jobs/verify.py", *rows)
-    assert code == 0, output
-    assert "600 rows in, 600 rows out" in output
+    found = verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out")))
+    assert (found.exit_code, found.rows_out) == (0, 600)
 
 
 def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_path):

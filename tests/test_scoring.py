@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
@@ -14,7 +15,7 @@ import pytest
 import ray
 from ray.data._internal.logical.optimizers import get_execution_plan
 
-from sentiment_core import corpus, scored
+from sentiment_core import corpus, scored, storage
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.scoring import ScoreSettings, make_stream, prepare, score
@@ -147,12 +148,17 @@ def test_large_shards_are_cut_and_keep_their_rows(ray_here, tiny_bundle, tmp_pat
     assert verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"))).exit_code == 0
 
 
-@pytest.mark.parametrize(("keep", "kept"), [((), []), (("b", "text"), ["text", "b"]), (("kind", "b"), ["b"])])
-def test_keep_chooses_the_columns(ray_here, tiny_bundle, tmp_path, keep, kept):
+def test_keep_chooses_the_columns(ray_here, tiny_bundle, tmp_path):
     write(tmp_path / "in", "kind=x/a.parquet", {"text": ["good", None], "b": [1, 2], "label": [0, 1]})
-    run(tiny_bundle, tmp_path / "in", tmp_path / "out", keep=keep)
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out", keep=("kind", "b"))
     names = pq.ParquetFile(tmp_path / "out" / "kind=x" / "a.parquet").schema_arrow.names
-    assert names == [*kept, "label", "confidence", "status", "source", "row"]
+    assert names == ["b", "label", "confidence", "status", "source", "row"]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(None, ["b", "c"]), ((), []), (("c", "text"), ["text", "c"])])
+def test_kept_columns_stand_in_the_order_of_the_shard(keep, kept):
+    schema = pa.schema({"text": pa.string(), "b": pa.int8(), "c": pa.int8()})
+    assert corpus.kept_columns(schema, "text", keep) == kept
 
 
 def test_a_rerun_does_only_what_is_missing(ray_here, tiny_bundle, tmp_path):
@@ -235,12 +241,11 @@ def test_the_tokenizer_does_not_run_inside_the_actors(ray_here, tiny_bundle, tmp
         assert [type(stage).__name__ for stage in stages] == kinds
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_asked_for_workers_are_there_and_the_stream_does_not_stall(ray_here, tiny_bundle, tmp_path, workers):
+def test_asked_for_workers_are_there_and_the_stream_does_not_stall(ray_here, tiny_bundle, tmp_path):
     for i in range(6):
         write(tmp_path / "in", f"{i}.parquet", {"text": ["good"] * 20})
-    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", workers=workers)
-    assert (done.summary["rows"], done.summary["run"]["workers"]) == (120, workers)
+    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", workers=2)
+    assert (done.summary["rows"], done.summary["run"]["workers"]) == (120, 2)
 
 
 def refuse(words, **settings):
@@ -271,7 +276,8 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
 def test_another_bundle_or_setting_is_refused_with_the_difference(ray_here, tiny_bundle, tmp_path):
     write(tmp_path / "in", "a.parquet", {"text": ["good"], "body": ["bad"]})
     good = {"model": tiny_bundle, "input": tmp_path / "in", "out": tmp_path / "out"}
-    run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    pinned = prepare(ScoreSettings(**{name: str(value) for name, value in good.items()})).run
+    storage.write_file(str(tmp_path / "out" / scored.RUN_FILE), json.dumps(asdict(pinned)).encode())
     refuse(["other settings", "text_column 'text', now 'body'"], **good | {"text_column": "body"})
     refuse(["other settings", "probabilities False, now True"], **good | {"probabilities": True})
 
