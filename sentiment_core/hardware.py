@@ -25,3 +25,8 @@ def device_name(on: torch.device) -> str:
     if on.type == "cuda":
         return torch.cuda.get_device_name(on)
     return str(torch.cpu.get_capabilities().get("cpu_name", "CPU"))
+
+
+def autocast(on: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Multiplies in `dtype` what is safe to; float32 switches it off, within another one too."""
+    return torch.autocast(on.type, torch.bfloat16, enabled=dtype != torch.float32)

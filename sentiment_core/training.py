@@ -472,7 +472,7 @@ def train_step(model, optimizer, part, rows, rank, world, dtype, settings, pad_i
     mine = rows[:1] if idle else mine
     device = next(model.parameters()).device
     labels = torch.from_numpy(part.labels[mine]).to(device)
-    with autocast(device, dtype):
+    with hardware.autocast(device, dtype):
         logits = model(**pad(part.tokens, mine, pad_id, device))
     loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") * (0.0 if idle else 1.0 / len(rows))
     # DDP averages gradients over the workers; the sum over all rows is wanted
@@ -506,7 +506,7 @@ def predict(model: nn.Module, part: Tokenised, rank: int, world: int, dtype: tor
     device = next(model.parameters()).device
     model.eval()
     rows, found = [], []
-    with torch.inference_mode(), autocast(device, dtype):
+    with torch.inference_mode(), hardware.autocast(device, dtype):
         for batch in batches_by_tokens(part.tokens.lengths, EVAL_TOKENS)[rank::world]:
             rows.append(batch)
             found.append(model(**pad(part.tokens, batch, pad_id, device)).float().cpu().numpy())
@@ -518,7 +518,3 @@ def predict(model: nn.Module, part: Tokenised, rank: int, world: int, dtype: tor
     logits = np.empty((len(part), found[0].shape[1]), np.float32)
     logits[np.concatenate(rows)] = np.concatenate(found)
     return logits
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
