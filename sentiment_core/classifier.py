@@ -4,11 +4,13 @@
 two layers on the first token of any encoder.
 """
 
+import copy
 from typing import Literal
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sentiment_core.errors import BadRequest
 
@@ -38,8 +40,11 @@ class MlpClassifier(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        first = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
-        return self.classifier(self.dropout(nn.functional.gelu(self.dense(first))))
+        return self.head()(self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0])
+
+    def head(self) -> nn.Module:
+        """First tokens' last hidden states (n, hidden) -> logits (n, classes)."""
+        return nn.Sequential(self.dense, nn.GELU(), self.dropout, self.classifier)
 
 
 class StandardClassifier(nn.Module):
@@ -52,6 +57,37 @@ class StandardClassifier(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.model.base_model  # type: ignore[return-value]
+
+    def head(self) -> nn.Module:
+        """First tokens' last hidden states (n, hidden) -> logits (n, classes), where the family looks at no others."""
+        return _HeadAlone(self.model)
+
+
+class _HeadAlone(nn.Module):
+    """What transformers' model does behind its encoder: the model itself, with states given in the encoder's place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.copy(model)
+        given = _Given(getattr(model.base_model, "pooler", None))
+        self.model._modules = model._modules | {str(model.base_model_prefix): given}
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.model(inputs_embeds=states[:, None]).logits
+
+
+class _Given(nn.Module):
+    def __init__(self, pooler: nn.Module | None) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, *_, inputs_embeds: torch.Tensor, **__) -> BaseModelOutputWithPooling:
+        pooled = self.pooler(inputs_embeds) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)
 
 
 Classifier = StandardClassifier | MlpClassifier

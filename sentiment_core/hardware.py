@@ -1,5 +1,6 @@
 """What the machine at hand can do: device, number type, memory."""
 
+import numpy as np
 import torch
 
 
@@ -30,3 +31,13 @@ def device_name(on: torch.device) -> str:
 def autocast(on: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Multiplies in `dtype` what is safe to; float32 switches it off, within another one too."""
     return torch.autocast(on.type, torch.bfloat16, enabled=dtype != torch.float32)
+
+
+def short_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def put(on: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
+    """The arrays on the device; to a GPU from pinned memory, so that the copy does not wait for what computes there."""
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return [t.pin_memory().to(on, non_blocking=True) for t in tensors] if on.type == "cuda" else tensors

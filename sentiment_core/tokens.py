@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 OK, TRUNCATED, EMPTY, NULL = range(4)
@@ -91,32 +90,48 @@ def _encode_batch(tokenizer, texts: list[str], max_length: int) -> Iterator[tupl
         yield encoding.ids, bool(encoding.overflowing)
 
 
-def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (rows, longest) int64, of the given rows on a device."""
+def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """`input_ids` and `attention_mask`, (rows, longest) int64, of the given rows."""
     picked = tokens.take(rows)
     lengths = picked.lengths
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.full(mask.shape, pad_id, np.int64)
     ids[mask] = picked.ids
-    return {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
-    }
+    return ids, mask.astype(np.int64)
 
 
-def batches_by_tokens(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+def distinct(tokens: TokenLists) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each distinct token list, and for every row which of those it equals: `found[first][which]` is
+    what `found` would be for all rows."""
+    ids, offsets = tokens.ids.tobytes(), (tokens.offsets * tokens.ids.itemsize).tolist()
+    seen: dict[bytes, int] = {}
+    first: list[int] = []
+    which = np.empty(len(tokens), np.int64)
+    for row in range(len(tokens)):
+        number = seen.setdefault(ids[offsets[row] : offsets[row + 1]], len(seen))
+        if number == len(first):
+            first.append(row)
+        which[row] = number
+    return np.array(first, np.int64), which
+
+
+def batches_by_tokens(lengths: np.ndarray, budget: int, step: int | None = None) -> list[np.ndarray]:
     """Rows sorted by length, longest first, cut so that rows x longest of a batch stays within `budget` tokens.
 
     Longest first, so that memory that is too small shows at once. A row longer than the budget is a batch of its own;
-    rows without tokens are left out.
+    rows without tokens are left out. With a `step`, a batch holds no lengths from both sides of a multiple of it.
     """
     order = np.argsort(-lengths, kind="stable")
     order = order[: np.count_nonzero(lengths)]
     batches, start = [], 0
     while start < len(order):
-        rows = max(1, budget // int(lengths[order[start]]))
-        batches.append(order[start : start + rows])
-        start += rows
+        longest = int(lengths[order[start]])
+        stop = start + max(1, budget // longest)
+        if step:
+            shortest = longest // step * step
+            stop = min(stop, int(np.searchsorted(-lengths[order], -shortest, side="right")))
+        batches.append(order[start:stop])
+        start = stop
     return batches
 
 

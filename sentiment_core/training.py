@@ -473,7 +473,7 @@ def train_step(model, optimizer, part, rows, rank, world, dtype, settings, pad_i
     device = next(model.parameters()).device
     labels = torch.from_numpy(part.labels[mine]).to(device)
     with hardware.autocast(device, dtype):
-        logits = model(**pad(part.tokens, mine, pad_id, device))
+        logits = model(*hardware.put(device, *pad(part.tokens, mine, pad_id)))
     loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") * (0.0 if idle else 1.0 / len(rows))
     # DDP averages gradients over the workers; the sum over all rows is wanted
     (loss * world).backward()
@@ -509,7 +509,7 @@ def predict(model: nn.Module, part: Tokenised, rank: int, world: int, dtype: tor
     with torch.inference_mode(), hardware.autocast(device, dtype):
         for batch in batches_by_tokens(part.tokens.lengths, EVAL_TOKENS)[rank::world]:
             rows.append(batch)
-            found.append(model(**pad(part.tokens, batch, pad_id, device)).float().cpu().numpy())
+            found.append(model(*hardware.put(device, *pad(part.tokens, batch, pad_id))).float().cpu().numpy())
     shares = [(rows, found)]
     if world > 1:
         shares = [None] * world  # type: ignore[list-item]

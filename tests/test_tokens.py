@@ -5,7 +5,6 @@ import operator
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,13 +54,14 @@ def test_a_long_text_is_cut_not_refused(tokenizer):
 lengths = st.lists(st.integers(0, 60), max_size=200).map(np.array)
 
 
-@given(lengths=lengths, budget=st.integers(1, 500))
-def test_batches_by_tokens_hold_every_row_with_tokens_once(lengths, budget):
-    batches = tokens.batches_by_tokens(lengths.astype(np.int64), budget)
+@given(lengths=lengths, budget=st.integers(1, 500), step=st.sampled_from([None, 1, 16]))
+def test_batches_by_tokens_hold_every_row_with_tokens_once(lengths, budget, step):
+    batches = tokens.batches_by_tokens(lengths.astype(np.int64), budget, step)
     rows = np.concatenate([np.zeros(0, int), *batches])
     assert sorted(rows) == np.flatnonzero(lengths).tolist()
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+        assert not step or len(set(lengths[batch] // step)) == 1
 
 
 @given(lengths=lengths, batch_size=st.integers(1, 40), seed=st.integers(0, 9))
@@ -84,8 +84,15 @@ def test_pad_gives_the_rows_asked_for(lists, data):
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in lists])])
     ragged = TokenLists(np.array(functools.reduce(operator.iadd, lists, []), np.int32), offsets)
     rows = np.array(data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1)))
-    batch = tokens.pad(ragged, rows, 0, torch.device("cpu"))
+    ids, mask = tokens.pad(ragged, rows, 0)
     for i, row in enumerate(rows):
-        mask = batch["attention_mask"][i].bool()
-        assert batch["input_ids"][i][mask].tolist() == lists[row]
-        assert not batch["input_ids"][i][~mask].any()
+        assert ids[i][mask[i] == 1].tolist() == lists[row]
+        assert not ids[i][mask[i] == 0].any()
+
+
+@given(lists=st.lists(st.lists(st.integers(1, 2), max_size=3), max_size=20))
+def test_distinct_names_each_list_once(lists):
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in lists])]).astype(np.int64)
+    first, which = tokens.distinct(TokenLists(np.array(sum(lists, []), np.int32), offsets))  # noqa: RUF017
+    assert [lists[first[i]] for i in which] == lists
+    assert len(first) == len({tuple(row) for row in lists})

@@ -1,0 +1,131 @@
+"""The engine: whatever computes it and whatever comes along, a row's probabilities are those of plain torch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
+
+from sentiment_core import bundle
+from sentiment_core.engine import Engine
+from sentiment_core.tokens import TokenLists
+from tests.conftest import make_bundle
+
+LIMIT = 64
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+POSITIONS = {"max_position_embeddings": LIMIT + 2}
+FAMILIES = {
+    "bert": BertConfig(vocab_size=30522, **SIZES, **POSITIONS),
+    "distilbert": DistilBertConfig(vocab_size=30522, dim=32, n_layers=2, n_heads=2, hidden_dim=64, **POSITIONS),
+    "roberta": RobertaConfig(vocab_size=30522, pad_token_id=0, **SIZES, **POSITIONS),
+    "electra": ElectraConfig(vocab_size=30522, embedding_size=16, **SIZES, **POSITIONS),
+    "albert": AlbertConfig(vocab_size=30522, embedding_size=16, **SIZES, **POSITIONS),
+    "modernbert": ModernBertConfig(vocab_size=30522, **SIZES, pad_token_id=0, cls_token_id=101, sep_token_id=102),
+}
+
+
+@pytest.fixture(scope="module")
+def family_bundle(packaged_encoder, tmp_path_factory):
+    made: dict[tuple[str, str], str] = {}
+
+    def make(family: str, head: str) -> str:
+        if (family, head) not in made:
+            folder = tmp_path_factory.mktemp(family)
+            torch.manual_seed(0)
+            AutoModel.from_config(FAMILIES[family]).save_pretrained(folder / "encoder")
+            AutoTokenizer.from_pretrained(packaged_encoder).save_pretrained(folder / "encoder")
+            made[family, head] = make_bundle(str(folder / "encoder"), folder / "b", head, max_length=LIMIT)
+        return made[family, head]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=["openvino", "torch", "packed"])
+def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
+    """The packaged encoder, three classes, on each backend."""
+    place = tmp_path_factory.mktemp("engine") / "b"
+    return Engine(make_bundle(packaged_encoder, place, labels=("a", "b", "c"), max_length=512), None, request.param)
+
+
+def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
+    ids = np.random.default_rng(seed).integers(1_000, 30_000, sum(lengths), dtype=np.int32)
+    return TokenLists(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def one_by_one(place: str, lists: TokenLists) -> np.ndarray:
+    """Plain torch, float32, a batch for each row."""
+    model, _, _ = bundle.load(place)
+    with torch.inference_mode():
+        logits = [
+            model(torch.from_numpy(row[None].astype(np.int64)), torch.ones(1, len(row), dtype=torch.int64))
+            for row in np.split(lists.ids, lists.offsets[1:-1])
+        ]
+    return torch.softmax(torch.cat(logits), dim=1).numpy()
+
+
+@pytest.mark.parametrize("head", ["standard", "mlp"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gets_what_plain_torch_gives(family_bundle, family, head):
+    place = family_bundle(family, head)
+    lists = random_lists([1, 2, 3, 7, 15, 16, 17, LIMIT - 1, LIMIT])
+    expected = one_by_one(place, lists)
+    for backend in (None, "torch"):
+        found, _ = Engine(place, None, backend).probabilities(lists)
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
+def test_packing_serves_the_common_families(family_bundle, family):
+    place = family_bundle(family, "standard")
+    lists = random_lists([5, LIMIT, 1, 30, 30, 2])
+    found, computed = Engine(place, None, "packed").probabilities(lists)
+    np.testing.assert_allclose(found, one_by_one(place, lists), atol=0.02)
+    assert computed == lists.lengths.sum()
+
+
+def test_what_cannot_be_packed_says_why(family_bundle):
+    with pytest.raises(Exception, match=r"first token|sliding window"):
+        Engine(family_bundle("modernbert", "standard"), None, "packed")
+
+
+def test_openvino_is_taken_by_itself_on_a_cpu(tiny_bundle):
+    engine = Engine(tiny_bundle)
+    if engine.device.type == "cuda":
+        pytest.skip("needs a machine without a GPU")
+    assert engine.backend.name.startswith("openvino ")
+    assert engine.passed_over == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(0, 80), min_size=1, max_size=40), seed=st.integers(0, 9), data=st.data())
+def test_a_row_gets_the_same_in_any_company_and_order(engine, lengths, seed, data):
+    lists = random_lists(lengths, seed)
+    together, _ = engine.probabilities(lists)
+    assert (np.isnan(together).any(axis=1) == (lists.lengths == 0)).all()
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=20)))
+    np.testing.assert_allclose(engine.probabilities(lists.take(rows))[0], together[rows], atol=1e-3)
+
+
+def test_long_rows_get_the_same_in_any_company(engine):
+    lists = random_lists([512, 511, 300, 256, 255, 187, 160, 150, 40] * 2)
+    together, _ = engine.probabilities(lists)
+    for row in range(9):
+        np.testing.assert_allclose(engine.probabilities(lists.take(np.array([row])))[0][0], together[row], atol=1e-3)
+
+
+def test_rows_of_the_same_tokens_are_computed_once(engine):
+    lists = random_lists([9, 0, 20, 5])
+    once, computed = engine.probabilities(lists)
+    again, recomputed = engine.probabilities(lists.take(np.array([3, 2, 2, 1, 0, 3, 2])))
+    assert recomputed == computed
+    np.testing.assert_allclose(again, once[[3, 2, 2, 1, 0, 3, 2]], atol=1e-6)
