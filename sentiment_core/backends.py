@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from sentiment_core import hardware
@@ -146,6 +145,8 @@ def packed_attention(
     if sliding_window is not None:
         raise Unfit("this family attends within a sliding window")
     if query.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn  # takes a second, which CPUs need not spend
+
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         of_rows = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         found: torch.Tensor = varlen_attn(q, k, v, *of_rows, scale=scaling)  # type: ignore[assignment]
@@ -202,12 +203,14 @@ class Unfit(Exception):
 
 
 def choose(
-    model: Classifier, device: torch.device, pad_id: int, threads: int | None, wanted: str | None
+    model: Classifier, device: torch.device, threads: int | None, wanted: str | None
 ) -> tuple[Backend, nn.Module, list[str]]:
     """The fastest backend that runs `model` right on `device` (or the `wanted` one, else `Unfit`), the head behind it,
     and why faster ones were not taken."""
     dtype = hardware.compute_dtype(device)
-    probe = _probe(model, pad_id)
+    config: Any = model.encoder.config
+    pad_id = config.pad_token_id or 0
+    probe = _probe(config.vocab_size, pad_id)
     with torch.inference_mode():
         whole = Parts(model.to(device), nn.Identity(), True)
         expected = _probabilities(Padded(whole, device, torch.float32, pad_id), whole.head, probe)
@@ -242,11 +245,9 @@ def _cut(model: Classifier, device: torch.device, pad_id: int, probe: TokenLists
     return parts if np.abs(found - expected).max() < SAME else None
 
 
-def _probe(model: Classifier, pad_id: int) -> TokenLists:
+def _probe(vocabulary: int, pad_id: int) -> TokenLists:
     """Token lists of several lengths, random but for special tokens, which vocabularies keep at either end."""
-    encoder: Any = model.encoder
-    size = encoder.config.vocab_size
-    ids = np.random.default_rng(0).integers(size // 4, 3 * size // 4, sum(PROBE_LENGTHS), dtype=np.int32)
+    ids = np.random.default_rng(0).integers(vocabulary // 4, 3 * vocabulary // 4, sum(PROBE_LENGTHS), dtype=np.int32)
     ids[ids == pad_id] += 1
     return TokenLists(ids, np.concatenate([[0], np.cumsum(PROBE_LENGTHS)]))
 

@@ -12,13 +12,15 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors.torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
-
-from sentiment_core import __version__, classifier, storage
+from sentiment_core import __version__, storage
 from sentiment_core.errors import BadRequest
-from sentiment_core.tokens import load_tokenizer
+
+if TYPE_CHECKING:  # importing torch and transformers takes seconds; what only asks what a bundle is does without
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from sentiment_core.classifier import Classifier, Head
 
 FORMAT_VERSION = 1
 CARD = "sentiment.json"
@@ -32,7 +34,7 @@ FOR_PEOPLE = (".md", ".png", ".jsonl")  # files that decide no label: changing t
 class BundleInfo:
     """The content of `sentiment.json`."""
 
-    head: classifier.Head
+    head: "Head"
     labels: list[str]  # in the order of the logits
     max_length: int  # tokens, special ones included
     metrics: dict  # on the evaluation part, after calibration
@@ -51,9 +53,9 @@ def library_versions() -> dict[str, str]:
 
 def write(
     place: str,
-    model: classifier.Classifier,
-    config: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    model: "Classifier",
+    config: "PreTrainedConfig",
+    tokenizer: "PreTrainedTokenizerBase",
     info: BundleInfo,
     extra: dict[str, bytes],
 ) -> None:
@@ -62,9 +64,13 @@ def write(
     On a local disk the folder is made beside its final place and renamed; on an object store `sentiment.json`, which
     makes it a bundle, is uploaded last.
     """
+    import safetensors.torch
+
+    from sentiment_core.classifier import StandardClassifier
+
     with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
         work = Path(folder)
-        if isinstance(model, classifier.StandardClassifier):
+        if isinstance(model, StandardClassifier):
             model.model.save_pretrained(work)  # type: ignore[operator]
         else:
             config.architectures = [type(model).__name__]
@@ -129,13 +135,17 @@ def digest_of(files: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def load(folder: str) -> tuple[classifier.Classifier, PreTrainedTokenizerBase, BundleInfo]:
-    """Model in float32 on the CPU in evaluation mode, tokenizer and info, from a local bundle."""
+def load(folder: str) -> tuple["Classifier", BundleInfo]:
+    """Model in float32 on the CPU in evaluation mode, and info, from a local bundle."""
+    import safetensors.torch
+    from transformers import AutoConfig
+
+    from sentiment_core import classifier
+
     info = read_info(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if info.head == "standard":
-        model = classifier.from_encoder(folder, config, "standard")
-    else:
-        model = classifier.from_config(config, info.head)
-        safetensors.torch.load_model(model, str(Path(folder) / WEIGHTS))
-    return model.eval(), load_tokenizer(folder), info
+        return classifier.from_encoder(folder, config, "standard").eval(), info
+    model = classifier.from_config(config, info.head)
+    safetensors.torch.load_model(model, str(Path(folder) / WEIGHTS))
+    return model.eval(), info

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from huggingface_hub import HfApi, snapshot_download
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from sentiment_core import bundle
 from sentiment_core.errors import BadRequest
@@ -66,6 +66,10 @@ def _fetch_from_hub(name: str) -> tuple[str, str]:
             "check the name and the network, or give a folder"
         ) from None
     return folder, os.path.basename(folder)  # the hub's cache names its folders by revision
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def check_max_length(

@@ -18,11 +18,9 @@ class Engine:
         self.device = hardware.device()
         self.threads = threads if self.device.type == "cpu" else None
         self._limit_threads()
-        model, self.tokenizer, self.info = bundle.load(folder)
+        model, self.info = bundle.load(folder)
         self.labels = self.info.labels
-        self.backend, self.head, self.passed_over = backends.choose(
-            model, self.device, self.tokenizer.pad_token_id or 0, self.threads, backend
-        )
+        self.backend, self.head, self.passed_over = backends.choose(model, self.device, self.threads, backend)
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens, and the number of

@@ -9,7 +9,7 @@ from sentiment_core import bundle, dataset, metrics, storage
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.settings import REQUIRED, setting
-from sentiment_core.tokens import encode
+from sentiment_core.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def evaluate(settings: EvaluateSettings) -> dict:
     files = storage.read_folder(settings.model)
     with storage.unpacked(files) as folder:
         engine = Engine(folder)
-    tokens, _ = encode(engine.tokenizer, data.texts, engine.info.max_length)
+        tokenizer = Tokenizer.from_bundle(folder)
+    tokens, _ = tokenizer.encode(data.texts, engine.info.max_length)
     probabilities, _ = engine.probabilities(tokens)
     scored = ~np.isnan(probabilities).any(axis=1)
     if not scored.any():

@@ -20,13 +20,13 @@ from ray.data import ActorPoolStrategy
 
 from sentiment_core import bundle, cluster, corpus, scored, storage
 from sentiment_core.corpus import Corpus, FailedShard, Unit
-from sentiment_core.engine import Engine
 from sentiment_core.errors import EXIT_OK, EXIT_PARTIAL, BadRequest
 from sentiment_core.progress import Progress
 from sentiment_core.scored import Counts, Run
 from sentiment_core.settings import REQUIRED, check, setting
 from sentiment_core.texts import to_texts
-from sentiment_core.tokens import TokenLists, encode, load_tokenizer
+from sentiment_core.tokenizer import Tokenizer
+from sentiment_core.tokens import TokenLists
 
 STAGES = ("read and tokenise", "classify", "write")
 # CPUs reserved by a task that reads and tokenises, and by one that writes. The first must differ from what an actor
@@ -303,7 +303,7 @@ def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef)
             continue
         errors.append("")
         for chunk in column.chunks:
-            tokens, codes = encode(tokenizer, to_texts(chunk), max_length)
+            tokens, codes = tokenizer.encode(to_texts(chunk), max_length)
             ids.append(tokens.ids)
             lengths.append(tokens.lengths)
             status.append(codes)
@@ -322,6 +322,8 @@ class Classify:
     """Holds the bundle. Replaces `tokens` by `probabilities`, rows x classes in one flat list, NaN without tokens."""
 
     def __init__(self, files: ray.ObjectRef, threads: int) -> None:
+        from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
+
         with storage.unpacked(ray.get(files)) as folder:
             self.engine = Engine(folder, threads)
 
@@ -388,7 +390,7 @@ def _tokenizer(digest: str, files: ray.ObjectRef) -> tuple:
     if digest not in _loaded:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # many tasks run side by side instead
         with storage.unpacked(ray.get(files)) as folder:
-            _loaded[digest] = load_tokenizer(folder), bundle.read_info(folder).max_length
+            _loaded[digest] = Tokenizer.from_bundle(folder), bundle.read_info(folder).max_length
     return _loaded[digest]
 
 

@@ -1,18 +1,14 @@
-"""Texts to token ids, and token lists to padded batches with as little padding as the lengths allow.
+"""Token lists, and batches of them with as little padding as the lengths allow.
 
 Token lists of different lengths are kept ragged: one flat array of ids and one of offsets, as Arrow keeps lists.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 OK, TRUNCATED, EMPTY, NULL = range(4)
 STATUS_NAMES = ("ok", "truncated", "empty", "null")  # the `status` column, by the codes above
-
-ENCODE_ROWS = 1024  # texts handed to the tokenizer at once: bounds the memory of its intermediate objects
 
 
 @dataclass(frozen=True)
@@ -35,59 +31,6 @@ class TokenLists:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return TokenLists(self.ids[np.repeat(self.offsets[rows], lengths) + within], offsets)
-
-
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | None], max_length: int
-) -> tuple[TokenLists, np.ndarray]:
-    """Token ids with the special tokens, cut to `max_length`, and the status code of each text, (n,) int8.
-
-    The ids are those of `tokenizer(text, truncation=True, max_length=max_length)`. A text of which nothing but special
-    tokens is left is `EMPTY`; such texts and nulls get no ids.
-    """
-    status = np.zeros(len(texts), np.int8)
-    lists: list[list[int]] = [[] for _ in texts]
-    wanted = []
-    for row, text in enumerate(texts):
-        if text is None:
-            status[row] = NULL
-        elif not text.strip():
-            status[row] = EMPTY
-        else:
-            wanted.append(row)
-    specials = tokenizer.num_special_tokens_to_add(pair=False)
-    for start in range(0, len(wanted), ENCODE_ROWS):
-        rows = wanted[start : start + ENCODE_ROWS]
-        for row, (ids, cut) in zip(
-            rows, _encode_batch(tokenizer, [texts[r] or "" for r in rows], max_length), strict=True
-        ):
-            if len(ids) <= specials:
-                status[row] = EMPTY
-                continue
-            lists[row] = ids
-            status[row] = TRUNCATED if cut else OK
-    offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-    flat = np.fromiter((i for ids in lists for i in ids), np.int32, count=offsets[-1])
-    return TokenLists(flat, offsets), status
-
-
-def _encode_batch(tokenizer, texts: list[str], max_length: int) -> Iterator[tuple[list[int], bool]]:
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:  # a tokenizer written in Python: no word on what it cut off, so it is asked for all of it
-        for text in texts:
-            full = tokenizer(text, verbose=False)["input_ids"]
-            cut = len(full) > max_length
-            yield (tokenizer(text, truncation=True, max_length=max_length)["input_ids"] if cut else full), cut
-        return
-    fast.no_padding()
-    fast.enable_truncation(max_length, direction=tokenizer.truncation_side)
-    for encoding in fast.encode_batch_fast(texts):
-        yield encoding.ids, bool(encoding.overflowing)
 
 
 def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ import torch.distributed
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import get_linear_schedule_with_warmup
 
 from sentiment_core import (
     bundle,
@@ -44,7 +44,8 @@ from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
 from sentiment_core.progress import Progress
 from sentiment_core.settings import REQUIRED, check, setting
-from sentiment_core.tokens import TokenLists, batches_by_length, batches_by_tokens, encode, load_tokenizer, pad
+from sentiment_core.tokenizer import Tokenizer
+from sentiment_core.tokens import TokenLists, batches_by_length, batches_by_tokens, pad
 
 LOGITS = "eval_logits.npy"  # beside the weights in a checkpoint
 TELL_EVERY = 0.5  # seconds between two words of progress to the driver
@@ -175,12 +176,13 @@ def train(settings: TrainSettings) -> Trained:
     labels = train_part.label_names
     try:
         model_config = classifier.make_config(start_from.folder, labels, settings.dropout)
-        tokenizer = load_tokenizer(start_from.folder)
+        tokenizer = encoder.load_tokenizer(start_from.folder)
     except (OSError, ValueError) as error:
         raise BadRequest(f"--model {settings.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
-    train_part, train_tokens = tokenise(train_part, tokenizer, settings.max_length)
-    eval_part, eval_tokens = tokenise(eval_part, tokenizer, settings.max_length)
+    texts_to_tokens = Tokenizer.from_transformers(tokenizer)
+    train_part, train_tokens = tokenise(train_part, texts_to_tokens, settings.max_length)
+    eval_part, eval_tokens = tokenise(eval_part, texts_to_tokens, settings.max_length)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
     storage.check_space(settings.out, 4 * sum(map(len, files.values())))
 
@@ -280,9 +282,9 @@ def reference_statistics(
     }
 
 
-def tokenise(part: Labelled, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Labelled, TokenLists]:
+def tokenise(part: Labelled, tokenizer: Tokenizer, max_length: int) -> tuple[Labelled, TokenLists]:
     """The rows' tokens; rows of which the tokenizer leaves nothing (control characters only) are dropped and counted."""
-    tokens, _ = encode(tokenizer, part.texts, max_length)
+    tokens, _ = tokenizer.encode(part.texts, max_length)
     keep = np.flatnonzero(tokens.lengths)
     if not len(keep):
         raise BadRequest(f"{part.origin['place']} has no text the tokenizer makes anything of; expected labelled text")

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sentiment_core import bundle, classifier, cluster
-from sentiment_core.tokens import load_tokenizer
+from sentiment_core.encoder import load_tokenizer
 
 GOOD = ["wonderful", "great", "superb", "lovely", "delightful", "excellent", "charming", "fun"]
 BAD = ["awful", "terrible", "dreadful", "boring", "horrible", "poor", "tedious", "bad"]

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from sentiment_core import bundle, storage
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
-from sentiment_core.tokens import encode
+from sentiment_core.tokenizer import Tokenizer
 from tests.conftest import make_bundle
 
 TEXTS = ["a wonderful film", "dreadful", "it is what it is, " * 30, "naïve café 😀", "one two three four five six"] * 8
@@ -26,7 +26,7 @@ def real_bundle(packaged_encoder, tmp_path_factory) -> str:
 
 def engine_probabilities(place: str) -> np.ndarray:
     engine = Engine(place)
-    return engine.probabilities(encode(engine.tokenizer, TEXTS, engine.info.max_length)[0])[0]
+    return engine.probabilities(Tokenizer.from_bundle(place).encode(TEXTS, engine.info.max_length)[0])[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

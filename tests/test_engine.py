@@ -64,7 +64,7 @@ def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
 
 def one_by_one(place: str, lists: TokenLists) -> np.ndarray:
     """Plain torch, float32, a batch for each row."""
-    model, _, _ = bundle.load(place)
+    model, _ = bundle.load(place)
     with torch.inference_mode():
         logits = [
             model(torch.from_numpy(row[None].astype(np.int64)), torch.ones(1, len(row), dtype=torch.int64))

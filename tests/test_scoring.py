@@ -19,7 +19,7 @@ from sentiment_core import corpus, scored, storage
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.scoring import ScoreSettings, make_stream, prepare, score
-from sentiment_core.tokens import encode
+from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.verify import VerifySettings, verify
 
 ODD = [
@@ -116,7 +116,7 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tin
     )
     run(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True)
     engine = Engine(tiny_bundle)
-    wanted, _ = engine.probabilities(encode(engine.tokenizer, texts, 32)[0])
+    wanted, _ = engine.probabilities(Tokenizer.from_bundle(tiny_bundle).encode(texts, 32)[0])
     table = pq.read_table(tmp_path / "out" / "a.parquet")
     assert table.column_names == ["id", "nested", "label", "confidence", "probabilities", "status", "source", "row"]
     assert table.schema.field("label").type == pa.dictionary(pa.int32(), pa.string())

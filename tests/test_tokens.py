@@ -1,55 +1,14 @@
-"""Token ids, their status, and batches."""
+"""Token lists and batches of them."""
 
 import functools
 import operator
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentiment_core import tokens
-from sentiment_core.tokens import EMPTY, NULL, OK, TRUNCATED, TokenLists
-
-TEXTS = [
-    "Good.",
-    "",
-    "  \n\t ",
-    None,
-    "word " * 40,
-    "naïve café 😀",
-    "\x00\x01",
-    "a\u200b",
-    "x" * 300,
-    "\ufffd",
-    "ok " * 14,
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(packaged_encoder):
-    return tokens.load_tokenizer(packaged_encoder)
-
-
-def test_ids_are_those_of_the_tokenizer(tokenizer):
-    lists, _ = tokens.encode(tokenizer, TEXTS, 16)
-    for i, text in enumerate(TEXTS):
-        found = lists.ids[lists.offsets[i] : lists.offsets[i + 1]].tolist()
-        if found:
-            assert found == tokenizer(text, truncation=True, max_length=16)["input_ids"]
-
-
-def test_status_tells_what_became_of_a_text(tokenizer):
-    lists, status = tokens.encode(tokenizer, TEXTS, 16)
-    assert status.tolist() == [OK, EMPTY, EMPTY, NULL, TRUNCATED, OK, EMPTY, OK, OK, EMPTY, OK]
-    assert ((lists.lengths == 0) == np.isin(status, [EMPTY, NULL])).all()
-    assert lists.lengths[-1] == 16  # exactly the limit is not truncated
-
-
-def test_a_long_text_is_cut_not_refused(tokenizer):
-    lists, status = tokens.encode(tokenizer, ["hello world " * 100_000], 32)
-    assert (lists.lengths.tolist(), status.tolist()) == ([32], [TRUNCATED])
-
+from sentiment_core.tokens import TokenLists
 
 lengths = st.lists(st.integers(0, 60), max_size=200).map(np.array)
 
