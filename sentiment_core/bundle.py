@@ -41,6 +41,7 @@ class BundleInfo:
     calibration: dict  # temperature; expected calibration error before and after; on how many rows
     training: dict  # settings, data with fingerprint and dropped rows, time, device, best epoch
     reference: dict  # statistics of the evaluation part, to tell drift from
+    int8: dict = field(default_factory=dict)  # share of rows with the same label in 8 bits, or why that is not known
     truncation: str = "head"  # of a text over max_length the first tokens are kept
     format_version: int = FORMAT_VERSION
     libraries: dict = field(default_factory=lambda: library_versions())

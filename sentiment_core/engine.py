@@ -1,26 +1,45 @@
-"""A bundle on a device: token lists in, calibrated probabilities out. Knows nothing of Ray or of files to score."""
+"""A bundle on a device: token lists in, calibrated probabilities out. Knows nothing of Ray or of files to score.
+
+Of the ways to compute it takes the fastest that runs the model right: each is held to what plain torch gives.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from sentiment_core import backends, bundle, hardware
+from sentiment_core import bundle, hardware
+from sentiment_core.backends import Backend, FirstToken, Padded, Parts, Unfit
+from sentiment_core.classifier import Classifier
+from sentiment_core.openvino_cpu import OpenVino
+from sentiment_core.packed import Packed
 from sentiment_core.tokens import TokenLists, distinct
+
+FASTEST_FIRST = {"cuda": ("packed", "torch"), "cpu": ("openvino", "torch")}
+ON_CPU = ("openvino", "int8")  # also where there is a GPU
+PROBE_LENGTHS = (1, 2, 15, 16, 40)  # of the token lists that a backend is checked with
+SAME, CLOSE = 1e-4, 0.05  # greatest difference of a probability, in float32 and in fewer bits
 
 
 class Engine:
-    def __init__(self, folder: str, threads: int | None = None, backend: str | None = None) -> None:
-        """Load the bundle in a local folder.
-
-        `threads` (CPU only): how many to compute with; None leaves the library's choice. `backend`: "packed" (GPU),
-        "openvino" (CPU) or "torch"; None takes the fastest that runs this model right here, `passed_over` tells why not
-        others. Raises `backends.Unfit` if the one asked for does not.
+    def __init__(self, model: Classifier, classes: int, threads: int | None = None, backend: str | None = None) -> None:
+        """`threads` (CPU only): how many to compute with; None leaves the library's choice. `backend`: "packed" (GPU),
+        "openvino", "int8" (CPU) or "torch"; None takes the fastest that runs this model right here, `passed_over` tells
+        why not others ("int8" only when asked for). Raises `Unfit` if the one asked for does not.
         """
-        self.device = hardware.device()
+        self.device = torch.device("cpu") if backend in ON_CPU else hardware.device()
         self.threads = threads if self.device.type == "cpu" else None
+        self.classes = classes
         self._limit_threads()
-        model, self.info = bundle.load(folder)
-        self.labels = self.info.labels
-        self.backend, self.head, self.passed_over = backends.choose(model, self.device, self.threads, backend)
+        self.backend, self.head, self.passed_over = choose(model, self.device, self.threads, backend)
+
+    @classmethod
+    def load(cls, folder: str, threads: int | None = None, backend: str | None = None) -> "Engine":
+        """The engine of the bundle in a local folder."""
+        model, info = bundle.load(folder)
+        return cls(model, len(info.labels), threads, backend)
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens, and the number of
@@ -29,7 +48,7 @@ class Engine:
         first, which = distinct(tokens)
         lengths = tokens.lengths[first]
         batches = self.backend.batches(lengths)
-        found = np.full((len(first), len(self.labels)), np.nan, np.float32)
+        found = np.full((len(first), self.classes), np.nan, np.float32)
         if batches:
             with torch.inference_mode():
                 states = torch.cat([self.backend(tokens, first[batch]) for batch in batches])
@@ -39,3 +58,59 @@ class Engine:
     def _limit_threads(self) -> None:
         if self.threads:
             torch.set_num_threads(self.threads)  # holds for the calling thread only
+
+
+def choose(
+    model: Classifier, device: torch.device, threads: int | None, wanted: str | None
+) -> tuple[Backend, nn.Module, list[str]]:
+    """The fastest backend that runs `model` right on `device` (or the `wanted` one, else `Unfit`), the head behind it,
+    and why faster ones were not taken."""
+    dtype = hardware.compute_dtype(device)
+    config: Any = model.encoder.config
+    pad_id = config.pad_token_id or 0
+    probe = _probe(config.vocab_size, pad_id)
+    with torch.inference_mode():
+        whole = Parts(model.to(device), nn.Identity(), True)
+        expected = _probabilities(Padded(whole, device, torch.float32, pad_id), whole.head, probe)
+        parts = _cut(model, device, pad_id, probe, expected) or whole
+        candidates: dict[str, Callable[[], Backend]] = {
+            "packed": lambda: Packed(parts, device, dtype, pad_id),
+            "openvino": lambda: OpenVino(parts, dtype, pad_id, threads, int8=False),
+            "int8": lambda: OpenVino(parts, dtype, pad_id, threads, int8=True),
+            "torch": lambda: Padded(parts, device, dtype, pad_id),
+        }
+        passed_over: list[str] = []
+        for name in [wanted] if wanted else FASTEST_FIRST[device.type]:
+            try:
+                backend = candidates[name]()
+                difference = np.abs(_probabilities(backend, parts.head, probe) - expected).max()
+                if difference > CLOSE:
+                    raise Unfit(f"its probabilities differ by {difference:.2f} from those of plain torch")
+                return backend, parts.head, passed_over
+            except Exception as error:
+                if wanted or name == "torch":
+                    raise
+                passed_over.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+    raise AssertionError("plain torch runs every model")
+
+
+def _cut(model: Classifier, device: torch.device, pad_id: int, probe: TokenLists, expected: np.ndarray) -> Parts | None:
+    """The model cut behind its first token's last state, if that gives the same; not all families can be cut there."""
+    try:
+        parts = Parts(FirstToken(model.encoder), model.head(), False)
+        found = _probabilities(Padded(parts, device, torch.float32, pad_id), parts.head, probe)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return None
+    return parts if np.abs(found - expected).max() < SAME else None
+
+
+def _probe(vocabulary: int, pad_id: int) -> TokenLists:
+    """Token lists of several lengths, random but for special tokens, which vocabularies keep at either end."""
+    ids = np.random.default_rng(0).integers(vocabulary // 4, 3 * vocabulary // 4, sum(PROBE_LENGTHS), dtype=np.int32)
+    ids[ids == pad_id] += 1
+    return TokenLists(ids, np.concatenate([[0], np.cumsum(PROBE_LENGTHS)]))
+
+
+def _probabilities(backend: Backend, head: nn.Module, tokens: TokenLists) -> np.ndarray:
+    """Of all rows as one batch."""
+    return torch.softmax(head(backend(tokens, np.arange(len(tokens))).float()), dim=1).cpu().numpy()

@@ -30,16 +30,17 @@ def evaluate(settings: EvaluateSettings) -> dict:
 
     Raises `BadRequest`, also for a label the bundle does not know.
     """
-    labels = bundle.read_info(settings.model).labels
+    info = bundle.read_info(settings.model)
+    labels = info.labels
     data = dataset.read(settings.data, settings.text_column, settings.label_column, labels)
     if settings.out:
         storage.check_lasting(settings.out)
         storage.check_writable(storage.parent(settings.out))
     files = storage.read_folder(settings.model)
     with storage.unpacked(files) as folder:
-        engine = Engine(folder)
+        engine = Engine.load(folder)
         tokenizer = Tokenizer.from_bundle(folder)
-    tokens, _ = tokenizer.encode(data.texts, engine.info.max_length)
+    tokens, _ = tokenizer.encode(data.texts, info.max_length)
     probabilities, _ = engine.probabilities(tokens)
     scored = ~np.isnan(probabilities).any(axis=1)
     if not scored.any():

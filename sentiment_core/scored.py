@@ -35,6 +35,7 @@ class Run:
     keep: list[str] | None  # None: all columns but the text
     probabilities: bool
     limit: int | None
+    int8: bool
     format_version: int = FORMAT_VERSION
 
 

@@ -5,6 +5,7 @@ only tokens and probabilities travel. The columns to keep are read where the out
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -32,7 +33,10 @@ STAGES = ("read and tokenise", "classify", "write")
 # CPUs reserved by a task that reads and tokenises, and by one that writes. The first must differ from what an actor
 # reserves, or Ray fuses the two and the model waits for the tokenizer.
 READ_CPUS, WRITE_CPUS = 0.5, 0.25
-TASK_ROWS = 8_192  # small units are gathered up to this many rows: a task costs about 30 ms whatever it does
+# Small units are gathered up to this many rows, by what computes them: a task costs about 30 ms whatever it does, which
+# is little beside its seconds on a CPU, and beside its tenths of a second on a GPU.
+TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
+INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
 
 
@@ -48,6 +52,10 @@ class ScoreSettings:
         None, "input columns to keep in the output; without it all but the text, with '' none", "A,B"
     )
     probabilities: bool = setting(False, "also write the probabilities of all labels")
+    int8: bool = setting(
+        False,
+        "compute in 8 bits on CPUs (OpenVINO), if the bundle's labels were seen to stay the same in 99.5 % of rows",
+    )
     workers: int | None = setting(None, "actors holding the model; without it one for each GPU, or for each two CPUs")
     limit: int | None = setting(
         None, "score only that many rows, into the folder OUT-limit-N, for a look before the big run", "N"
@@ -80,12 +88,22 @@ class Scored:
             f"this run: {s['run']['rows']:,} rows in {s['run']['seconds']:.1f} s, {s['run']['rows_per_second']:,.1f} rows/s, "
             f"{s['run']['tokens_per_second']:,.0f} tokens/s, padding {100 * s['padding_share']:.1f} %, "
             f"workers busy {100 * s['run']['workers_busy_share']:.0f} %",
+            *self._speed(),
             f"scored: {self.place}",
         ]
         lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in s["failed_shards"][:10]]
         if len(s["failed_shards"]) > 10:
             lines.append(f"... {len(s['failed_shards']):,} failed shards in all, listed in {scored.SUMMARY_FILE}")
         return "\n".join(lines)
+
+    def _speed(self) -> list[str]:
+        run = self.summary["run"]
+        if not run.get("rows_per_second_after"):
+            return []
+        return [
+            f"first rows after {run['first_task_seconds']:.1f} s, then {run['rows_per_second_after']:,.1f} rows/s, "
+            f"computed by {', '.join(run['computed_by'])}"
+        ]
 
 
 def _listed(numbers: dict[str, int]) -> str:
@@ -121,6 +139,8 @@ class Work:
 def prepare(settings: ScoreSettings) -> Work:
     """Find out what is to be done; reads footers, writes nothing. Raises `BadRequest`."""
     info = bundle.read_info(settings.model)
+    if settings.int8:
+        check_int8(settings.model, info)
     files = storage.read_folder(settings.model)
     planned = corpus.plan(settings.input, settings.text_column, settings.keep, scored.COLUMNS)
     if settings.limit:
@@ -132,6 +152,7 @@ def prepare(settings: ScoreSettings) -> Work:
         keep=None if settings.keep is None else list(settings.keep),
         probabilities=settings.probabilities,
         limit=settings.limit,
+        int8=settings.int8,
     )
     storage.check_lasting(settings.out)
     place = storage.absolute(settings.out) + (f"-limit-{settings.limit}" if settings.limit else "")
@@ -152,6 +173,22 @@ def prepare(settings: ScoreSettings) -> Work:
     return Work(place, run, files, info.labels, planned, todo, done, stale, settings.workers)
 
 
+def check_int8(model: str, info: bundle.BundleInfo) -> None:
+    """Refuse 8 bits for a bundle that they would change, or of which that is not known."""
+    if "agreement" not in info.int8:
+        raise BadRequest(
+            f"--int8: --model {model} was not checked in 8 bits ({info.int8.get('reason', 'made by an older version')}); "
+            "train it again with the extra `cpu` installed, or score without --int8"
+        )
+    if info.int8["agreement"] < INT8_AGREEMENT:
+        raise BadRequest(
+            f"--int8: of {info.int8['rows']:,} rows --model {model} gives only {100 * info.int8['agreement']:.2f} % the "
+            f"same label in 8 bits; expected {100 * INT8_AGREEMENT} % or more; score without --int8"
+        )
+    if importlib.util.find_spec("openvino") is None:
+        raise BadRequest("--int8 needs OpenVINO; install the extra `cpu` on all nodes")
+
+
 def score(work: Work) -> Scored:
     """Score what is not scored yet. Raises `BadRequest` before any work if the cluster cannot do it."""
     started = time.monotonic()
@@ -159,6 +196,8 @@ def score(work: Work) -> Scored:
     workers = 0
     if work.todo:
         cluster.connect()
+        if work.run.int8 and cluster.device_kind() == "GPU":
+            raise BadRequest("--int8 computes on CPUs, and this cluster has GPUs; score without --int8")
         workers = number_of_workers(work.workers, len(work.todo))
     storage.check_writable(work.place)
     if work.todo:
@@ -170,13 +209,18 @@ def score(work: Work) -> Scored:
         with contextlib.suppress(FileNotFoundError):  # that run is at it too
             storage.delete_file(storage.join(work.place, path))
     busy = dict.fromkeys(STAGES, 0.0)
+    computed_by: set[str] = set()
     counts: list[Counts] = []
+    first = None  # when the first task was done, and its rows
     failed = list(work.corpus.failed)
     if work.todo:
         with Progress("score", work.rows_todo, "rows", cluster.waiting_for) as progress:
             stream = make_stream(work, workers)
             for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for record in block.to_pylist():  # type: ignore[union-attr]  # a pyarrow table, as asked for
+                records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
+                first = first or (time.monotonic() - started, sum(record["rows"] for record in records))
+                for record in records:
+                    computed_by.add(record["backend"])
                     progress.add(record["rows"])
                     for stage in STAGES:
                         busy[stage] += record["seconds"][stage]
@@ -185,7 +229,10 @@ def score(work: Work) -> Scored:
                         progress.say(f"failed: {record['source']}: {record['error']}")
                     else:
                         counts.append(Counts(**json.loads(record["counts"])))
-    summary = summarise(work, counts, failed, time.monotonic() - started, busy, workers)
+    seconds = time.monotonic() - started
+    summary = summarise(work, counts, failed, seconds, busy, workers)
+    summary["run"]["computed_by"] = sorted(computed_by)
+    summary["run"] |= steady(*first, sum(unit.rows for unit in work.todo), seconds) if first else {}
     content = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     storage.write_file(storage.join(work.place, scored.SUMMARY_FILE), content.encode())
     return Scored(work.place, summary)
@@ -245,7 +292,7 @@ def make_stream(work: Work, workers: int) -> ray.data.Dataset:
         .map_batches(read_and_tokenise, fn_kwargs=shared | {"files": tokenizer}, num_cpus=READ_CPUS, **common)
         .map_batches(
             Classify,
-            fn_constructor_kwargs={"files": weights, "threads": threads_each(workers)},
+            fn_constructor_kwargs={"files": weights, "threads": threads_each(workers), "int8": work.run.int8},
             compute=ActorPoolStrategy(size=workers),
             **actor_resources(workers),
             **common,
@@ -273,7 +320,7 @@ def threads_each(workers: int) -> int:
 
 def gather(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
     """Units in tasks of up to `TASK_ROWS` rows, fewer where that would leave workers without a task."""
-    most = min(TASK_ROWS, sum(unit.rows for unit in units) // (2 * workers) + 1)
+    most = min(TASK_ROWS[cluster.device_kind()], sum(unit.rows for unit in units) // (2 * workers) + 1)
     task: list[Unit] = []
     rows = 0
     for unit in units:
@@ -321,11 +368,12 @@ def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef)
 class Classify:
     """Holds the bundle. Replaces `tokens` by `probabilities`, rows x classes in one flat list, NaN without tokens."""
 
-    def __init__(self, files: ray.ObjectRef, threads: int) -> None:
+    def __init__(self, files: ray.ObjectRef, threads: int, int8: bool) -> None:
         from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
 
         with storage.unpacked(ray.get(files)) as folder:
-            self.engine = Engine(folder, threads)
+            self.engine = Engine.load(folder, threads, "int8" if int8 else None)
+        self.backend = "; ".join([self.engine.backend.name, *self.engine.passed_over])
 
     def __call__(self, task: pa.Table) -> pa.Table:
         started = time.monotonic()
@@ -337,6 +385,7 @@ class Classify:
             task.drop_columns(["tokens"])
             .append_column("lengths", _one_row(pa.array(tokens.lengths)))
             .append_column("probabilities", _one_row(pa.array(probabilities.ravel())))
+            .append_column("backend", pa.array([self.backend]))
             .append_column("computed_tokens", pa.array([computed]))
             .append_column("classify_seconds", pa.array([time.monotonic() - started]))
         )
@@ -371,6 +420,7 @@ def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) ->
     seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
     for i, record in enumerate(records):
         record["seconds"] = dict(zip(STAGES, seconds if i == 0 else (0.0, 0.0, 0.0), strict=True))
+        record["backend"] = task["backend"][0].as_py()
     return pa.Table.from_pylist(records)
 
 
@@ -392,6 +442,15 @@ def _tokenizer(digest: str, files: ray.ObjectRef) -> tuple:
         with storage.unpacked(ray.get(files)) as folder:
             _loaded[digest] = Tokenizer.from_bundle(folder), bundle.read_info(folder).max_length
     return _loaded[digest]
+
+
+def steady(first_seconds: float, first_rows: int, rows: int, seconds: float) -> dict:
+    """How long the first task took, start-up included, and how fast it went from there."""
+    later = rows - first_rows
+    return {
+        "first_task_seconds": first_seconds,
+        "rows_per_second_after": later / (seconds - first_seconds) if later else None,
+    }
 
 
 def summarise(

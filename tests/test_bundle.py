@@ -25,8 +25,8 @@ def real_bundle(packaged_encoder, tmp_path_factory) -> str:
 
 
 def engine_probabilities(place: str) -> np.ndarray:
-    engine = Engine(place)
-    return engine.probabilities(Tokenizer.from_bundle(place).encode(TEXTS, engine.info.max_length)[0])[0]
+    engine = Engine.load(place)
+    return engine.probabilities(Tokenizer.from_bundle(place).encode(TEXTS, 64)[0])[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

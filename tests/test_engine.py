@@ -54,7 +54,9 @@ def family_bundle(packaged_encoder, tmp_path_factory):
 def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
     """The packaged encoder, three classes, on each backend."""
     place = tmp_path_factory.mktemp("engine") / "b"
-    return Engine(make_bundle(packaged_encoder, place, labels=("a", "b", "c"), max_length=512), None, request.param)
+    return Engine.load(
+        make_bundle(packaged_encoder, place, labels=("a", "b", "c"), max_length=512), None, request.param
+    )
 
 
 def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
@@ -80,7 +82,7 @@ def test_every_family_gets_what_plain_torch_gives(family_bundle, family, head):
     lists = random_lists([1, 2, 3, 7, 15, 16, 17, LIMIT - 1, LIMIT])
     expected = one_by_one(place, lists)
     for backend in (None, "torch"):
-        found, _ = Engine(place, None, backend).probabilities(lists)
+        found, _ = Engine.load(place, None, backend).probabilities(lists)
         np.testing.assert_allclose(found, expected, atol=0.02)
 
 
@@ -88,18 +90,18 @@ def test_every_family_gets_what_plain_torch_gives(family_bundle, family, head):
 def test_packing_serves_the_common_families(family_bundle, family):
     place = family_bundle(family, "standard")
     lists = random_lists([5, LIMIT, 1, 30, 30, 2])
-    found, computed = Engine(place, None, "packed").probabilities(lists)
+    found, computed = Engine.load(place, None, "packed").probabilities(lists)
     np.testing.assert_allclose(found, one_by_one(place, lists), atol=0.02)
     assert computed == lists.lengths.sum()
 
 
 def test_what_cannot_be_packed_says_why(family_bundle):
     with pytest.raises(Exception, match=r"first token|sliding window"):
-        Engine(family_bundle("modernbert", "standard"), None, "packed")
+        Engine.load(family_bundle("modernbert", "standard"), None, "packed")
 
 
 def test_openvino_is_taken_by_itself_on_a_cpu(tiny_bundle):
-    engine = Engine(tiny_bundle)
+    engine = Engine.load(tiny_bundle)
     if engine.device.type == "cuda":
         pytest.skip("needs a machine without a GPU")
     assert engine.backend.name.startswith("openvino ")
@@ -129,3 +131,17 @@ def test_rows_of_the_same_tokens_are_computed_once(engine):
     again, recomputed = engine.probabilities(lists.take(np.array([3, 2, 2, 1, 0, 3, 2])))
     assert recomputed == computed
     np.testing.assert_allclose(again, once[[3, 2, 2, 1, 0, 3, 2]], atol=1e-6)
+
+
+def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
+    """Random words on an untrained head lie closer to the boundary than text that the model was trained for."""
+    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
+    lists = random_lists(np.random.default_rng(0).integers(3, 60, 400).tolist())
+    whole, _ = Engine.load(place).probabilities(lists)
+    small = Engine.load(place, None, "int8")
+    assert small.backend.name == "openvino int8"
+    found, _ = small.probabilities(lists)
+    assert (found.argmax(axis=1) == whole.argmax(axis=1)).mean() > 0.98
+    assert 0 < np.abs(found - whole).mean() < 0.01
+    rows = np.array([7, 3, 200])
+    np.testing.assert_allclose(small.probabilities(lists.take(rows))[0], found[rows], atol=1e-3)

@@ -21,6 +21,7 @@ from sentiment_core.errors import BadRequest
 from sentiment_core.scoring import ScoreSettings, make_stream, prepare, score
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.verify import VerifySettings, verify
+from tests.conftest import make_bundle
 
 ODD = [
     "good", None, "", "   \n\t", "word " * 100, "naïve café 😀", "\x00\x01", "a\u200b", "\ufeff", "<br />", "🎉" * 50,
@@ -115,7 +116,7 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tin
         row_group_size=60,
     )
     run(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True)
-    engine = Engine(tiny_bundle)
+    engine = Engine.load(tiny_bundle)
     wanted, _ = engine.probabilities(Tokenizer.from_bundle(tiny_bundle).encode(texts, 32)[0])
     table = pq.read_table(tmp_path / "out" / "a.parquet")
     assert table.column_names == ["id", "nested", "label", "confidence", "probabilities", "status", "source", "row"]
@@ -246,6 +247,29 @@ def test_asked_for_workers_are_there_and_the_stream_does_not_stall(ray_here, tin
         write(tmp_path / "in", f"{i}.parquet", {"text": ["good"] * 20})
     done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", workers=2)
     assert (done.summary["rows"], done.summary["run"]["workers"]) == (120, 2)
+
+
+def test_eight_bits_are_used_where_the_bundle_was_checked(ray_here, tiny_encoder, tmp_path):
+    write(tmp_path / "in", "a.parquet", {"text": ["good", "bad", None, "good"]})
+    checked = make_bundle(tiny_encoder, tmp_path / "b", int8={"agreement": 0.996, "rows": 500})
+    done = run(checked, tmp_path / "in", tmp_path / "out", int8=True)
+    assert done.summary["run"]["computed_by"] == ["openvino int8"]
+    assert read(tmp_path / "out")["label"].null_count == 1
+    refuse(["other settings", "int8 True, now False"], model=checked, input=tmp_path / "in", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("int8", "words"),
+    [
+        ({"agreement": 0.99, "rows": 500}, ["of 500 rows", "99.00 %", "99.5 %", "without --int8"]),
+        ({"reason": "not installed"}, ["was not checked in 8 bits (not installed)", "train it again"]),
+        ({}, ["made by an older version"]),
+    ],
+)
+def test_eight_bits_that_change_labels_are_refused(tiny_encoder, tmp_path, int8, words):
+    write(tmp_path / "in", "a.parquet", {"text": ["good"]})
+    model = make_bundle(tiny_encoder, tmp_path / "b", int8=int8)
+    refuse(words, model=model, input=tmp_path / "in", out=tmp_path / "out", int8=True)
 
 
 def refuse(words, **settings):

@@ -29,6 +29,8 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert f"{trained.info.metrics['accuracy']:.4f}" in (out / "README.md").read_text()
     log = [json.loads(line) for line in (out / bundle.LOG).read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2, 3]
+    assert trained.info.int8["agreement"] > 0.95
+    assert trained.info.int8["rows"] == trained.info.metrics["n"]
     # what the bundle says of itself is what a fresh look finds, on new sentences
     pq.write_table(sentences(200, seed=7), tmp_path / "new.parquet")
     found = evaluate(EvaluateSettings(model=str(out), data=str(tmp_path / "new.parquet"), out=str(tmp_path / "m.json")))

@@ -35,7 +35,7 @@ def write_output(out, unit, rows=None):
     rows = unit.rows if rows is None else rows
     status = np.zeros(rows, np.int8)
     probabilities = np.full((rows, 2), 0.5, np.float32)
-    run = Run("in", "digest", "text", None, False, None)
+    run = Run("in", "digest", "text", None, False, None, False)
     kept = pa.table({})
     shown = unit if rows == unit.rows else type(unit)(**{**vars(unit), "stop": unit.start + rows})
     table = scored.make_table(shown, kept, status, probabilities, LABELS, False)
@@ -98,7 +98,7 @@ def test_foreign_and_truncated_files_are_found(folders):
 
 
 def test_outputs_of_another_run_are_found(folders):
-    (folders[1] / scored.RUN_FILE).write_text(json.dumps(asdict(Run("in", "other", "text", None, False, None))))
+    (folders[1] / scored.RUN_FILE).write_text(json.dumps(asdict(Run("in", "other", "text", None, False, None, False))))
     found = look(folders)
     assert found.exit_code == 1
     assert len(found.stale) == 4

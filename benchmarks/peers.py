@@ -1,0 +1,184 @@
+"""What a user would run instead of this project, each as its documentation shows it, and this project's engine.
+
+A contender is made once from a bundle and then called with texts; it gives the label number of each.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sentiment_core import bundle, hardware
+from sentiment_core.tokenizer import Tokenizer
+from sentiment_core.tokens import batches_by_tokens, pad
+
+Contender = Callable[[list[str]], np.ndarray]
+
+
+def pipeline_api(folder: str, batch_size: int, dtype: str = "float32") -> Contender:
+    """`transformers.pipeline`."""
+    from transformers import pipeline
+
+    pipe = pipeline(
+        "text-classification", folder, batch_size=batch_size, dtype=getattr(torch, dtype), device=hardware.device()
+    )
+
+    def run(texts: list[str]) -> np.ndarray:
+        ids = pipe.model.config.label2id
+        return np.array([ids[found["label"]] for found in pipe(texts, truncation=True)])
+
+    return run
+
+
+def tutorial_loop(folder: str) -> Contender:
+    """The loop of the tutorials: batches of 16 in the given order, padded to max_length."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(hardware.device())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    longest = bundle.read_info(folder).max_length
+
+    def run(texts: list[str]) -> np.ndarray:
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(texts), 16):
+                batch = tokenizer(
+                    texts[start : start + 16],
+                    padding="max_length",
+                    truncation=True,
+                    max_length=longest,
+                    return_tensors="pt",
+                ).to(hardware.device())
+                found.append(model(**batch).logits.argmax(dim=1).cpu())
+        return torch.cat(found).numpy()
+
+    return run
+
+
+def curator_way(folder: str) -> Contender:
+    """As NeMo Curator does: the tokenizer pads all to the maximum, rows are sorted by length, batches of 256 clipped to
+    their longest row; autocast."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    device = hardware.device()
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    longest = bundle.read_info(folder).max_length
+
+    def run(texts: list[str]) -> np.ndarray:
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+        lengths = tokens["attention_mask"].sum(dim=1)
+        found = torch.empty(len(texts), dtype=torch.int64)
+        with torch.inference_mode(), hardware.autocast(device, hardware.compute_dtype(device)):
+            for rows in lengths.argsort().split(256):
+                clip = int(lengths[rows].max())
+                batch = {name: tokens[name][rows, :clip].to(device) for name in ("input_ids", "attention_mask")}
+                found[rows] = model(**batch).logits.argmax(dim=1).cpu()
+        return found.numpy()
+
+    return run
+
+
+def ray_documentation_way(folder: str, batch_size: int) -> Contender:
+    """`transformers.pipeline` in an actor of `map_batches`, as in Ray Data's text classification example. Its `seconds`
+    leave out what starting Ray and the actor took; Ray runs for that time only, for it keeps a CPU from resting."""
+    import ray
+
+    from sentiment_core import cluster
+
+    gpus = 1 if hardware.device().type == "cuda" else 0
+
+    class Predictor:
+        def __init__(self) -> None:
+            self.run = pipeline_api(folder, batch_size)
+
+        def __call__(self, batch: dict) -> dict:
+            began = time.time()
+            labels = self.run([str(text) for text in batch["text"]])
+            return {
+                "row": batch["row"],
+                "label": labels,
+                "began": [began] * len(labels),
+                "ended": [time.time()] * len(labels),
+            }
+
+    def run(texts: list[str]) -> np.ndarray:
+        cluster.connect()
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = ray.data.from_items([{"row": i, "text": text} for i, text in enumerate(texts)])
+        found = rows.map_batches(Predictor, batch_size=1024, concurrency=1, num_gpus=gpus).take_all()
+        ray.shutdown()
+        run.seconds = max(row["ended"] for row in found) - min(row["began"] for row in found)  # type: ignore[attr-defined]
+        return np.array([row["label"] for row in sorted(found, key=lambda row: row["row"])])
+
+    return run
+
+
+def onnx_runtime(folder: str) -> Contender:
+    """ONNX Runtime in float32 (it has no bf16 on CPUs), given this project's token lists and batches."""
+    import tempfile
+
+    import onnxruntime
+
+    model, info = bundle.load(folder)
+    example = (torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64))
+    with tempfile.TemporaryDirectory() as place:
+        path = os.path.join(place, "model.onnx")
+        dynamic = {0: "rows", 1: "tokens"}
+        torch.onnx.export(
+            model,
+            example,
+            path,
+            input_names=["input_ids", "attention_mask"],
+            dynamic_axes={"input_ids": dynamic, "attention_mask": dynamic},
+            dynamo=False,
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_bundle(folder)
+
+    def run(texts: list[str]) -> np.ndarray:
+        tokens, _ = tokenizer.encode(texts, info.max_length)
+        found = np.zeros(len(texts), np.int64)
+        for rows in batches_by_tokens(tokens.lengths, 2_048):
+            ids, mask = pad(tokens, rows, 0)
+            found[rows] = session.run(None, {"input_ids": ids, "attention_mask": mask})[0].argmax(axis=1)
+        return found
+
+    return run
+
+
+def engine(folder: str, backend: str | None) -> Contender:
+    """This project without Ray, tokenising included."""
+    from sentiment_core.engine import Engine
+
+    loaded = Engine.load(folder, None, backend)
+    tokenizer = Tokenizer.from_bundle(folder)
+    longest = bundle.read_info(folder).max_length
+
+    def run(texts: list[str]) -> np.ndarray:
+        return loaded.probabilities(tokenizer.encode(texts, longest)[0])[0].argmax(axis=1)
+
+    return run
+
+
+PEERS: dict[str, Callable[[str], Contender]] = {
+    "pipeline batch 1": lambda folder: pipeline_api(folder, 1),
+    "pipeline batch 8": lambda folder: pipeline_api(folder, 8),
+    "pipeline batch 32": lambda folder: pipeline_api(folder, 32),
+    "pipeline bf16 batch 1": lambda folder: pipeline_api(folder, 1, "bfloat16"),
+    "pipeline bf16 batch 32": lambda folder: pipeline_api(folder, 32, "bfloat16"),
+    "tutorial loop": tutorial_loop,
+    "Curator's way": curator_way,
+    "Ray's example": lambda folder: ray_documentation_way(folder, 32),
+    "ONNX Runtime float32": onnx_runtime,
+}
+ENGINES: dict[str, Callable[[str], Contender]] = {
+    "engine torch": lambda folder: engine(folder, "torch"),
+    "engine openvino": lambda folder: engine(folder, "openvino"),
+    "engine int8": lambda folder: engine(folder, "int8"),
+    "engine packed": lambda folder: engine(folder, "packed"),
+}
