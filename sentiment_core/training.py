@@ -42,7 +42,6 @@ from sentiment_core import (
 )
 from sentiment_core.backends import Unfit
 from sentiment_core.dataset import Labelled
-from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.progress import Progress
 from sentiment_core.settings import REQUIRED, check, setting
@@ -250,6 +249,7 @@ def train(settings: TrainSettings) -> Trained:
         reference=reference_statistics(eval_tokens, after, labels, tokenizer.unk_token_id),
         int8=check_int8(model, eval_tokens, after),
     )
+
     extra = report.model_card(info, log)
     extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
     bundle.write(settings.out, model, model_config, tokenizer, info, extra)
@@ -274,6 +274,8 @@ def read_parts(settings: TrainSettings) -> tuple[Labelled, Labelled]:
 
 def check_int8(model: classifier.Classifier, tokens: TokenLists, probabilities: np.ndarray) -> dict:
     """On how many rows 8 bits leave the label as it is; rows taken evenly, so that checking takes seconds."""
+    from sentiment_core.engine import Engine
+
     try:
         engine = Engine(model.eval(), probabilities.shape[1], backend="int8")
     except Unfit as unfit:

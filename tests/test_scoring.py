@@ -51,10 +51,10 @@ def invalid_utf8() -> pa.Array:
     )
 
 
-@pytest.fixture
-def odd_corpus(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def odd_corpus(tmp_path_factory) -> Path:
     """Every odd row in several kinds of text column, shards and folders."""
-    root = tmp_path / "corpus"
+    root = tmp_path_factory.mktemp("odd") / "corpus"
     ids = list(range(len(ODD)))
     write(root, "kind=a/plain.parquet", {"id": ids, "text": ODD}, row_group_size=3)
     write(root, "kind=a/large.parquet", {"id": ids, "text": pa.array(ODD, pa.large_string())})
@@ -66,9 +66,13 @@ def odd_corpus(tmp_path) -> Path:
     return root
 
 
-def test_every_odd_row_comes_out_once_in_its_place(ray_here, tiny_bundle, odd_corpus, tmp_path):
-    out = tmp_path / "scored"
-    done = run(tiny_bundle, odd_corpus, out, probabilities=True)
+@pytest.fixture(scope="module")
+def odd_scored(ray_here, tiny_bundle, odd_corpus, tmp_path_factory):
+    return run(tiny_bundle, odd_corpus, tmp_path_factory.mktemp("odd") / "scored", probabilities=True)
+
+
+def test_every_odd_row_comes_out_once_in_its_place(odd_scored, odd_corpus):
+    done, out = odd_scored, Path(odd_scored.place)
     assert done.exit_code == 0
     found = verify(VerifySettings(input=str(odd_corpus), out=str(out)))
     assert (found.exit_code, found.rows_in, found.rows_out) == (0, 3 * len(ODD) + 5, 3 * len(ODD) + 5)
@@ -128,9 +132,8 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tin
     assert table["nested"].to_pylist()[7] == {"x": [7]}
 
 
-def test_plain_readers_open_the_folder_as_it_is(ray_here, tiny_bundle, odd_corpus, tmp_path):
-    out = tmp_path / "scored"
-    run(tiny_bundle, odd_corpus, out)
+def test_plain_readers_open_the_folder_as_it_is(odd_scored):
+    out = Path(odd_scored.place)
     rows = 3 * len(ODD) + 5
     assert len(pd.read_parquet(out)) == rows
     files = f"read_parquet('{out}/**/*.parquet', hive_partitioning=true)"
