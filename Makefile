@@ -1,13 +1,14 @@
 # make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
 # make test     the tests
 # make lint     ruff and mypy
+# make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 10 minutes
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint benchmark format clean
 
 demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
@@ -19,6 +20,10 @@ lint: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+benchmark: .venv/.benchmark
+	test -d runs/demo/bundle || $(MAKE) demo
+	.venv/bin/python benchmarks/run.py
 
 format: .venv/.dev
 	.venv/bin/ruff check --fix .

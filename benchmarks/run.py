@@ -12,14 +12,13 @@ import datetime
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ from sentiment_core.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "results"
 GEMM_TOKENS = 2_048  # rows of the matrices that the ceiling is measured with
-JOB = "whole job"
+JOB, JOB_SHARDS = "whole job", 12
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class BenchmarkSettings:
     rows: int = setting(1_000, "texts that every contender is timed on, taken at random")
     job_rows: int = setting(10_000, "texts that the whole job, Parquet to Parquet, is timed on; 0 leaves it out")
     rounds: int = setting(3, "times that each contender runs, after once to warm up")
+    results: str = setting(str(RESULTS), "folder for the JSON file", "DIR")
     only: tuple[str, ...] = setting((), "contenders to run; without it all", "A,B")
 
 
@@ -83,19 +83,19 @@ def main() -> int:
         "device": hardware.device_name(device),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "settings": asdict(settings),
+        "settings": {name: getattr(settings, name) for name in ("rows", "rounds", "job_rows", "only")},
         "mean_tokens": float(lengths.mean()),
         "max_length": info.max_length,
         "flop_per_token": flop,
         "gemm_ceiling_flops": ceiling,
         "contenders": timed,
-        "libraries": bundle.library_versions() | {"platform": platform.platform()},
+        "libraries": bundle.library_versions(),
     }
     if settings.job_rows:
         report[JOB] = time_job(settings, [texts[i] for i in chosen[: settings.job_rows]])
     print_table(report)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{settings.name}.json"
+    path = Path(settings.results) / f"{settings.name}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written: {path}")
     return 0
@@ -201,12 +201,13 @@ def serve(name: str, folder: str, line) -> None:
 
 
 def time_job(settings: BenchmarkSettings, texts: list[str]) -> dict:
-    """jobs/score.py on shards of 1,000 rows, between two runs of the engine alone on the same rows."""
+    """jobs/score.py on shards of equal size, between two runs of the engine alone on the same rows."""
     script = Path(__file__).parent.parent / "jobs" / "score.py"
     with tempfile.TemporaryDirectory() as place:
         os.mkdir(os.path.join(place, "in"))
-        for start in range(0, len(texts), 1_000):
-            part = texts[start : start + 1_000]
+        per_shard = -(-len(texts) // JOB_SHARDS)
+        for start in range(0, len(texts), per_shard):
+            part = texts[start : start + per_shard]
             pq.write_table(
                 pa.table({"id": range(start, start + len(part)), "text": part}), f"{place}/in/{start:09}.parquet"
             )

@@ -34,8 +34,10 @@ STAGES = ("read and tokenise", "classify", "write")
 # reserves, or Ray fuses the two and the model waits for the tokenizer.
 READ_CPUS, WRITE_CPUS = 0.5, 0.25
 # Small units are gathered up to this many rows, by what computes them: a task costs about 30 ms whatever it does, which
-# is little beside its seconds on a CPU, and beside its tenths of a second on a GPU.
+# is little beside its seconds on a CPU, and beside its tenths of a second on a GPU. Of long texts fewer: a task should
+# take seconds.
 TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
+TASK_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}  # of text
 INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
 
@@ -319,16 +321,19 @@ def threads_each(workers: int) -> int:
 
 
 def gather(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
-    """Units in tasks of up to `TASK_ROWS` rows, fewer where that would leave workers without a task."""
-    most = min(TASK_ROWS[cluster.device_kind()], sum(unit.rows for unit in units) // (2 * workers) + 1)
+    """Units in tasks of up to `TASK_ROWS` rows and `TASK_BYTES` of text, fewer where that would leave workers without a
+    task."""
+    kind = cluster.device_kind()
+    most = min(TASK_ROWS[kind], sum(unit.rows for unit in units) // (2 * workers) + 1)
     task: list[Unit] = []
-    rows = 0
+    rows = size = 0
     for unit in units:
-        if task and rows + unit.rows > most:
+        if task and (rows + unit.rows > most or size + unit.text_bytes > TASK_BYTES[kind]):
             yield task
-            task, rows = [], 0
+            task, rows, size = [], 0, 0
         task.append(unit)
         rows += unit.rows
+        size += unit.text_bytes
     if task:
         yield task
 
