@@ -48,9 +48,7 @@ class Packed:
             input_ids=ids[None],
             position_ids=positions[None],
             cu_seq_lens_q=offsets,
-            cu_seq_lens_k=offsets,
             max_length_q=longest,
-            max_length_k=longest,
         ).last_hidden_state[0]
         return states[offsets[:-1].long()]
 

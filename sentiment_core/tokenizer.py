@@ -37,9 +37,9 @@ class Tokenizer:
     def from_bundle(cls, folder: str) -> "Tokenizer":
         whole = Path(folder, "tokenizer.json")
         if not whole.exists():
-            from transformers import AutoTokenizer
+            from sentiment_core.encoder import load_tokenizer
 
-            return cls.from_transformers(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            return cls.from_transformers(load_tokenizer(folder))
         options = json.loads(Path(folder, "tokenizer_config.json").read_text(encoding="utf-8"))
         return cls(tokenizers.Tokenizer.from_file(str(whole)), options.get("truncation_side", "right"))
 
@@ -130,20 +130,8 @@ def _ascii_sample() -> list[str]:
     """Words, spaces, digits, signs and control characters in odd company."""
     rng = np.random.default_rng(0)
     words = [
-        "The",
-        "film",
-        "isn't",
-        "SO",
-        "good",
-        " ",
-        "  ",
-        "\n",
-        "\t",
-        "1999",
-        "3.14",
-        "a_b",
-        "--",
-        "http://x.y/z?q=1",
+        *("The", "film", "isn't", "SO", "good", " ", "  ", "\n", "\t"),
+        *("1999", "3.14", "a_b", "--", "http://x.y/z?q=1"),
     ]
     some = ["".join(rng.choice(words, 20)) for _ in range(100)] + [" ".join(rng.choice(words, 20)) for _ in range(100)]
     return some + ["".join(map(chr, rng.integers(0, 128, rng.integers(1, 40)))) for _ in range(300)] + ["x" * 300]

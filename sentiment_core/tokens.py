@@ -66,13 +66,14 @@ def batches_by_tokens(lengths: np.ndarray, budget: int, step: int | None = None)
     """
     order = np.argsort(-lengths, kind="stable")
     order = order[: np.count_nonzero(lengths)]
+    descending = lengths[order]
     batches, start = [], 0
     while start < len(order):
-        longest = int(lengths[order[start]])
+        longest = int(descending[start])
         stop = start + max(1, budget // longest)
         if step:
             shortest = longest // step * step
-            stop = min(stop, int(np.searchsorted(-lengths[order], -shortest, side="right")))
+            stop = start + int(np.count_nonzero(descending[start:stop] >= shortest))
         batches.append(order[start:stop])
         start = stop
     return batches

@@ -37,7 +37,6 @@ from sentiment_core import (
     encoder,
     hardware,
     metrics,
-    report,
     storage,
 )
 from sentiment_core.backends import Unfit
@@ -249,6 +248,7 @@ def train(settings: TrainSettings) -> Trained:
         reference=reference_statistics(eval_tokens, after, labels, tokenizer.unk_token_id),
         int8=check_int8(model, eval_tokens, after),
     )
+    from sentiment_core import report  # matplotlib; the workers, which import this file, do without
 
     extra = report.model_card(info, log)
     extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
@@ -469,7 +469,7 @@ def train_loop(config: dict) -> list[dict]:
             "eval": {name: scores[name] for name in ("loss", "accuracy", "macro_f1", "ece")},
             "selected_by": value,
             "device": hardware.device_name(device),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": hardware.short_name(dtype),
         }
         log.append(record)
         with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
