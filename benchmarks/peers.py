@@ -171,6 +171,7 @@ PEERS: dict[str, Callable[[str], Contender]] = {
     "pipeline batch 32": lambda folder: pipeline_api(folder, 32),
     "pipeline bf16 batch 1": lambda folder: pipeline_api(folder, 1, "bfloat16"),
     "pipeline bf16 batch 32": lambda folder: pipeline_api(folder, 32, "bfloat16"),
+    "pipeline bf16 batch 256": lambda folder: pipeline_api(folder, 256, "bfloat16"),
     "tutorial loop": tutorial_loop,
     "Curator's way": curator_way,
     "Ray's example": lambda folder: ray_documentation_way(folder, 32),
@@ -181,4 +182,9 @@ ENGINES: dict[str, Callable[[str], Contender]] = {
     "engine openvino": lambda folder: engine(folder, "openvino"),
     "engine int8": lambda folder: engine(folder, "int8"),
     "engine packed": lambda folder: engine(folder, "packed"),
+    "engine compiled": lambda folder: engine(folder, "compiled"),
+}
+ONLY_ON = {
+    "cpu": ("ONNX Runtime float32", "engine openvino", "engine int8"),
+    "cuda": ("pipeline bf16 batch 256", "engine packed", "engine compiled"),
 }

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import torch
-from peers import ENGINES, PEERS
+from peers import ENGINES, ONLY_ON, PEERS, engine
 
 from sentiment_core import bundle, hardware
 from sentiment_core.errors import BadRequest
@@ -61,12 +61,11 @@ def main() -> int:
     lengths = Tokenizer.from_bundle(settings.model).encode(some, info.max_length)[0].lengths
     device = hardware.device()
     ceiling = gemm_ceiling(settings.model, device)
+    elsewhere = ONLY_ON["cpu" if device.type == "cuda" else "cuda"]
     contenders = {
         name: make
         for name, make in (PEERS | ENGINES).items()
-        if (not settings.only or name in settings.only)
-        and not (name == "engine packed" and device.type == "cpu")
-        and not (name in ("engine openvino", "engine int8", "ONNX Runtime float32") and device.type == "cuda")
+        if (not settings.only or name in settings.only) and name not in elsewhere
     }
     timed = time_contenders(contenders, settings, some)
     flop = flop_per_token(settings.model)
@@ -212,7 +211,7 @@ def time_job(settings: BenchmarkSettings, texts: list[str]) -> dict:
                 pa.table({"id": range(start, start + len(part)), "text": part}), f"{place}/in/{start:09}.parquet"
             )
         alone = []
-        run = ENGINES["engine packed" if hardware.device().type == "cuda" else "engine openvino"](settings.model)
+        run = engine(settings.model, None)
         run(texts[:200])
         for turn in range(2):
             started = time.perf_counter()

@@ -17,7 +17,7 @@ from sentiment_core.openvino_cpu import OpenVino
 from sentiment_core.packed import Packed
 from sentiment_core.tokens import TokenLists, distinct
 
-FASTEST_FIRST = {"cuda": ("packed", "torch"), "cpu": ("openvino", "torch")}
+FASTEST_FIRST = {"cuda": ("compiled", "packed", "torch"), "cpu": ("openvino", "torch")}
 ON_CPU = ("openvino", "int8")  # also where there is a GPU
 PROBE_LENGTHS = (1, 2, 15, 16, 40)  # of the token lists that a backend is checked with
 POSITIONS_ASIDE = 2  # RoBERTa and its kin have two positions that no token takes
@@ -26,9 +26,9 @@ SAME, CLOSE, NEAR = 1e-4, 0.05, 0.25  # greatest difference of a probability to 
 
 class Engine:
     def __init__(self, model: Classifier, classes: int, threads: int | None = None, backend: str | None = None) -> None:
-        """`threads` (CPU only): how many to compute with; None leaves the library's choice. `backend`: "packed" (GPU),
-        "openvino", "int8" (CPU) or "torch"; None takes the fastest that runs this model right here, `passed_over` tells
-        why not others ("int8" only when asked for). Raises `Unfit` if the one asked for does not.
+        """`threads` (CPU only): how many to compute with; None leaves the library's choice. `backend`: "compiled" or
+        "packed" (GPU), "openvino" or "int8" (CPU), or "torch"; None takes the fastest that runs this model right here,
+        `passed_over` tells why not others ("int8" only when asked for). Raises `Unfit` if the one asked for does not.
         """
         self.device = torch.device("cpu") if backend in ON_CPU else hardware.device()
         self.threads = threads if self.device.type == "cpu" else None
@@ -75,7 +75,8 @@ def choose(
         expected = _probabilities(Padded(whole, device, torch.float32, pad_id), whole.head, probe)
         parts = _cut(model, device, pad_id, probe, expected) or whole
         candidates: dict[str, Callable[[], Backend]] = {
-            "packed": lambda: Packed(parts, device, dtype, pad_id),
+            "compiled": lambda: Packed(parts, device, dtype, pad_id, compiled=True),
+            "packed": lambda: Packed(parts, device, dtype, pad_id, compiled=False),
             "openvino": lambda: OpenVino(parts, dtype, pad_id, threads, int8=False),
             "int8": lambda: OpenVino(parts, dtype, pad_id, threads, int8=True),
             "torch": lambda: Padded(parts, device, dtype, pad_id),

@@ -9,51 +9,85 @@ from torch import nn
 from transformers import AttentionInterface
 
 from sentiment_core import hardware
-from sentiment_core.backends import CUDA_TOKENS, Parts, Unfit
-from sentiment_core.tokens import TokenLists
+from sentiment_core.backends import CPU_TOKENS, CUDA_TOKENS, Parts, Unfit
+from sentiment_core.tokens import TokenLists, packs_by_tokens
 
 
 class Packed:
-    """Torch on the tokens of all rows one behind the other, without padding: all but the attention treats tokens alone,
-    and that keeps to each row's own (`torch.nn.attention.varlen`). Meant for GPUs; a CPU gets the same the slow way."""
+    """Torch on the tokens of all rows one behind the other: all but the attention treats tokens alone, and that keeps
+    to each row's own (`torch.nn.attention.varlen`). Each step has the same number of tokens, so that one compiled shape
+    serves; the last is filled up. Meant for GPUs; a CPU gets the same the slow way."""
 
-    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int) -> None:
+    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, compiled: bool) -> None:
         if parts.whole:
             raise Unfit("this family's head looks at more than the first token")
-        self.name = f"packed {hardware.short_name(dtype)}"
-        self.device = device
+        self.name = f"{'compiled' if compiled else 'packed'} {hardware.short_name(dtype)}"
+        self.device, self.pad_id = device, pad_id
+        self.size = CUDA_TOKENS if device.type == "cuda" else CPU_TOKENS
         encoder: Any = copy.deepcopy(parts.encoder.encoder)
         encoder.config._attn_implementation = PACKED_ATTENTION
-        self.encoder = encoder.to(dtype)
         # RoBERTa and its kin count positions from behind the padding id
-        embeddings = getattr(self.encoder, "embeddings", None)
+        embeddings = getattr(encoder, "embeddings", None)
         self.first_position = pad_id + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
+        self.encoder = encoder.to(dtype)
+        if compiled:
+            self.encoder = torch.compile(self.encoder, fullgraph=True)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
-        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
-        number = np.cumsum(lengths[order]) // CUDA_TOKENS
-        return np.split(order, np.flatnonzero(np.diff(number)) + 1) if len(order) else []
+        return packs_by_tokens(lengths, self.size)
 
     def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         picked = tokens.take(rows)
-        starts = np.repeat(picked.offsets[:-1], picked.lengths)
-        ids, positions, offsets = hardware.put(
-            self.device,
-            picked.ids.astype(np.int64),
-            np.arange(len(starts)) - starts + self.first_position,
-            picked.offsets.astype(np.int32),
-        )
-        longest = int(picked.lengths.max())
+        total, longest, size = len(picked.ids), int(picked.lengths.max()), self._filled(len(picked.ids))
+        all_ids = np.full(size, self.pad_id, np.int64)
+        all_ids[:total] = picked.ids
+        # what fills up the step are rows too, no longer than the others
+        all_offsets = np.union1d(picked.offsets, [*range(total, size, longest), size])
+        all_positions = np.arange(size) - np.repeat(all_offsets[:-1], np.diff(all_offsets)) + self.first_position
+        ids, positions, offsets = hardware.put(self.device, all_ids, all_positions, all_offsets.astype(np.int32))
+        torch._dynamo.maybe_mark_dynamic(offsets, 0)
         states = self.encoder(
             input_ids=ids[None],
             position_ids=positions[None],
             cu_seq_lens_q=offsets,
-            max_length_q=longest,
+            max_length_q=torch.tensor(longest),  # a number would be compiled in
         ).last_hidden_state[0]
-        return states[offsets[:-1].long()]
+        return states[offsets[: len(rows)].long()]
 
     def computed(self, lengths: np.ndarray) -> int:
-        return int(lengths.sum())
+        return self._filled(int(lengths.sum()))
+
+    def _filled(self, total: int) -> int:
+        return -(-total // self.size) * self.size
+
+
+@torch.library.custom_op("sentiment_core::attend_packed", mutates_args=())
+def attend_packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    offsets: torch.Tensor,
+    longest: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """`query`, `key` and `value`, (tokens, heads, size): the tokens from one of the `offsets`, (rows + 1) int32, to the
+    next attend to each other only. `longest`, on the CPU: the greatest distance of two offsets. Gives (tokens, heads,
+    size)."""
+    if query.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn  # takes a second, which CPUs need not spend
+
+        most = int(longest)
+        found: torch.Tensor = varlen_attn(query, key, value, offsets, offsets, most, most, scale=scale)  # type: ignore[assignment]
+        return found.contiguous()
+    sizes = torch.diff(offsets).tolist()
+    rows = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (query, key, value)), strict=True)
+    attend = nn.functional.scaled_dot_product_attention
+    return torch.cat([attend(q, k, v, scale=scale) for q, k, v in rows], dim=1).transpose(0, 1).contiguous()
+
+
+@attend_packed.register_fake
+def _(query, key, value, offsets, longest, scale):
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 def packed_attention(
@@ -65,7 +99,7 @@ def packed_attention(
     *,
     scaling: float,
     cu_seq_lens_q: torch.Tensor,
-    max_length_q: int,
+    max_length_q: torch.Tensor,
     sliding_window: int | None = None,
     **_,
 ) -> tuple[torch.Tensor, None]:
@@ -73,18 +107,8 @@ def packed_attention(
     attend to that row's only; gives (1, tokens, heads, size)."""
     if sliding_window is not None:
         raise Unfit("this family attends within a sliding window")
-    if query.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn  # takes a second, which CPUs need not spend
-
-        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-        of_rows = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-        found: torch.Tensor = varlen_attn(q, k, v, *of_rows, scale=scaling)  # type: ignore[assignment]
-    else:
-        sizes = torch.diff(cu_seq_lens_q).tolist()
-        rows = zip(*(states[0].split(sizes, dim=1) for states in (query, key, value)), strict=True)
-        attend = nn.functional.scaled_dot_product_attention
-        found = torch.cat([attend(q, k, v, scale=scaling) for q, k, v in rows], dim=1).transpose(0, 1)
-    return found.unsqueeze(0), None
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None
 
 
 PACKED_ATTENTION = "sentiment_core_packed"

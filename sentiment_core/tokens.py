@@ -6,6 +6,7 @@ Token lists of different lengths are kept ragged: one flat array of ids and one 
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 OK, TRUNCATED, EMPTY, NULL = range(4)
 STATUS_NAMES = ("ok", "truncated", "empty", "null")  # the `status` column, by the codes above
@@ -46,16 +47,10 @@ def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, 
 def distinct(tokens: TokenLists) -> tuple[np.ndarray, np.ndarray]:
     """The first row of each distinct token list, and for every row which of those it equals: `found[first][which]` is
     what `found` would be for all rows."""
-    ids, offsets = tokens.ids.tobytes(), (tokens.offsets * tokens.ids.itemsize).tolist()
-    seen: dict[bytes, int] = {}
-    first: list[int] = []
-    which = np.empty(len(tokens), np.int64)
-    for row in range(len(tokens)):
-        number = seen.setdefault(ids[offsets[row] : offsets[row + 1]], len(seen))
-        if number == len(first):
-            first.append(row)
-        which[row] = number
-    return np.array(first, np.int64), which
+    buffers = [None, pa.py_buffer(tokens.offsets * tokens.ids.itemsize), pa.py_buffer(tokens.ids)]
+    as_bytes = pa.Array.from_buffers(pa.large_binary(), len(tokens), buffers)
+    which = as_bytes.dictionary_encode().indices.to_numpy()
+    return np.unique(which, return_index=True)[1], which
 
 
 def batches_by_tokens(lengths: np.ndarray, budget: int, step: int | None = None) -> list[np.ndarray]:
@@ -76,6 +71,20 @@ def batches_by_tokens(lengths: np.ndarray, budget: int, step: int | None = None)
             stop = start + int(np.count_nonzero(descending[start:stop] >= shortest))
         batches.append(order[start:stop])
         start = stop
+    return batches
+
+
+def packs_by_tokens(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Rows sorted by length, longest first, cut so that the tokens of a batch stay within `budget`. A row longer than
+    that is a batch of its own; rows without tokens are left out."""
+    order = np.argsort(-lengths, kind="stable")
+    order = order[: np.count_nonzero(lengths)]
+    ends = np.cumsum(lengths[order])
+    batches, start, done = [], 0, 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(ends, done + budget, side="right")))
+        batches.append(order[start:stop])
+        start, done = stop, ends[stop - 1]
     return batches
 
 

@@ -1,5 +1,7 @@
 """The engine: whatever computes it and whatever comes along, a row's probabilities are those of plain torch."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from transformers import (
 )
 
 from sentiment_core import bundle
+from sentiment_core.backends import CPU_TOKENS
 from sentiment_core.engine import Engine
 from sentiment_core.tokens import TokenLists
 from tests.conftest import make_bundle
@@ -91,7 +94,18 @@ def test_packing_serves_the_common_families(family_bundle, family):
     lists = random_lists([5, LIMIT, 1, 30, 30, 2])
     found, computed = Engine.load(place, None, "packed").probabilities(lists)
     np.testing.assert_allclose(found, one_by_one(place, lists), atol=0.02)
-    assert computed == lists.lengths.sum()
+    assert computed == CPU_TOKENS  # a step always has as many
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler, for torch.compile")
+def test_one_compiled_shape_serves_all_packed_rows(family_bundle):
+    place = family_bundle("bert", "standard")
+    engine = Engine.load(place, None, "compiled")
+    torch._dynamo.utils.counters.clear()
+    for lengths in ([5, LIMIT, 1, 30], [7], [LIMIT] * 40):
+        lists = random_lists(lengths)
+        np.testing.assert_allclose(engine.probabilities(lists)[0], one_by_one(place, lists), atol=0.02)
+    assert not torch._dynamo.utils.counters["stats"]  # no graph but the one that loading made
 
 
 def test_what_cannot_be_packed_says_why(family_bundle):

@@ -1,6 +1,7 @@
 """Token lists and batches of them."""
 
 import functools
+import itertools
 import operator
 
 import numpy as np
@@ -21,6 +22,16 @@ def test_batches_by_tokens_hold_every_row_with_tokens_once(lengths, budget, step
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
         assert not step or len(set(lengths[batch] // step)) == 1
+
+
+@given(lengths=lengths, budget=st.integers(1, 500))
+def test_packs_by_tokens_hold_every_row_with_tokens_once(lengths, budget):
+    packs = tokens.packs_by_tokens(lengths.astype(np.int64), budget)
+    rows = np.concatenate([np.zeros(0, int), *packs])
+    assert sorted(rows) == np.flatnonzero(lengths).tolist()
+    for pack, following in itertools.pairwise([*packs, None]):
+        assert len(pack) == 1 or lengths[pack].sum() <= budget
+        assert following is None or lengths[pack].sum() + lengths[following[0]] > budget
 
 
 @given(lengths=lengths, batch_size=st.integers(1, 40), seed=st.integers(0, 9))
