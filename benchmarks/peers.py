@@ -1,6 +1,6 @@
 """What a user would run instead of this project, each as its documentation shows it, and this project's engine.
 
-A contender is made once from a bundle and then called with texts; it gives the label number of each.
+A contender is made once from a bundle and then called with texts.
 """
 
 import os
@@ -14,7 +14,24 @@ from sentiment_core import bundle, hardware
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.tokens import batches_by_tokens, pad
 
-Contender = Callable[[list[str]], np.ndarray]
+
+class Contender:
+    """Called with texts, gives the label number of each. Afterwards `computed` tells the tokens computed for them, with
+    padding, if that can be known (of texts all different), and `seconds` how long it took, if not all of the call."""
+
+    def __init__(self, run: Callable[[list[str]], np.ndarray], model: torch.nn.Module | None = None) -> None:
+        self.run = run
+        self.computed: int | None = None
+        self.seconds: float | None = None
+        if model is not None:
+            model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        self.computed = (self.computed or 0) + kwargs["input_ids"].numel()
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        self.computed = None
+        return self.run(texts)
 
 
 def pipeline_api(folder: str, batch_size: int, dtype: str = "float32") -> Contender:
@@ -29,7 +46,7 @@ def pipeline_api(folder: str, batch_size: int, dtype: str = "float32") -> Conten
         ids = pipe.model.config.label2id
         return np.array([ids[found["label"]] for found in pipe(texts, truncation=True)])
 
-    return run
+    return Contender(run, pipe.model)
 
 
 def tutorial_loop(folder: str) -> Contender:
@@ -54,7 +71,7 @@ def tutorial_loop(folder: str) -> Contender:
                 found.append(model(**batch).logits.argmax(dim=1).cpu())
         return torch.cat(found).numpy()
 
-    return run
+    return Contender(run, model)
 
 
 def curator_way(folder: str) -> Contender:
@@ -78,7 +95,7 @@ def curator_way(folder: str) -> Contender:
                 found[rows] = model(**batch).logits.argmax(dim=1).cpu()
         return found.numpy()
 
-    return run
+    return Contender(run, model)
 
 
 def ray_documentation_way(folder: str, batch_size: int) -> Contender:
@@ -110,10 +127,11 @@ def ray_documentation_way(folder: str, batch_size: int) -> Contender:
         rows = ray.data.from_items([{"row": i, "text": text} for i, text in enumerate(texts)])
         found = rows.map_batches(Predictor, batch_size=1024, concurrency=1, num_gpus=gpus).take_all()
         ray.shutdown()
-        run.seconds = max(row["ended"] for row in found) - min(row["began"] for row in found)  # type: ignore[attr-defined]
+        contender.seconds = max(row["ended"] for row in found) - min(row["began"] for row in found)
         return np.array([row["label"] for row in sorted(found, key=lambda row: row["row"])])
 
-    return run
+    contender = Contender(run)
+    return contender
 
 
 def onnx_runtime(folder: str) -> Contender:
@@ -143,12 +161,15 @@ def onnx_runtime(folder: str) -> Contender:
     def run(texts: list[str]) -> np.ndarray:
         tokens, _ = tokenizer.encode(texts, info.max_length)
         found = np.zeros(len(texts), np.int64)
+        contender.computed = 0
         for rows in batches_by_tokens(tokens.lengths, 2_048):
             ids, mask = pad(tokens, rows, 0)
+            contender.computed += ids.size
             found[rows] = session.run(None, {"input_ids": ids, "attention_mask": mask})[0].argmax(axis=1)
         return found
 
-    return run
+    contender = Contender(run)
+    return contender
 
 
 def engine(folder: str, backend: str | None) -> Contender:
@@ -160,9 +181,13 @@ def engine(folder: str, backend: str | None) -> Contender:
     longest = bundle.read_info(folder).max_length
 
     def run(texts: list[str]) -> np.ndarray:
-        return loaded.probabilities(tokenizer.encode(texts, longest)[0])[0].argmax(axis=1)
+        tokens, _ = tokenizer.encode(texts, longest)
+        probabilities, padding = loaded.probabilities(tokens)
+        contender.computed = int(tokens.lengths.sum()) + padding
+        return probabilities.argmax(axis=1)
 
-    return run
+    contender = Contender(run)
+    return contender
 
 
 PEERS: dict[str, Callable[[str], Contender]] = {

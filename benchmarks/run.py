@@ -74,6 +74,7 @@ def main() -> int:
     )
     for found in timed.values():
         found["tokens_per_second"] = found["rows_per_second"] * float(lengths.mean())
+        found["padding_share"] = 1 - float(lengths.sum()) / found["computed"] if found["computed"] else None
         found["of_ceiling"] = found["tokens_per_second"] * flop / ceiling
         found["times_pipeline"] = found["rows_per_second"] / best_pipeline if best_pipeline else None
     report = {
@@ -144,7 +145,7 @@ def gemm_ceiling(folder: str, device: torch.device) -> float:
 
 
 def time_contenders(contenders: dict, settings: BenchmarkSettings, texts: list[str]) -> dict[str, dict]:
-    """Median rows per second, peak memory and share of labels equal to the first contender's."""
+    """Median rows per second, tokens computed, peak memory and share of labels equal to the first contender's."""
     context = multiprocessing.get_context("spawn")
     lines, processes = {}, []
     for name in contenders:
@@ -157,11 +158,11 @@ def time_contenders(contenders: dict, settings: BenchmarkSettings, texts: list[s
             print(f"left out: {name}: {problem}", file=sys.stderr)
             del lines[name]
     seconds: dict[str, list[float]] = {name: [] for name in lines}
-    labels, memory = {}, {}
+    labels, memory, computed = {}, {}, {}
     for round_number in range(settings.rounds + 1):
         for name, line in lines.items():
             line.send(texts)
-            elapsed, labels[name], memory[name] = line.recv()
+            elapsed, labels[name], memory[name], computed[name] = line.recv()
             if round_number:  # the first is to warm up
                 seconds[name].append(elapsed)
             print(f"round {round_number}: {name}: {len(texts) / elapsed:,.1f} rows/s", file=sys.stderr)
@@ -174,6 +175,7 @@ def time_contenders(contenders: dict, settings: BenchmarkSettings, texts: list[s
         name: {
             "rows_per_second": len(texts) / statistics.median(seconds[name]),
             "seconds": seconds[name],
+            "computed": computed[name],
             "peak_memory_mb": memory[name],
             "same_labels": float((labels[name] == expected).mean()),
         }
@@ -195,8 +197,8 @@ def serve(name: str, folder: str, line) -> None:
         while (texts := line.recv()) is not None:
             started = time.perf_counter()
             labels = run(texts)
-            elapsed = getattr(run, "seconds", time.perf_counter() - started)
-            line.send((elapsed, labels, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+            elapsed = run.seconds or time.perf_counter() - started
+            line.send((elapsed, labels, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, run.computed))
 
 
 def time_job(settings: BenchmarkSettings, texts: list[str]) -> dict:
@@ -249,14 +251,21 @@ def print_table(report: dict) -> None:
         f"{report['device']}, {report['torch_threads']} threads, matrix ceiling "
         f"{report['gemm_ceiling_flops'] / 1e9:,.0f} GFLOP/s"
     )
-    heads = {"rows/s": 9, "tokens/s": 11, "x pipeline": 12, "of ceiling": 12, "same labels": 13, "memory MB": 11}
-    print(" " * 24 + "".join(f"{head:>{width}}" for head, width in heads.items()))
+    heads = ("rows/s", "tokens/s", "x pipeline", "padding", "of ceiling", "same labels", "memory MB")
+    print(" " * 24 + "".join(f"{head:>13}" for head in heads))
     for name, found in report["contenders"].items():
         times = f"{found['times_pipeline']:.2f}" if found["times_pipeline"] else ""
-        print(
-            f"{name:24}{found['rows_per_second']:9,.1f}{found['tokens_per_second']:11,.0f}{times:>12}"
-            f"{100 * found['of_ceiling']:10.0f} %{100 * found['same_labels']:11.2f} %{found['peak_memory_mb']:11,.0f}"
+        padding = "" if found["padding_share"] is None else f"{100 * found['padding_share']:.0f} %"
+        cells = (
+            f"{found['rows_per_second']:,.1f}",
+            f"{found['tokens_per_second']:,.0f}",
+            times,
+            padding,
+            f"{100 * found['of_ceiling']:.0f} %",
+            f"{100 * found['same_labels']:.2f} %",
+            f"{found['peak_memory_mb']:,.0f}",
         )
+        print(f"{name:24}" + "".join(f"{cell:>13}" for cell in cells))
     if JOB in report:
         job = report[JOB]
         print(

@@ -30,8 +30,8 @@ class Backend(Protocol):
     def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         """(rows, width) float on the device, in the order of `rows`; may still be computing."""
 
-    def computed(self, lengths: np.ndarray) -> int:
-        """Tokens computed for a batch of these lengths, with padding."""
+    def padding(self, lengths: np.ndarray) -> int:
+        """Tokens computed for nothing with a batch of these lengths."""
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ class Padded:
     def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         return self.encoder(*hardware.put(self.device, *pad(tokens, rows, self.pad_id)))
 
-    def computed(self, lengths: np.ndarray) -> int:
-        return len(lengths) * int(lengths.max())
+    def padding(self, lengths: np.ndarray) -> int:
+        return int((lengths.max() - lengths).sum())

@@ -1,4 +1,4 @@
-"""Rows packed one behind the other, without padding: what GPUs compute."""
+"""Rows packed one behind the other: what GPUs compute."""
 
 import copy
 from typing import Any
@@ -14,13 +14,17 @@ from sentiment_core.tokens import TokenLists, packs_by_tokens
 
 
 class Packed:
-    """Torch on the tokens of all rows one behind the other: all but the attention treats tokens alone, and that keeps
-    to each row's own (`torch.nn.attention.varlen`). Each step has the same number of tokens, so that one compiled shape
-    serves; the last is filled up. Meant for GPUs; a CPU gets the same the slow way."""
+    """Torch on the tokens of many rows one behind the other: all but the attention treats tokens alone, and that keeps
+    to each row's own (`torch.nn.attention.varlen`). A step is filled up to `CUDA_TOKENS` (a longer row to a multiple),
+    so that one compiled shape serves. Meant for GPUs; a CPU gets the same the slow way, in smaller steps."""
 
     def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, compiled: bool) -> None:
         if parts.whole:
             raise Unfit("this family's head looks at more than the first token")
+        if not getattr(parts.encoder.encoder, "_supports_attention_backend", False):
+            raise Unfit("this family brings its own attention")
+        if device.type == "cuda" and dtype == torch.float32:
+            raise Unfit("attention of packed rows needs a GPU with bfloat16")
         self.name = f"{'compiled' if compiled else 'packed'} {hardware.short_name(dtype)}"
         self.device, self.pad_id = device, pad_id
         self.size = CUDA_TOKENS if device.type == "cuda" else CPU_TOKENS
@@ -38,7 +42,8 @@ class Packed:
 
     def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         picked = tokens.take(rows)
-        total, longest, size = len(picked.ids), int(picked.lengths.max()), self._filled(len(picked.ids))
+        total, longest = len(picked.ids), int(picked.lengths.max())
+        size = total + self.padding(picked.lengths)
         all_ids = np.full(size, self.pad_id, np.int64)
         all_ids[:total] = picked.ids
         # what fills up the step are rows too, no longer than the others
@@ -54,11 +59,8 @@ class Packed:
         ).last_hidden_state[0]
         return states[offsets[: len(rows)].long()]
 
-    def computed(self, lengths: np.ndarray) -> int:
-        return self._filled(int(lengths.sum()))
-
-    def _filled(self, total: int) -> int:
-        return -(-total // self.size) * self.size
+    def padding(self, lengths: np.ndarray) -> int:
+        return -int(lengths.sum()) % self.size
 
 
 @torch.library.custom_op("sentiment_core::attend_packed", mutates_args=())

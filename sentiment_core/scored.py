@@ -22,7 +22,7 @@ COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
 RUN_FILE, SUMMARY_FILE = "_run.json", "_summary.json"
 ORIGIN_KEY, COUNTS_KEY = b"sentiment_core.origin", b"sentiment_core.counts"
 HISTOGRAM_BINS = 20  # of confidence, from 0 to 1
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Counts:
     labels: dict[str, int]
     confidence_histogram: list[int]
     tokens: int
-    computed_tokens: int  # with padding
 
     @property
     def rows(self) -> int:
@@ -90,9 +89,7 @@ def make_table(
     return pa.table({name: kept[name] for name in kept.column_names} | columns)
 
 
-def count(
-    status: np.ndarray, probabilities: np.ndarray, labels: list[str], tokens: int, computed_tokens: int
-) -> Counts:
+def count(status: np.ndarray, probabilities: np.ndarray, labels: list[str], tokens: int) -> Counts:
     scored = probabilities[~np.isnan(probabilities).any(axis=1)]
     by_label = np.bincount(scored.argmax(axis=1), minlength=len(labels))
     return Counts(
@@ -100,22 +97,20 @@ def count(
         dict(zip(labels, by_label.tolist(), strict=True)),
         np.histogram(scored.max(axis=1, initial=0), bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist(),
         tokens,
-        computed_tokens,
     )
 
 
 def total(counts: Iterator[Counts], labels: list[str]) -> Counts:
     """Sums over units."""
     status, by_label = dict.fromkeys(STATUS_NAMES, 0), dict.fromkeys(labels, 0)
-    histogram, tokens, computed = np.zeros(HISTOGRAM_BINS, np.int64), 0, 0
+    histogram, tokens = np.zeros(HISTOGRAM_BINS, np.int64), 0
     for unit in counts:
         for sums, more in ((status, unit.status), (by_label, unit.labels)):
             for name, number in more.items():
                 sums[name] += number
         histogram += unit.confidence_histogram
         tokens += unit.tokens
-        computed += unit.computed_tokens
-    return Counts(status, by_label, histogram.tolist(), tokens, computed)
+    return Counts(status, by_label, histogram.tolist(), tokens)
 
 
 def commit(out: str, run: Run, unit: Unit, table: pa.Table, counts: Counts) -> None:

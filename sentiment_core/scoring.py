@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ READ_CPUS, WRITE_CPUS = 0.5, 0.25
 # take seconds.
 TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
 TASK_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}  # of text
+LONG_RUN_BYTES = 2 << 30  # of text for each GPU, minutes of work: from there on compiling, about one, should pay
 INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
 
@@ -100,7 +101,7 @@ class Scored:
 
     def _speed(self) -> list[str]:
         run = self.summary["run"]
-        if not run.get("rows_per_second_after"):
+        if run["rows_per_second_after"] is None:
             return []
         return [
             f"first rows after {run['first_task_seconds']:.1f} s, then {run['rows_per_second_after']:,.1f} rows/s, "
@@ -210,31 +211,18 @@ def score(work: Work) -> Scored:
     for path in work.stale:
         with contextlib.suppress(FileNotFoundError):  # that run is at it too
             storage.delete_file(storage.join(work.place, path))
-    busy = dict.fromkeys(STAGES, 0.0)
-    computed_by: set[str] = set()
-    counts: list[Counts] = []
-    first = None  # when the first task was done, and its rows
-    failed = list(work.corpus.failed)
+    tally = Tally(failed=list(work.corpus.failed))
     if work.todo:
         with Progress("score", work.rows_todo, "rows", cluster.waiting_for) as progress:
             stream = make_stream(work, workers)
             for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
-                first = first or (time.monotonic() - started, sum(record["rows"] for record in records))
+                tally.add(records, time.monotonic() - started)
                 for record in records:
-                    computed_by.add(record["backend"])
                     progress.add(record["rows"])
-                    for stage in STAGES:
-                        busy[stage] += record["seconds"][stage]
                     if record["error"]:
-                        failed.append(FailedShard(record["source"], record["error"]))
                         progress.say(f"failed: {record['source']}: {record['error']}")
-                    else:
-                        counts.append(Counts(**json.loads(record["counts"])))
-    seconds = time.monotonic() - started
-    summary = summarise(work, counts, failed, seconds, busy, workers)
-    summary["run"]["computed_by"] = sorted(computed_by)
-    summary["run"] |= steady(*first, sum(unit.rows for unit in work.todo), seconds) if first else {}
+    summary = summarise(work, tally, workers, time.monotonic() - started)
     content = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     storage.write_file(storage.join(work.place, scored.SUMMARY_FILE), content.encode())
     return Scored(work.place, summary)
@@ -287,6 +275,11 @@ def make_stream(work: Work, workers: int) -> ray.data.Dataset:
     weights = ray.put(work.bundle_files)
     tokenizer = ray.put({name: data for name, data in work.bundle_files.items() if name != bundle.WEIGHTS})
     common = {"batch_format": "pyarrow", "batch_size": 1}
+    engine = {
+        "threads": threads_each(workers),
+        "backend": "int8" if work.run.int8 else None,
+        "long_run": sum(unit.text_bytes for unit in work.todo) >= workers * LONG_RUN_BYTES,
+    }
     tasks = [pa.table({"units": [[asdict(unit) for unit in units]]}) for units in gather(work.todo, workers)]
     shared = {"root": work.corpus.root, "run": work.run}
     return (
@@ -294,7 +287,7 @@ def make_stream(work: Work, workers: int) -> ray.data.Dataset:
         .map_batches(read_and_tokenise, fn_kwargs=shared | {"files": tokenizer}, num_cpus=READ_CPUS, **common)
         .map_batches(
             Classify,
-            fn_constructor_kwargs={"files": weights, "threads": threads_each(workers), "int8": work.run.int8},
+            fn_constructor_kwargs={"files": weights, "engine": engine},
             compute=ActorPoolStrategy(size=workers),
             **actor_resources(workers),
             **common,
@@ -373,11 +366,11 @@ def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef)
 class Classify:
     """Holds the bundle. Replaces `tokens` by `probabilities`, rows x classes in one flat list, NaN without tokens."""
 
-    def __init__(self, files: ray.ObjectRef, threads: int, int8: bool) -> None:
+    def __init__(self, files: ray.ObjectRef, engine: dict) -> None:
         from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
 
         with storage.unpacked(ray.get(files)) as folder:
-            self.engine = Engine.load(folder, threads, "int8" if int8 else None)
+            self.engine = Engine.load(folder, **engine)
         self.backend = "; ".join([self.engine.backend.name, *self.engine.passed_over])
 
     def __call__(self, task: pa.Table) -> pa.Table:
@@ -385,13 +378,13 @@ class Classify:
         lists = task["tokens"].chunk(0).flatten()
         offsets = lists.offsets.to_numpy().astype(np.int64)
         tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
-        probabilities, computed = self.engine.probabilities(tokens)
+        probabilities, padding = self.engine.probabilities(tokens)
         return (
             task.drop_columns(["tokens"])
             .append_column("lengths", _one_row(pa.array(tokens.lengths)))
             .append_column("probabilities", _one_row(pa.array(probabilities.ravel())))
             .append_column("backend", pa.array([self.backend]))
-            .append_column("computed_tokens", pa.array([computed]))
+            .append_column("padding_tokens", pa.array([padding]))
             .append_column("classify_seconds", pa.array([time.monotonic() - started]))
         )
 
@@ -404,7 +397,6 @@ def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) ->
     status = task["status"].chunk(0).flatten().to_numpy()
     lengths = task["lengths"].chunk(0).flatten().to_numpy()
     probabilities = task["probabilities"].chunk(0).flatten().to_numpy().reshape(-1, len(labels))
-    computed_share = task["computed_tokens"][0].as_py() / max(1, lengths.sum())
     records, first = [], 0
     for unit, error in zip(units_of(task), task["errors"][0].as_py(), strict=True):
         record = {"source": unit.source, "rows": unit.rows, "error": error, "counts": ""}
@@ -417,14 +409,15 @@ def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) ->
         except (*storage.UNREADABLE, BadRequest) as problem:
             record["error"] = corpus.describe(problem)
             continue
-        tokens = int(lengths[rows].sum())
-        counts = scored.count(status[rows], probabilities[rows], labels, tokens, round(tokens * computed_share))
+        counts = scored.count(status[rows], probabilities[rows], labels, int(lengths[rows].sum()))
         table = scored.make_table(unit, kept, status[rows], probabilities[rows], labels, run.probabilities)
         scored.commit(place, run, unit, table, counts)
         record["counts"] = json.dumps(asdict(counts))
     seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
     for i, record in enumerate(records):
         record["seconds"] = dict(zip(STAGES, seconds if i == 0 else (0.0, 0.0, 0.0), strict=True))
+        record["tokens"] = int(lengths.sum()) if i == 0 else 0
+        record["padding_tokens"] = task["padding_tokens"][0].as_py() if i == 0 else 0
         record["backend"] = task["backend"][0].as_py()
     return pa.Table.from_pylist(records)
 
@@ -449,41 +442,68 @@ def _tokenizer(digest: str, files: ray.ObjectRef) -> tuple:
     return _loaded[digest]
 
 
-def steady(first_seconds: float, first_rows: int, rows: int, seconds: float) -> dict:
-    """How long the first task took, start-up included, and how fast it went from there."""
-    later = rows - first_rows
-    return {
-        "first_task_seconds": first_seconds,
-        "rows_per_second_after": later / (seconds - first_seconds) if later else None,
-    }
+@dataclass
+class Tally:
+    """What the records of a run add up to."""
+
+    failed: list[FailedShard]
+    counts: list[Counts] = field(default_factory=list)  # of the units committed
+    tokens: int = 0
+    padding: int = 0  # tokens computed for nothing
+    busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # seconds
+    computed_by: set[str] = field(default_factory=set)
+    first_seconds: float | None = None  # when the first task was done, start-up included
+    first_rows: int = 0  # of that task
+
+    def add(self, records: list[dict], seconds: float) -> None:
+        """A task's records, `seconds` after the start."""
+        if self.first_seconds is None:
+            self.first_seconds, self.first_rows = seconds, sum(record["rows"] for record in records)
+        for record in records:
+            self.computed_by.add(record["backend"])
+            self.tokens += record["tokens"]
+            self.padding += record["padding_tokens"]
+            for stage in STAGES:
+                self.busy[stage] += record["seconds"][stage]
+            if record["error"]:
+                self.failed.append(FailedShard(record["source"], record["error"]))
+            else:
+                self.counts.append(Counts(**json.loads(record["counts"])))
+
+    def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
+        """Of all `rows` in `seconds`, from the first task on; None if that was all."""
+        if self.first_seconds is None or rows == self.first_rows:
+            return None
+        return (rows - self.first_rows) / (seconds - self.first_seconds)
 
 
-def summarise(
-    work: Work, counts: list[Counts], failed: list[FailedShard], seconds: float, busy: dict[str, float], workers: int
-) -> dict:
+def summarise(work: Work, tally: Tally, workers: int, seconds: float) -> dict:
     """The content of `_summary.json`: the whole folder, and what this run did of it."""
-    everything = scored.total(iter([*work.done, *counts]), work.labels)
-    this_run = scored.total(iter(counts), work.labels)
+    everything = scored.total(iter([*work.done, *tally.counts]), work.labels)
+    this_run = scored.total(iter(tally.counts), work.labels)
     return {
         "rows_in": work.corpus.rows,
         "rows": everything.rows,
-        "units": len(work.done) + len(counts),
+        "units": len(work.done) + len(tally.counts),
         "status": everything.status,
         "labels": everything.labels,
         "confidence_histogram": everything.confidence_histogram,
         "tokens": everything.tokens,
-        "padding_share": 1 - everything.tokens / max(1, everything.computed_tokens),
-        "failed_shards": [asdict(shard) for shard in failed],
+        "padding_share": tally.padding / max(1, tally.tokens + tally.padding),  # in this run
+        "failed_shards": [asdict(shard) for shard in tally.failed],
         "run": {
             "rows": this_run.rows,
-            "units": len(counts),
+            "units": len(tally.counts),
             "seconds": seconds,
             "rows_per_second": this_run.rows / seconds,
             "tokens_per_second": this_run.tokens / seconds,
+            "first_task_seconds": tally.first_seconds,
+            "rows_per_second_after": tally.rows_per_second_after(work.rows_todo, seconds),
             "workers": workers,
-            "busy_seconds": busy,
-            "workers_busy_share": busy["classify"] / (seconds * workers) if workers else 0.0,
-            "workers_idle_seconds": max(0.0, seconds * workers - busy["classify"]),
+            "busy_seconds": tally.busy,
+            "workers_busy_share": tally.busy["classify"] / (seconds * workers) if workers else 0.0,
+            "workers_idle_seconds": max(0.0, seconds * workers - tally.busy["classify"]),
+            "computed_by": sorted(tally.computed_by),
         },
         "bundle": work.run.bundle,
         "libraries": bundle.library_versions(),

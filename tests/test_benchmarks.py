@@ -26,4 +26,6 @@ def test_the_benchmark_compares_on_the_same_texts(tiny_bundle, tmp_path):
         assert found["rows_per_second"] > 0
         assert found["same_labels"] > 0.9
         assert 0 < found["of_ceiling"] < 1
-    assert "of ceiling" in done.stdout
+    padding = {name: found["padding_share"] for name, found in report["contenders"].items()}
+    assert 0 <= padding["engine openvino"] < padding["pipeline batch 8"] < 1
+    assert "padding" in done.stdout

@@ -39,7 +39,7 @@ def write_output(out, unit, rows=None):
     kept = pa.table({})
     shown = unit if rows == unit.rows else type(unit)(**{**vars(unit), "stop": unit.start + rows})
     table = scored.make_table(shown, kept, status, probabilities, LABELS, False)
-    scored.commit(str(out), run, unit, table, scored.count(status, probabilities, LABELS, rows, rows))
+    scored.commit(str(out), run, unit, table, scored.count(status, probabilities, LABELS, rows))
 
 
 def look(folders):
