@@ -1,5 +1,6 @@
 """OpenVINO on CPUs, in the number type the chip is good at or with 8-bit numbers."""
 
+import re
 import sys
 import warnings
 
@@ -13,6 +14,9 @@ from sentiment_core.tokens import TokenLists, batches_by_tokens, pad
 # numbers of an activation that share a scale when multiplied in 8 bits: with 384, 1 in 600 labels was another; less
 # than 128 was slower
 INT8_GROUP = 128
+# What 8 bits leave alone: with the attention's layers in 8 bits too, a model of three classes changed 0.56 % of the
+# labels of 8,000 texts instead of 0.34 %, for 16 % more speed.
+IN_ATTENTION = re.compile(r"att(entio)?n")
 
 
 class OpenVino:
@@ -55,7 +59,8 @@ class OpenVino:
 
 
 def to_int8(model) -> None:
-    """Keep the weights of linear layers as 8-bit numbers, scale and zero point for each output.
+    """Keep the weights of linear layers, but those of the attention, as 8-bit numbers, scale and zero point for each
+    output.
 
     The CPU plugin then also quantises what they are multiplied with, by groups of `INT8_GROUP` as it comes along, so
     that no calibration text is needed (dynamic quantisation; see DYNAMIC_QUANTIZATION_GROUP_SIZE in OpenVINO's manual).
@@ -64,6 +69,8 @@ def to_int8(model) -> None:
 
     for node in model.get_ordered_ops():
         if node.get_type_name() != "MatMul" or (source := node.input_value(1).get_node()).get_type_name() != "Constant":
+            continue
+        if IN_ATTENTION.search(node.get_friendly_name()):
             continue
         weights = source.data.astype(np.float32)  # (outputs, inputs), or its transpose
         along = 1 if node.get_attributes()["transpose_b"] else 0

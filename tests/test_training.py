@@ -30,7 +30,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     log = [json.loads(line) for line in (out / bundle.LOG).read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2]
     assert trained.info.int8["agreement"] > 0.95
-    assert trained.info.int8["rows"] == trained.info.metrics["n"]
+    assert trained.info.int8["rows"] == len(dataset.read(labelled, "text", "label"))
     # what the bundle says of itself, calibrated, is what a fresh look finds
     _, held_out = dataset.split(dataset.read(labelled, "text", "label"), 0.1, 0)
     names = [held_out.label_names[i] for i in held_out.labels]
