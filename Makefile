@@ -1,7 +1,7 @@
 # make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
 # make test     the tests
 # make lint     ruff and mypy
-# make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 10 minutes
+# make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 
