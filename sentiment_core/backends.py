@@ -58,21 +58,27 @@ class Unfit(Exception):
     """A backend that cannot run this model here; the message says why."""
 
 
-class Padded:
-    """Plain torch on rows padded to the longest of their batch. Runs every model on every device."""
+class PaddedRows:
+    """What backends have in common that pad rows to the longest of their batch."""
 
-    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int) -> None:
-        self.name = f"torch {hardware.short_name(dtype)}"
-        self.encoder = parts.encoder if dtype == torch.float32 else copy.deepcopy(parts.encoder).to(dtype)
-        self.device, self.pad_id = device, pad_id
+    device = torch.device("cpu")
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         if self.device.type == "cuda":
             return batches_by_tokens(lengths, CUDA_TOKENS)
         return batches_by_tokens(lengths, CPU_TOKENS, CPU_STEP)
 
-    def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
-        return self.encoder(*hardware.put(self.device, *pad(tokens, rows, self.pad_id)))
-
     def padding(self, lengths: np.ndarray) -> int:
         return int((lengths.max() - lengths).sum())
+
+
+class Padded(PaddedRows):
+    """Plain torch. Runs every model on every device."""
+
+    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int) -> None:
+        self.name = f"torch {hardware.short_name(dtype)}"
+        self.encoder = parts.encoder if dtype == torch.float32 else copy.deepcopy(parts.encoder).to(dtype)
+        self.device, self.pad_id = device, pad_id
+
+    def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
+        return self.encoder(*hardware.put(self.device, *pad(tokens, rows, self.pad_id)))

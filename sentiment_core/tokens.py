@@ -53,14 +53,15 @@ def distinct(tokens: TokenLists) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(which, return_index=True)[1], which
 
 
-def batches_by_tokens(lengths: np.ndarray, budget: int, step: int | None = None) -> list[np.ndarray]:
-    """Rows sorted by length, longest first, cut so that rows x longest of a batch stays within `budget` tokens.
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Rows by descending length, so that memory that is too small shows at once; without those that have no tokens."""
+    return np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
 
-    Longest first, so that memory that is too small shows at once. A row longer than the budget is a batch of its own;
-    rows without tokens are left out. With a `step`, a batch holds no lengths from both sides of a multiple of it.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    order = order[: np.count_nonzero(lengths)]
+
+def batches_by_tokens(lengths: np.ndarray, budget: int, step: int | None = None) -> list[np.ndarray]:
+    """Rows `longest_first`, cut so that rows x longest of a batch stays within `budget` tokens. A row longer than that
+    is a batch of its own. With a `step`, a batch holds no lengths from both sides of a multiple of it."""
+    order = longest_first(lengths)
     descending = lengths[order]
     batches, start = [], 0
     while start < len(order):
@@ -75,10 +76,9 @@ def batches_by_tokens(lengths: np.ndarray, budget: int, step: int | None = None)
 
 
 def packs_by_tokens(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Rows sorted by length, longest first, cut so that the tokens of a batch stay within `budget`. A row longer than
-    that is a batch of its own; rows without tokens are left out."""
-    order = np.argsort(-lengths, kind="stable")
-    order = order[: np.count_nonzero(lengths)]
+    """Rows `longest_first`, cut so that the tokens of a batch stay within `budget`; a longer row is a batch of its
+    own."""
+    order = longest_first(lengths)
     ends = np.cumsum(lengths[order])
     batches, start, done = [], 0, 0
     while start < len(order):

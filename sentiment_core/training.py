@@ -274,7 +274,8 @@ def read_parts(settings: TrainSettings) -> tuple[Labelled, Labelled]:
 
 
 def check_int8(model: classifier.Classifier, classes: int, *parts: TokenLists) -> dict:
-    """On how many rows 8 bits leave the label as it is: all of the first part and as many of the next as take seconds."""
+    """On which share of how many rows 8 bits leave the label as it is, or the reason why that is not known. Takes as
+    many rows as cost seconds, of the first part before the next."""
     from sentiment_core.engine import Engine
 
     try:
