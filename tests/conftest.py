@@ -9,10 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from hypothesis import settings
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sentiment_core import bundle, classifier, cluster
 from sentiment_core.encoder import load_tokenizer
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 GOOD = ["wonderful", "great", "superb", "lovely", "delightful", "excellent", "charming", "fun"]
 BAD = ["awful", "terrible", "dreadful", "boring", "horrible", "poor", "tedious", "bad"]

@@ -43,7 +43,7 @@ def test_a_shard_of_one_unit_keeps_its_path_and_others_tell_their_rows():
     assert Unit("part-0", 0, 5, 5, 1, 1, 1).output == "part-0.parquet"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(0, 300), group=st.integers(1, 120), cuts=st.lists(st.integers(0, 300), max_size=4))
 def test_reading_units_gives_the_shard_back(tmp_path_factory, rows, group, cuts):
     folder = tmp_path_factory.mktemp("read")

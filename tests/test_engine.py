@@ -129,7 +129,7 @@ def test_openvino_is_taken_by_itself_on_a_cpu(tiny_bundle):
     assert engine.passed_over == []
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(0, 80), min_size=1, max_size=40), seed=st.integers(0, 9), data=st.data())
 def test_a_row_gets_the_same_in_any_company_and_order(engine, lengths, seed, data):
     lists = random_lists(lengths, seed)
