@@ -1,4 +1,4 @@
-"""Ways to run an encoder: rows of token lists in, one vector per row out. This one runs every model on every device;
+"""Ways to run an encoder: batches of token lists in, one vector per row out. This one runs every model on every device;
 `packed` and `openvino_cpu` are faster where they fit.
 """
 
@@ -27,8 +27,8 @@ class Backend(Protocol):
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """All rows with tokens once, in batches."""
 
-    def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
-        """(rows, width) float on the device, in the order of `rows`; may still be computing."""
+    def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
+        """(rows, width) float on the device, the rows of all `batches` one behind the other; may still be computing."""
 
     def padding(self, lengths: np.ndarray) -> int:
         """Tokens computed for nothing with a batch of these lengths."""
@@ -80,5 +80,6 @@ class Padded(PaddedRows):
         self.encoder = parts.encoder if dtype == torch.float32 else copy.deepcopy(parts.encoder).to(dtype)
         self.device, self.pad_id = device, pad_id
 
-    def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
-        return self.encoder(*hardware.put(self.device, *pad(tokens, rows, self.pad_id)))
+    def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
+        padded = (hardware.put(self.device, *pad(tokens, rows, self.pad_id)) for rows in batches)
+        return torch.cat([self.encoder(*ids_and_mask) for ids_and_mask in padded])

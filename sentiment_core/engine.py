@@ -65,7 +65,7 @@ class Engine:
         found = np.full((len(first), self.classes), np.nan, np.float32)
         if batches:
             with torch.inference_mode():
-                states = torch.cat([self.backend(tokens, first[batch]) for batch in batches])
+                states = self.backend(tokens, [first[batch] for batch in batches])
                 found[np.concatenate(batches)] = torch.softmax(self.head(states.float()), dim=1).cpu().numpy()
         return found[which], sum(self.backend.padding(lengths[batch]) for batch in batches)
 
@@ -130,4 +130,4 @@ def _probe(vocabulary: int, pad_id: int, limit: int) -> TokenLists:
 
 def _probabilities(backend: Backend, head: nn.Module, tokens: TokenLists) -> np.ndarray:
     """Of all rows as one batch."""
-    return torch.softmax(head(backend(tokens, np.arange(len(tokens))).float()), dim=1).cpu().numpy()
+    return torch.softmax(head(backend(tokens, [np.arange(len(tokens))]).float()), dim=1).cpu().numpy()

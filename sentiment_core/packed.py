@@ -40,7 +40,10 @@ class Packed:
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         return packs_by_tokens(lengths, self.size)
 
-    def __call__(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
+    def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
+        return torch.cat([self._step(tokens, rows) for rows in batches])
+
+    def _step(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         picked = tokens.take(rows)
         total, longest = len(picked.ids), int(picked.lengths.max())
         size = total + self.padding(picked.lengths)
