@@ -2,19 +2,24 @@
 # make test     the tests
 # make lint     ruff and mypy
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
+# make chaos    kills what scores at random for MINUTES and compares the output with that of an undisturbed run
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 
 PYTHON ?= python3
+MINUTES ?= 10
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint benchmark format clean
+.PHONY: demo test chaos lint benchmark format clean
 
 demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
 
 test: .venv/.test
 	.venv/bin/python -m pytest
+
+chaos: .venv/.test
+	CHAOS_MINUTES=$(MINUTES) .venv/bin/python -m pytest -s tests/chaos
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

@@ -3,7 +3,7 @@
     python jobs/score.py --model models/reviews --input corpus/ --out scored/
     ray job submit --working-dir . -- python jobs/score.py --model s3://b/models/a --input s3://b/corpus --out s3://b/scored
 
-Exit code 3: finished, but some shards could not be read; they are listed, the others are scored.
+Exit code 3: finished, but some shards could not be scored; they are listed, the others are.
 """
 
 from sentiment_core.scoring import ScoreSettings, prepare, score

@@ -23,6 +23,7 @@ CPU_STEP = 16
 
 class Backend(Protocol):
     name: str
+    budget: int  # tokens of a batch; whoever runs out of memory may lower it
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """All rows with tokens once, in batches."""
@@ -58,15 +59,19 @@ class Unfit(Exception):
     """A backend that cannot run this model here; the message says why."""
 
 
+def budget_for(device: torch.device) -> int:
+    return CUDA_TOKENS if device.type == "cuda" else CPU_TOKENS
+
+
 class PaddedRows:
     """What backends have in common that pad rows to the longest of their batch."""
 
-    device = torch.device("cpu")
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.budget = budget_for(device)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
-        if self.device.type == "cuda":
-            return batches_by_tokens(lengths, CUDA_TOKENS)
-        return batches_by_tokens(lengths, CPU_TOKENS, CPU_STEP)
+        return batches_by_tokens(lengths, self.budget, None if self.device.type == "cuda" else CPU_STEP)
 
     def padding(self, lengths: np.ndarray) -> int:
         return int((lengths.max() - lengths).sum())
@@ -76,9 +81,10 @@ class Padded(PaddedRows):
     """Plain torch. Runs every model on every device."""
 
     def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int) -> None:
+        super().__init__(device)
         self.name = f"torch {hardware.short_name(dtype)}"
         self.encoder = parts.encoder if dtype == torch.float32 else copy.deepcopy(parts.encoder).to(dtype)
-        self.device, self.pad_id = device, pad_id
+        self.pad_id = pad_id
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
         padded = (hardware.put(self.device, *pad(tokens, rows, self.pad_id)) for rows in batches)

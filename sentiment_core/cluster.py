@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +23,17 @@ PROBE_SECONDS = 60  # for a node to start a process and say whether it sees a fo
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS (set for submitted jobs) or the one running here, else start one here."""
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    on_stop = signal.getsignal(signal.SIGTERM)
+    try:
         with _quiet_start():
             # the workers' lines would bury what the job says; their errors come to the driver all the same
             ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    except SystemExit:  # what Ray makes of a SIGTERM while it starts
+        raise KeyboardInterrupt(signal.SIGTERM) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_stop)  # Ray put a handler of its own there
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) ->
     def read(stamp: FileStamp) -> Shard | FailedShard:
         try:
             filesystem, path = storage.locate(storage.join(root, stamp.path))
-            metadata = pq.read_metadata(path, filesystem=filesystem)
+            metadata = storage.patiently(root, lambda: pq.read_metadata(path, filesystem=filesystem))
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
             text = names.index(text_column) if text_column in names else None
@@ -167,6 +167,10 @@ def read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -
 
     Raises one of `storage.UNREADABLE`, also if the shard is no longer as planned.
     """
+    return storage.patiently(root, lambda: _read_rows(root, unit, choose))
+
+
+def _read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -> pa.Table:
     now = storage.stamp(root, unit.source)
     if (now.size, now.mtime_ns) != (unit.size, unit.mtime_ns):
         raise OSError("changed while it was being scored; run again")
@@ -204,7 +208,10 @@ def kept_columns(schema: pa.Schema, text_column: str, keep: Sequence[str] | None
 
 
 def describe(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """One line; of an error that files do not raise its type too."""
+    text = " ".join(str(error).split())
+    expected = isinstance(error, (*storage.UNREADABLE, BadRequest))
+    return text if text and expected else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def check_columns(shard: Shard, text_column: str, keep: Sequence[str] | None) -> None:

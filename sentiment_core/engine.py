@@ -23,6 +23,7 @@ LONG_RUN_FIRST = {"cuda": ("compiled", *FASTEST_FIRST["cuda"]), "cpu": FASTEST_F
 ON_CPU = ("openvino", "int8")  # also where there is a GPU
 PROBE_LENGTHS = (1, 2, 15, 16, 40)  # of the token lists that a backend is checked with
 POSITIONS_ASIDE = 2  # RoBERTa and its kin have two positions that no token takes
+LEAST_TOKENS = 512  # of a batch: about the longest row that most encoders take
 SAME, CLOSE, NEAR = 1e-4, 0.05, 0.25  # greatest difference of a probability to be right, in float32, bf16 and 8 bits
 
 
@@ -46,6 +47,7 @@ class Engine:
         self._limit_threads()
         names = (backend,) if backend else (LONG_RUN_FIRST if long_run else FASTEST_FIRST)[self.device.type]
         self.backend, self.head, self.passed_over = choose(model, self.device, self.threads, names)
+        self.remarks = list(self.passed_over)  # what is worth telling about how it computes
 
     @classmethod
     def load(
@@ -57,17 +59,31 @@ class Engine:
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens, and how many tokens
-        of padding were computed for them. Rows of the same tokens are computed once."""
+        of padding were computed for them. Rows of the same tokens are computed once. Out of memory, it goes on with
+        half the budget, and keeps to that."""
         self._limit_threads()
         first, which = distinct(tokens)
-        lengths = tokens.lengths[first]
-        batches = self.backend.batches(lengths)
-        found = np.full((len(first), self.classes), np.nan, np.float32)
+        some = tokens.take(first)
+        while True:
+            try:
+                found, padding = self._compute(some)
+                return found[which], padding
+            except torch.OutOfMemoryError:
+                if self.backend.budget <= LEAST_TOKENS:
+                    raise
+            # with what it took released
+            self.backend.budget //= 2
+            torch.cuda.empty_cache()
+            self.remarks = [*self.passed_over, f"out of memory, so batches of {self.backend.budget:,} tokens"]
+
+    def _compute(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
+        batches = self.backend.batches(tokens.lengths)
+        found = np.full((len(tokens), self.classes), np.nan, np.float32)
         if batches:
             with torch.inference_mode():
-                states = self.backend(tokens, [first[batch] for batch in batches])
+                states = self.backend(tokens, batches)
                 found[np.concatenate(batches)] = torch.softmax(self.head(states.float()), dim=1).cpu().numpy()
-        return found[which], sum(self.backend.padding(lengths[batch]) for batch in batches)
+        return found, sum(self.backend.padding(tokens.lengths[batch]) for batch in batches)
 
     def _limit_threads(self) -> None:
         if self.threads:

@@ -1,9 +1,9 @@
 """What ends a job early, and the exit codes a scheduler sees."""
 
 EXIT_OK = 0  # all done
-EXIT_FAULT = 1  # a fault of ours
+EXIT_FAULT = 1  # a fault of ours, or everything failed alike
 EXIT_BAD_REQUEST = 2  # the request is wrong; said before any work starts
-EXIT_PARTIAL = 3  # finished, but some shards could not be read; the healthy ones are committed
+EXIT_PARTIAL = 3  # finished, but some shards could not be scored; the healthy ones are committed
 
 
 class BadRequest(Exception):

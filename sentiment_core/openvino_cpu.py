@@ -33,6 +33,7 @@ class OpenVino(PaddedRows):
             import openvino
         except ImportError:
             raise Unfit("not installed; the extra `cpu` brings it") from None
+        super().__init__(torch.device("cpu"))
         self.name = f"openvino {'int8' if int8 else hardware.short_name(dtype)}"
         self.pad_id = pad_id
         example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}

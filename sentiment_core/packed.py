@@ -9,14 +9,14 @@ from torch import nn
 from transformers import AttentionInterface
 
 from sentiment_core import hardware
-from sentiment_core.backends import CPU_TOKENS, CUDA_TOKENS, Parts, Unfit
+from sentiment_core.backends import Parts, Unfit, budget_for
 from sentiment_core.tokens import TokenLists, packs_by_tokens
 
 
 class Packed:
     """Torch on the tokens of many rows one behind the other: all but the attention treats tokens alone, and that keeps
-    to each row's own (`torch.nn.attention.varlen`). A step is filled up to `CUDA_TOKENS` (a longer row to a multiple),
-    so that one compiled shape serves. Meant for GPUs; a CPU gets the same the slow way, in smaller steps."""
+    to each row's own (`torch.nn.attention.varlen`). A step is filled up to the budget (a longer row to a multiple), so
+    that one compiled shape serves. Meant for GPUs; a CPU gets the same the slow way, in smaller steps."""
 
     def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, compiled: bool) -> None:
         if parts.whole:
@@ -27,7 +27,7 @@ class Packed:
             raise Unfit("attention of packed rows needs a GPU with bfloat16")
         self.name = f"{'compiled' if compiled else 'packed'} {hardware.short_name(dtype)}"
         self.device, self.pad_id = device, pad_id
-        self.size = CUDA_TOKENS if device.type == "cuda" else CPU_TOKENS
+        self.budget = budget_for(device)
         encoder: Any = copy.deepcopy(parts.encoder.encoder)
         encoder.config._attn_implementation = PACKED_ATTENTION
         # RoBERTa and its kin count positions from behind the padding id
@@ -38,7 +38,7 @@ class Packed:
             self.encoder = torch.compile(self.encoder, fullgraph=True)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
-        return packs_by_tokens(lengths, self.size)
+        return packs_by_tokens(lengths, self.budget)
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
         return torch.cat([self._step(tokens, rows) for rows in batches])
@@ -63,7 +63,7 @@ class Packed:
         return states[offsets[: len(rows)].long()]
 
     def padding(self, lengths: np.ndarray) -> int:
-        return -int(lengths.sum()) % self.size
+        return -int(lengths.sum()) % self.budget
 
 
 @torch.library.custom_op("sentiment_core::attend_packed", mutates_args=())

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from sentiment_core import storage
 from sentiment_core.corpus import FOOTER_READERS, SUFFIXES, Unit
+from sentiment_core.errors import BadRequest
 from sentiment_core.tokens import STATUS_NAMES
 
 COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
@@ -54,11 +55,14 @@ class Counts:
 
 
 def read_run(place: str) -> dict | None:
-    """What `_run.json` of an output folder pins; None if it is not there or no JSON."""
+    """What `_run.json` of an output folder pins; None if it is not there or no JSON. Raises `BadRequest` if that cannot
+    be told."""
     try:
         return json.loads(storage.read_file(storage.join(place, RUN_FILE)))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise BadRequest(f"{place}/{RUN_FILE} cannot be read: {error}; check the place and the credentials") from None
 
 
 def origin(run: Run, unit: Unit) -> dict:
@@ -143,7 +147,7 @@ def read_outputs(out: str) -> list[Output]:
     def read(path: str) -> Output:
         filesystem, inner = storage.locate(storage.join(out, path))
         try:
-            metadata = pq.read_metadata(inner, filesystem=filesystem)
+            metadata = storage.patiently(out, lambda: pq.read_metadata(inner, filesystem=filesystem))
             footer = metadata.metadata or {}
             counts = Counts(**json.loads(footer[COUNTS_KEY]))
             return Output(path, metadata.num_rows, json.loads(footer[ORIGIN_KEY]), counts)

@@ -1,19 +1,19 @@
 """The scoring job: work units -> tokens (CPU tasks) -> probabilities (actors holding the bundle) -> scored Parquet.
 
-Ray Data streams it. A block of the stream is one row, a `task` of a few units, so Ray can neither split nor merge units;
-only tokens and probabilities travel. The columns to keep are read where the output is written.
+Ray Data streams it through the stages of `stages`. A block of the stream is one row, a `task` of a few units, so Ray can
+neither split nor merge units; only tokens and probabilities travel. The columns to keep are read where the output is
+written.
 """
 
 import contextlib
 import importlib.util
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -21,15 +21,13 @@ from ray.data import ActorPoolStrategy
 
 from sentiment_core import bundle, cluster, corpus, scored, storage
 from sentiment_core.corpus import Corpus, FailedShard, Unit
-from sentiment_core.errors import EXIT_OK, EXIT_PARTIAL, BadRequest
+from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, BadRequest
+from sentiment_core.guard import TRIES, Guard
 from sentiment_core.progress import Progress
 from sentiment_core.scored import Counts, Run
 from sentiment_core.settings import REQUIRED, check, setting
-from sentiment_core.texts import to_texts
-from sentiment_core.tokenizer import Tokenizer
-from sentiment_core.tokens import TokenLists
+from sentiment_core.stages import STAGES, Classify, read_and_tokenise, write
 
-STAGES = ("read and tokenise", "classify", "write")
 # CPUs reserved by a task that reads and tokenises, and by one that writes. The first must differ from what an actor
 # reserves, or Ray fuses the two and the model waits for the tokenizer.
 READ_CPUS, WRITE_CPUS = 0.5, 0.25
@@ -40,6 +38,8 @@ TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
 TASK_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}  # of text
 LONG_RUN_BYTES = 2 << 30  # of text for each GPU, minutes of work: from there on compiling, about one, should pay
 INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
+# Failed units in a row at which the run stops, before and after the first that succeeds: what fails them fails all.
+FIRST_FAILURES, LATER_FAILURES = 50, 500
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
 
 
@@ -59,6 +59,9 @@ class ScoreSettings:
         False,
         "compute in 8 bits on CPUs (OpenVINO), if the bundle's labels were seen to stay the same in 99.5 % of rows",
     )
+    task_minutes: float = setting(
+        60.0, "end and try again what takes longer for one task, seconds of work on most chips"
+    )
     workers: int | None = setting(None, "actors holding the model; without it one for each GPU, or for each two CPUs")
     limit: int | None = setting(
         None, "score only that many rows, into the folder OUT-limit-N, for a look before the big run", "N"
@@ -69,6 +72,7 @@ class ScoreSettings:
         for name in ("workers", "limit"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")
+        check(self.task_minutes > 0, "task_minutes", self.task_minutes, "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Scored:
 
     @property
     def exit_code(self) -> int:
+        if self.summary["stopped"]:
+            return EXIT_FAULT
         return EXIT_PARTIAL if self.summary["failed_shards"] else EXIT_OK
 
     def report(self) -> str:
@@ -97,6 +103,8 @@ class Scored:
         lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in s["failed_shards"][:10]]
         if len(s["failed_shards"]) > 10:
             lines.append(f"... {len(s['failed_shards']):,} failed shards in all, listed in {scored.SUMMARY_FILE}")
+        if s["stopped"]:
+            lines.append(f"stopped: {s['stopped']}; mend what makes them fail and give the same command again")
         return "\n".join(lines)
 
     def _speed(self) -> list[str]:
@@ -125,7 +133,7 @@ class Work:
     todo: list[Unit]
     done: list[Counts]
     stale: list[str]  # outputs of shards that have changed into other units since
-    workers: int | None  # as asked
+    settings: ScoreSettings
 
     @property
     def rows_todo(self) -> int:
@@ -137,6 +145,59 @@ class Work:
             f"{len(self.todo):,} units; already scored: {len(self.done):,} units; outputs of changed shards to remove: "
             f"{len(self.stale):,}; shards that cannot be read: {len(self.corpus.failed):,}"
         )
+
+
+@dataclass
+class Tally:
+    """What the records of a run add up to."""
+
+    started: float  # of time.monotonic()
+    failed: list[FailedShard]
+    seen: set[str] = field(default_factory=set)  # outputs of the units that there was a record of
+    counts: list[Counts] = field(default_factory=list)  # of the units committed
+    failed_in_a_row: int = 0
+    tokens: int = 0
+    padding: int = 0  # tokens computed for nothing
+    busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # seconds
+    computed_by: set[str] = field(default_factory=set)
+    first_seconds: float | None = None  # when the first task was done, start-up included
+    first_rows: int = 0  # of that task
+
+    def add(self, records: list[dict]) -> None:
+        """A task's records."""
+        if self.first_seconds is None:
+            self.first_seconds = time.monotonic() - self.started
+            self.first_rows = sum(record["rows"] for record in records)
+        for record in records:
+            self.seen.add(record["output"])
+            self.computed_by.add(record["backend"])
+            self.tokens += record["tokens"]
+            self.padding += record["padding_tokens"]
+            for stage in STAGES:
+                self.busy[stage] += record["seconds"][stage]
+            if record["error"]:
+                self.failed.append(FailedShard(record["source"], record["error"]))
+                self.failed_in_a_row += 1
+            else:
+                self.counts.append(Counts(**json.loads(record["counts"])))
+                self.failed_in_a_row = 0
+
+    def lost(self, units: list[Unit]) -> list[Unit]:
+        """Of a run's units those that there is no record of; none if it stopped."""
+        return [] if self.stopped else [unit for unit in units if unit.output not in self.seen]
+
+    @property
+    def stopped(self) -> str:
+        """Why the run is to stop; empty if it is not."""
+        if self.failed_in_a_row < (LATER_FAILURES if self.counts else FIRST_FAILURES):
+            return ""
+        return f"the last {self.failed_in_a_row:,} units all failed, at last with: {self.failed[-1].reason}"
+
+    def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
+        """Of all `rows` in `seconds`, from the first task on; None if that was all."""
+        if self.first_seconds is None or rows == self.first_rows:
+            return None
+        return (rows - self.first_rows) / (seconds - self.first_seconds)
 
 
 def prepare(settings: ScoreSettings) -> Work:
@@ -173,7 +234,7 @@ def prepare(settings: ScoreSettings) -> Work:
     stale = [
         o.path for o in outputs.values() if o.origin and o.path not in current and o.origin["unit"]["source"] in sources
     ]
-    return Work(place, run, files, info.labels, planned, todo, done, stale, settings.workers)
+    return Work(place, run, files, info.labels, planned, todo, done, stale, settings)
 
 
 def check_int8(model: str, info: bundle.BundleInfo) -> None:
@@ -201,31 +262,47 @@ def score(work: Work) -> Scored:
         cluster.connect()
         if work.run.int8 and cluster.device_kind() == "GPU":
             raise BadRequest("--int8 computes on CPUs, and this cluster has GPUs; score without --int8")
-        workers = number_of_workers(work.workers, len(work.todo))
+        workers = number_of_workers(work.settings.workers, len(work.todo))
     storage.check_writable(work.place)
     if work.todo:
         cluster.check_shared(work.place, "--out", writable=True)
         cluster.check_shared(work.corpus.root, "--input", writable=False)
     storage.write_file(storage.join(work.place, scored.RUN_FILE), json.dumps(asdict(work.run), indent=2).encode())
     check_output(work.place, work.corpus.root, work.run)  # another run may have started just now, with other settings
+    storage.delete_abandoned(work.place, storage.stamp(work.place, scored.RUN_FILE).mtime_ns)
     for path in work.stale:
         with contextlib.suppress(FileNotFoundError):  # that run is at it too
             storage.delete_file(storage.join(work.place, path))
-    tally = Tally(failed=list(work.corpus.failed))
+    tally = Tally(started, failed=list(work.corpus.failed))
     if work.todo:
         with Progress("score", work.rows_todo, "rows", cluster.waiting_for) as progress:
-            stream = make_stream(work, workers)
-            for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
-                tally.add(records, time.monotonic() - started)
-                for record in records:
-                    progress.add(record["rows"])
-                    if record["error"]:
-                        progress.say(f"failed: {record['source']}: {record['error']}")
+            guard = Guard.start(60 * work.settings.task_minutes)
+            run_tasks(gather(work.todo, workers), work, workers, guard, tally, progress)
+            if lost := tally.lost(work.todo):
+                run_tasks(([unit] for unit in lost), work, workers, guard, tally, progress)
+            for unit in tally.lost(work.todo):
+                tally.failed.append(FailedShard(unit.source, f"its worker died or hung {TRIES} times"))
     summary = summarise(work, tally, workers, time.monotonic() - started)
     content = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     storage.write_file(storage.join(work.place, scored.SUMMARY_FILE), content.encode())
     return Scored(work.place, summary)
+
+
+def run_tasks(
+    tasks: Iterable[list[Unit]], work: Work, workers: int, guard: Guard, tally: Tally, progress: Progress
+) -> None:
+    """Stream the tasks and tally their records, until all are done or too many have failed in a row."""
+    for block in make_stream(tasks, work, workers, guard).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    ):
+        records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
+        tally.add(records)
+        for record in records:
+            progress.add(record["rows"])
+            if record["error"]:
+                progress.say(f"failed: {record['source']}: {record['error']}")
+        if tally.stopped:
+            return
 
 
 def check_output(place: str, root: str, run: Run) -> None:
@@ -262,12 +339,18 @@ def number_of_workers(asked: int | None, units: int) -> int:
     return workers
 
 
-def make_stream(work: Work, workers: int) -> ray.data.Dataset:
-    """The lazy stream of records, one for each unit, in order of completion."""
+def make_stream(tasks: Iterable[list[Unit]], work: Work, workers: int, guard: Guard) -> ray.data.Dataset:
+    """The lazy stream of records, one for each unit, in order of completion. Of a task that is given up there is
+    none."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # one block for each task, whatever its size
     context.raise_original_map_exception = True
+    context.max_errored_blocks = -1  # a task that is given up; `Tally.lost` finds its units
+    context.max_consecutive_actor_init_deaths = TRIES
+    warnings.filterwarnings(
+        "ignore", "The minimum number of concurrent actors"
+    )  # the pool is at full size from the start
     for handler in list((logger := logging.getLogger("ray.data")).handlers):
         if handler.name == "console":
             logger.removeHandler(handler)
@@ -280,20 +363,28 @@ def make_stream(work: Work, workers: int) -> ray.data.Dataset:
         "backend": "int8" if work.run.int8 else None,
         "long_run": sum(unit.text_bytes for unit in work.todo) >= workers * LONG_RUN_BYTES,
     }
-    tasks = [pa.table({"units": [[asdict(unit) for unit in units]]}) for units in gather(work.todo, workers)]
-    shared = {"root": work.corpus.root, "run": work.run}
+    shared = {"guard": guard}
+    files = {"root": work.corpus.root, "run": work.run}
     return (
-        ray.data.from_blocks(tasks)
-        .map_batches(read_and_tokenise, fn_kwargs=shared | {"files": tokenizer}, num_cpus=READ_CPUS, **common)
+        ray.data.from_blocks([pa.table({"units": [[asdict(unit) for unit in units]]}) for units in tasks])
+        .map_batches(
+            read_and_tokenise,
+            fn_kwargs=shared | files | {"files": tokenizer},
+            num_cpus=READ_CPUS,
+            **common,
+        )
         .map_batches(
             Classify,
-            fn_constructor_kwargs={"files": weights, "engine": engine},
+            fn_constructor_kwargs=shared | {"files": weights, "engine": engine},
             compute=ActorPoolStrategy(size=workers),
             **actor_resources(workers),
             **common,
         )
         .map_batches(
-            write, fn_kwargs=shared | {"place": work.place, "labels": work.labels}, num_cpus=WRITE_CPUS, **common
+            write,
+            fn_kwargs=shared | files | {"place": work.place, "labels": work.labels},
+            num_cpus=WRITE_CPUS,
+            **common,
         )
     )
 
@@ -331,152 +422,6 @@ def gather(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
         yield task
 
 
-# --- the three stages; each takes and gives one task as a table of one row --------------------------------------------
-
-
-def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef) -> pa.Table:
-    """Adds `errors` (one for each unit, empty if none), and `status` and `tokens` of all units' rows one after another."""
-    started = time.monotonic()
-    tokenizer, max_length = _tokenizer(run.bundle, files)
-    units = units_of(task)
-    errors, ids, lengths, status = [], [], [], []
-    for unit in units:
-        try:
-            column = corpus.read_rows(root, unit, lambda _: [run.text_column]).column(0)
-        except (*storage.UNREADABLE, BadRequest) as error:
-            errors.append(corpus.describe(error))
-            continue
-        errors.append("")
-        for chunk in column.chunks:
-            tokens, codes = tokenizer.encode(to_texts(chunk), max_length)
-            ids.append(tokens.ids)
-            lengths.append(tokens.lengths)
-            status.append(codes)
-    flat = np.concatenate([np.zeros(0, np.int32), *ids])
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))])
-    tokens = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
-    return (
-        task.append_column("errors", pa.array([errors], pa.list_(pa.string())))
-        .append_column("status", _one_row(pa.array(np.concatenate([np.zeros(0, np.int8), *status]))))
-        .append_column("tokens", _one_row(tokens))
-        .append_column("read_seconds", pa.array([time.monotonic() - started]))
-    )
-
-
-class Classify:
-    """Holds the bundle. Replaces `tokens` by `probabilities`, rows x classes in one flat list, NaN without tokens."""
-
-    def __init__(self, files: ray.ObjectRef, engine: dict) -> None:
-        from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
-
-        with storage.unpacked(ray.get(files)) as folder:
-            self.engine = Engine.load(folder, **engine)
-        self.backend = "; ".join([self.engine.backend.name, *self.engine.passed_over])
-
-    def __call__(self, task: pa.Table) -> pa.Table:
-        started = time.monotonic()
-        lists = task["tokens"].chunk(0).flatten()
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
-        probabilities, padding = self.engine.probabilities(tokens)
-        return (
-            task.drop_columns(["tokens"])
-            .append_column("lengths", _one_row(pa.array(tokens.lengths)))
-            .append_column("probabilities", _one_row(pa.array(probabilities.ravel())))
-            .append_column("backend", pa.array([self.backend]))
-            .append_column("padding_tokens", pa.array([padding]))
-            .append_column("classify_seconds", pa.array([time.monotonic() - started]))
-        )
-
-
-def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str]) -> pa.Table:
-    """Commits every unit of the task that could be read; one record for each unit."""
-    started = time.monotonic()
-    if storage.is_local(place) and not storage.exists(storage.join(place, scored.RUN_FILE)):
-        raise RuntimeError(f"this node does not see the output folder {place}; it must be one that all nodes share")
-    status = task["status"].chunk(0).flatten().to_numpy()
-    lengths = task["lengths"].chunk(0).flatten().to_numpy()
-    probabilities = task["probabilities"].chunk(0).flatten().to_numpy().reshape(-1, len(labels))
-    records, first = [], 0
-    for unit, error in zip(units_of(task), task["errors"][0].as_py(), strict=True):
-        record = {"source": unit.source, "rows": unit.rows, "error": error, "counts": ""}
-        records.append(record)
-        if error:
-            continue
-        rows = slice(first, first := first + unit.rows)
-        try:
-            kept = corpus.read_rows(root, unit, lambda schema: corpus.kept_columns(schema, run.text_column, run.keep))
-        except (*storage.UNREADABLE, BadRequest) as problem:
-            record["error"] = corpus.describe(problem)
-            continue
-        counts = scored.count(status[rows], probabilities[rows], labels, int(lengths[rows].sum()))
-        table = scored.make_table(unit, kept, status[rows], probabilities[rows], labels, run.probabilities)
-        scored.commit(place, run, unit, table, counts)
-        record["counts"] = json.dumps(asdict(counts))
-    seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
-    for i, record in enumerate(records):
-        record["seconds"] = dict(zip(STAGES, seconds if i == 0 else (0.0, 0.0, 0.0), strict=True))
-        record["tokens"] = int(lengths.sum()) if i == 0 else 0
-        record["padding_tokens"] = task["padding_tokens"][0].as_py() if i == 0 else 0
-        record["backend"] = task["backend"][0].as_py()
-    return pa.Table.from_pylist(records)
-
-
-def units_of(task: pa.Table) -> list[Unit]:
-    return [Unit(**fields) for fields in task["units"][0].as_py()]
-
-
-def _one_row(values: pa.Array) -> pa.Array:
-    """All values as the list in a table's only row."""
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
-
-
-_loaded: dict[str, tuple] = {}  # a Ray worker process runs many tasks: it loads a bundle's tokenizer once
-
-
-def _tokenizer(digest: str, files: ray.ObjectRef) -> tuple:
-    if digest not in _loaded:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # many tasks run side by side instead
-        with storage.unpacked(ray.get(files)) as folder:
-            _loaded[digest] = Tokenizer.from_bundle(folder), bundle.read_info(folder).max_length
-    return _loaded[digest]
-
-
-@dataclass
-class Tally:
-    """What the records of a run add up to."""
-
-    failed: list[FailedShard]
-    counts: list[Counts] = field(default_factory=list)  # of the units committed
-    tokens: int = 0
-    padding: int = 0  # tokens computed for nothing
-    busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # seconds
-    computed_by: set[str] = field(default_factory=set)
-    first_seconds: float | None = None  # when the first task was done, start-up included
-    first_rows: int = 0  # of that task
-
-    def add(self, records: list[dict], seconds: float) -> None:
-        """A task's records, `seconds` after the start."""
-        if self.first_seconds is None:
-            self.first_seconds, self.first_rows = seconds, sum(record["rows"] for record in records)
-        for record in records:
-            self.computed_by.add(record["backend"])
-            self.tokens += record["tokens"]
-            self.padding += record["padding_tokens"]
-            for stage in STAGES:
-                self.busy[stage] += record["seconds"][stage]
-            if record["error"]:
-                self.failed.append(FailedShard(record["source"], record["error"]))
-            else:
-                self.counts.append(Counts(**json.loads(record["counts"])))
-
-    def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
-        """Of all `rows` in `seconds`, from the first task on; None if that was all."""
-        if self.first_seconds is None or rows == self.first_rows:
-            return None
-        return (rows - self.first_rows) / (seconds - self.first_seconds)
-
-
 def summarise(work: Work, tally: Tally, workers: int, seconds: float) -> dict:
     """The content of `_summary.json`: the whole folder, and what this run did of it."""
     everything = scored.total(iter([*work.done, *tally.counts]), work.labels)
@@ -490,6 +435,7 @@ def summarise(work: Work, tally: Tally, workers: int, seconds: float) -> dict:
         "confidence_histogram": everything.confidence_histogram,
         "tokens": everything.tokens,
         "padding_share": tally.padding / max(1, tally.tokens + tally.padding),  # in this run
+        "stopped": tally.stopped,
         "failed_shards": [asdict(shard) for shard in tally.failed],
         "run": {
             "rows": this_run.rows,

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import types
 import typing
@@ -62,6 +63,7 @@ def parse(settings_class: type[Settings], description: str | None, argv: list[st
 
 def run_job(main: Callable[[], int | None]) -> NoReturn:
     """Run a job and leave with its exit code; a user's mistake is one sentence on stderr, without a stack trace."""
+    signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a sentence with emoji on an ASCII terminal
     try:
@@ -69,13 +71,22 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
     except BadRequest as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_REQUEST
-    except KeyboardInterrupt:
-        print("interrupted; what score has committed stays, and the same command goes on from there", file=sys.stderr)
-        code = 130
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(
+            f"stopped by {signal.Signals(number).name}; what score has committed stays, and the same command goes on "
+            "from there",
+            file=sys.stderr,
+        )
+        code = 128 + number
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAULT
     sys.exit(code)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 class _Parser(argparse.ArgumentParser):

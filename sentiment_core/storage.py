@@ -7,11 +7,15 @@ import contextlib
 import fnmatch
 import functools
 import os
+import random
+import re
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
@@ -19,9 +23,13 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from sentiment_core.errors import BadRequest
 
+Found = TypeVar("Found")
 TEMPORARY = "_tmp-"  # begins with "_": no reader of Parquet folders takes it for data
 # object stores, and the option with which a file of a few MB is put there in one request
 BUCKETS = {"s3": "?allow_delayed_open=true", "gs": "", "gcs": ""}
+RETRY_AFTER_S = (1, 4, 15)  # that an object store is given to come to itself
+FINAL = re.compile("ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE")  # errors of a store that will not pass
+ABANDONED_S = 3600  # a temporary file is written in seconds
 UNREADABLE = (OSError, pa.ArrowException)  # what a damaged or vanished file raises
 
 
@@ -51,6 +59,19 @@ def locate(place: str) -> tuple[pa.fs.FileSystem, str]:
 @functools.lru_cache(maxsize=64)  # the first use of a bucket asks the store for its region
 def _bucket(scheme: str, name: str) -> pa.fs.FileSystem:
     return pa.fs.FileSystem.from_uri(f"{scheme}://{name}{BUCKETS[scheme]}")[0]
+
+
+def patiently(place: str, action: Callable[[], Found]) -> Found:
+    """What `action` gives. An object store may throttle, time out or drop a connection: there it is tried again, up to
+    three times, unless the error is one that stays."""
+    for seconds in () if is_local(place) else RETRY_AFTER_S:
+        try:
+            return action()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or FINAL.search(str(error)):
+                raise
+            time.sleep(seconds * random.uniform(0.5, 1.5))
+    return action()
 
 
 def is_local(place: str) -> bool:
@@ -104,7 +125,7 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
             return absolute(place).rpartition("/")[0] or "/", [_stamp(info, info.base_name)]
         if info.type == pa.fs.FileType.Directory:
             root, base = absolute(place), path
-            found = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
+            found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True)))
         elif any(c in place for c in "*?["):
             literal = place[: min(place.find(c) for c in "*?[" if c in place)]
             root = absolute(literal.rpartition("/")[0] if "/" in literal else ".")
@@ -127,7 +148,7 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
 def list_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
     """Relative paths of the data files below a folder, sorted. One listing, however many files."""
     filesystem, base = locate(place)
-    found = filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True))
+    found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True)))
     return sorted(stamp.path for stamp in _data_files(found, base, suffixes))
 
 
@@ -155,17 +176,24 @@ def stamp(place: str, relative: str) -> FileStamp:
 
 def read_file(place: str) -> bytes:
     filesystem, path = locate(place)
-    with filesystem.open_input_stream(path) as stream:
-        return stream.read()
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    return patiently(place, read)
 
 
 def write_file(place: str, content: bytes | pa.Buffer) -> None:
     """Write a file that appears whole or not at all: a rename on a local disk, one request on an object store."""
     filesystem, path = locate(place)
-    if not isinstance(filesystem, pa.fs.LocalFileSystem):
+
+    def put() -> None:
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
-        return
+
+    if not isinstance(filesystem, pa.fs.LocalFileSystem):
+        return patiently(place, put)
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, temporary_name(name))
@@ -183,6 +211,20 @@ def write_file(place: str, content: bytes | pa.Buffer) -> None:
 def delete_file(place: str) -> None:
     filesystem, path = locate(place)
     filesystem.delete_file(path)
+
+
+def delete_abandoned(place: str, now_ns: int) -> None:
+    """Delete what writers that died left in a local folder under temporary names, `ABANDONED_S` before `now_ns` or
+    earlier. One that lives all the same cannot rename its file then, and is tried again."""
+    if not is_local(place):
+        return
+    for folder, _, names in os.walk(locate(place)[1]):
+        for name in names:
+            if name.startswith(TEMPORARY):
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime_ns <= now_ns - ABANDONED_S * 10**9:
+                        path.unlink()
 
 
 def read_folder(place: str, names: tuple[str, ...] = ("*",)) -> dict[str, bytes]:

@@ -154,6 +154,25 @@ def test_rows_of_the_same_tokens_are_computed_once(engine):
     np.testing.assert_allclose(again, once[[3, 2, 2, 1, 0, 3, 2]], atol=1e-6)
 
 
+def test_out_of_memory_is_met_by_smaller_batches(packaged_encoder, tmp_path):
+    """Memory for 700 tokens at a time, as it were."""
+    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
+    model, _ = bundle.load(place)
+
+    def refuse(module, args, kwargs):
+        if (args[0] if args else kwargs["input_ids"]).numel() > 700:
+            raise torch.OutOfMemoryError("no memory")
+
+    model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
+    engine = Engine(model, 2, backend="torch")
+    lists = random_lists([40] * 60)
+    found, _ = engine.probabilities(lists)
+    np.testing.assert_allclose(found, Engine.load(place, None, "torch").probabilities(lists)[0], atol=1e-3)
+    assert engine.remarks == ["out of memory, so batches of 512 tokens"]
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.probabilities(random_lists([800] * 2))
+
+
 def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
     """Random words on an untrained head lie closer to the boundary than text that the model was trained for."""
     place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)

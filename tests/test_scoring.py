@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import duckdb
@@ -18,6 +18,7 @@ from ray.data._internal.logical.optimizers import get_execution_plan
 from sentiment_core import corpus, scored, storage
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
+from sentiment_core.guard import Guard
 from sentiment_core.scoring import ScoreSettings, make_stream, prepare, score
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.verify import VerifySettings, verify
@@ -216,6 +217,46 @@ def test_broken_shards_are_listed_and_the_others_scored(ray_here, tiny_bundle, t
     assert json.loads((tmp_path / "out" / scored.SUMMARY_FILE).read_text())["rows"] == 30
 
 
+def test_tasks_that_hang_are_listed_and_done_by_the_next_run(ray_here, tiny_bundle, tmp_path):
+    write(tmp_path / "in", "a.parquet", {"text": ["good"] * 20})
+    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", task_minutes=1e-5)
+    assert done.exit_code == 3
+    assert [s["source"] for s in done.summary["failed_shards"]] == ["a.parquet"]
+    assert "died or hung 4 times" in done.report()
+    assert run(tiny_bundle, tmp_path / "in", tmp_path / "out").exit_code == 0
+    assert len(read(tmp_path / "out")) == 20
+
+
+def test_a_fault_of_all_shards_stops_the_run(ray_here, tiny_bundle, tmp_path):
+    """All but one cannot be written, as on a full disk: a folder is in their way."""
+    for i in range(70):
+        write(tmp_path / "in", f"{i:02}.parquet", {"text": ["good"]})
+        if i:
+            (tmp_path / "out" / f"{i:02}.parquet" / "folder").mkdir(parents=True)
+    work = prepare(ScoreSettings(model=tiny_bundle, input=str(tmp_path / "in"), out=str(tmp_path / "in2")))
+    work = replace(work, place=str(tmp_path / "out"))
+    (tmp_path / "out" / scored.RUN_FILE).write_text(json.dumps(asdict(work.run)))
+    done = score(work)
+    assert done.exit_code == 3  # one succeeded, so that it is not all
+    assert (done.summary["rows"], len(done.summary["failed_shards"])) == (1, 69)
+    assert "Is a directory" in done.report()
+    again = score(replace(work, todo=work.todo[1:]))
+    assert again.exit_code == 1
+    assert "stopped: the last" in again.report()
+
+
+def test_what_dead_runs_left_is_cleaned_up(ray_here, tiny_bundle, tmp_path):
+    write(tmp_path / "in", "a.parquet", {"text": ["good"]})
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    old, new = tmp_path / "out" / "k=1" / f"{storage.TEMPORARY}old", tmp_path / "out" / f"{storage.TEMPORARY}new"
+    old.parent.mkdir(parents=True)
+    for path in (old, new):
+        path.write_text("half a file")
+    os.utime(old, (0, 0))
+    assert run(tiny_bundle, tmp_path / "in", tmp_path / "out").exit_code == 0
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_limit_scores_the_first_rows_into_another_folder(ray_here, tiny_bundle, tmp_path):
     for name in "ab":
         write(tmp_path / "in", f"{name}.parquet", {"text": ["good"] * 20})
@@ -239,8 +280,10 @@ def test_the_tokenizer_does_not_run_inside_the_actors(ray_here, tiny_bundle, tmp
     """Ray Data fuses stages that ask for the same resources; the model would then wait for the tokenizer."""
     write(tmp_path / "in", "a.parquet", {"text": ["good"]})
     work = prepare(ScoreSettings(model=tiny_bundle, input=str(tmp_path / "in"), out=str(tmp_path / "out")))
+    guard = Guard.start(60.0)
     for workers in (1, 2):
-        stages = get_execution_plan(make_stream(work, workers)._logical_plan)[0].dag.post_order_iter()
+        stream = make_stream([work.todo], work, workers, guard)
+        stages = get_execution_plan(stream._logical_plan)[0].dag.post_order_iter()
         kinds = ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator", "TaskPoolMapOperator"]
         assert [type(stage).__name__ for stage in stages] == kinds
 

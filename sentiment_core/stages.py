@@ -1,0 +1,186 @@
+"""The three stages of scoring, as Ray runs them: each takes and gives one task, a table of one row that holds a few
+units and what is known of their rows so far.
+
+Whatever goes wrong with a unit becomes its error and leaves the others alone. What takes a whole process along, or
+hangs in it, costs that process, and Ray tries the task again elsewhere, as often as its `Guard` lets it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from sentiment_core import bundle, corpus, scored, storage
+from sentiment_core.corpus import Unit, describe
+from sentiment_core.guard import Guard
+from sentiment_core.scored import Run
+from sentiment_core.texts import to_texts
+from sentiment_core.tokenizer import Tokenizer
+from sentiment_core.tokens import TokenLists
+
+STAGES = ("read and tokenise", "classify", "write")
+
+
+def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef, guard: Guard) -> pa.Table:
+    """Adds `errors` (one for each unit, empty if none), and `status` and `tokens` of the rows of all units without an
+    error, one after another."""
+    started = time.monotonic()
+    units = units_of(task)
+    errors, lists, status = [], [], []
+    with guard(_key(0, units)):
+        tokenizer, max_length = _tokenizer(run.bundle, files)
+        for unit in units:
+            try:
+                column = corpus.read_rows(root, unit, lambda _: [run.text_column]).column(0)
+                found = [tokenizer.encode(to_texts(chunk), max_length) for chunk in column.chunks]
+            except Exception as error:
+                errors.append(describe(error))
+                continue
+            errors.append("")
+            lists += [tokens for tokens, _ in found]
+            status += [codes for _, codes in found]
+    ids = np.concatenate([np.zeros(0, np.int32), *(tokens.ids for tokens in lists)])
+    lengths = np.concatenate([np.zeros(0, np.int64), *(tokens.lengths for tokens in lists)])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return (
+        task.append_column("errors", pa.array([errors], pa.list_(pa.string())))
+        .append_column("status", _one_row(pa.array(np.concatenate([np.zeros(0, np.int8), *status]))))
+        .append_column("tokens", _one_row(pa.ListArray.from_arrays(offsets, pa.array(ids))))
+        .append_column("read_seconds", pa.array([time.monotonic() - started]))
+    )
+
+
+class Classify:
+    """Holds the bundle. Replaces `tokens` by `lengths` and `probabilities`, rows x classes in one flat list, NaN where
+    there are no tokens."""
+
+    def __init__(self, files: ray.ObjectRef, engine: dict, guard: Guard) -> None:
+        from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
+
+        self.guard = guard
+        with storage.unpacked(ray.get(files)) as folder:
+            self.engine = Engine.load(folder, **engine)
+
+    def __call__(self, task: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        lists = task["tokens"].chunk(0).flatten()
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
+        status = task["status"].chunk(0).flatten().to_numpy()
+        units, errors = units_of(task), task["errors"][0].as_py()
+        with self.guard(_key(1, units)):
+            try:
+                probabilities, padding = self.engine.probabilities(tokens)
+            except Exception:
+                probabilities, padding, keep = self._one_by_one(tokens, units, errors)
+                tokens, status = tokens.take(keep), status[keep]
+        backend = "; ".join([self.engine.backend.name, *self.engine.remarks])
+        return (
+            task.drop_columns(["tokens", "status", "errors"])
+            .append_column("errors", pa.array([errors], pa.list_(pa.string())))
+            .append_column("status", _one_row(pa.array(status)))
+            .append_column("lengths", _one_row(pa.array(tokens.lengths)))
+            .append_column("probabilities", _one_row(pa.array(probabilities.ravel())))
+            .append_column("backend", pa.array([backend]))
+            .append_column("padding_tokens", pa.array([padding]))
+            .append_column("classify_seconds", pa.array([time.monotonic() - started]))
+        )
+
+    def _one_by_one(
+        self, tokens: TokenLists, units: list[Unit], errors: list[str]
+    ) -> tuple[np.ndarray, int, np.ndarray]:
+        """Probabilities of the units that can be computed, the padding, and which rows that are; tells the `errors` of
+        the others."""
+        found, padding, keep = [np.zeros((0, self.engine.classes), np.float32)], 0, [np.zeros(0, np.int64)]
+        for i, rows in rows_of(units, errors):
+            try:
+                probabilities, more = self.engine.probabilities(tokens.take(rows))
+            except Exception as error:
+                errors[i] = describe(error)
+                continue
+            found.append(probabilities)
+            keep.append(rows)
+            padding += more
+        return np.concatenate(found), padding, np.concatenate(keep)
+
+
+def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str], guard: Guard) -> pa.Table:
+    """Commits every unit of the task without an error; one record for each unit."""
+    started = time.monotonic()
+    status, lengths, flat = (
+        task[name].chunk(0).flatten().to_numpy() for name in ("status", "lengths", "probabilities")
+    )
+    probabilities = flat.reshape(-1, len(labels))
+    units, errors = units_of(task), task["errors"][0].as_py()
+    committed = {}
+    with guard(_key(2, units)):
+        for i, rows in rows_of(units, errors):
+            unit = units[i]
+            try:
+                if storage.is_local(place) and not storage.exists(storage.join(place, scored.RUN_FILE)):
+                    raise OSError(f"a node does not see the output folder {place}; it must be one that all nodes share")
+                kept = corpus.read_rows(
+                    root, unit, lambda schema: corpus.kept_columns(schema, run.text_column, run.keep)
+                )
+                counts = scored.count(status[rows], probabilities[rows], labels, int(lengths[rows].sum()))
+                table = scored.make_table(unit, kept, status[rows], probabilities[rows], labels, run.probabilities)
+                scored.commit(place, run, unit, table, counts)
+            except Exception as error:
+                errors[i] = describe(error)
+            else:
+                committed[i] = json.dumps(asdict(counts))
+    seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
+    records = [
+        {
+            "output": unit.output,
+            "source": unit.source,
+            "rows": unit.rows,
+            "error": errors[i],
+            "counts": committed.get(i, ""),
+            # of the whole task: told once
+            "seconds": dict(zip(STAGES, seconds if i == 0 else (0.0, 0.0, 0.0), strict=True)),
+            "tokens": int(lengths.sum()) if i == 0 else 0,
+            "padding_tokens": task["padding_tokens"][0].as_py() if i == 0 else 0,
+            "backend": task["backend"][0].as_py(),
+        }
+        for i, unit in enumerate(units)
+    ]
+    return pa.Table.from_pylist(records)
+
+
+def units_of(task: pa.Table) -> list[Unit]:
+    return [Unit(**fields) for fields in task["units"][0].as_py()]
+
+
+def _key(stage: int, units: list[Unit]) -> tuple:
+    """Tells a task from all others of the run."""
+    return stage, units[0].output, len(units)
+
+
+def rows_of(units: list[Unit], errors: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """Of each unit without an error, its number and the task's rows that are its own."""
+    first = 0
+    for i, (unit, error) in enumerate(zip(units, errors.copy(), strict=True)):
+        if not error:
+            yield i, np.arange(first, first := first + unit.rows)
+
+
+def _one_row(values: pa.Array) -> pa.Array:
+    """All values as the list in a table's only row."""
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+
+
+_loaded: dict[str, tuple] = {}  # a Ray worker process runs many tasks: it loads a bundle's tokenizer once
+
+
+def _tokenizer(digest: str, files: ray.ObjectRef) -> tuple:
+    if digest not in _loaded:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # many tasks run side by side instead
+        with storage.unpacked(ray.get(files)) as folder:
+            _loaded[digest] = Tokenizer.from_bundle(folder), bundle.read_info(folder).max_length
+    return _loaded[digest]

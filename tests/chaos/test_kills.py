@@ -1,0 +1,145 @@
+"""Kill what scores, at random moments, run the same command again, and compare with a run that nothing disturbed.
+
+    make chaos MINUTES=10
+
+Without CHAOS_MINUTES in the environment it takes about a minute.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from tests import s3
+from tests.conftest import sentences
+
+REPO = Path(__file__).resolve().parents[2]
+MINUTES = float(os.environ.get("CHAOS_MINUTES", "0.75"))
+SHARDS, ROWS = 40, 5_000
+RUN_TIMEOUT_S = 300
+# what can be killed, by a part of its command line, and how often it is chosen
+VICTIMS = {"driver": 2, "raylet/raylet": 1, "ray::MapWorker(MapBatches(Classify)": 3, "ray::MapBatches": 3}
+
+
+def job(name: str, *flags: object) -> list[str]:
+    return [sys.executable, str(REPO / "jobs" / name), *map(str, flags)]
+
+
+def descendants(root: int) -> list[int]:
+    """Living processes below `root`, by /proc."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def find_victim(rng: random.Random, driver: int) -> tuple[int, int, str]:
+    """Process, signal and what it is."""
+    kind = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+    if kind == "driver":
+        return driver, rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), kind
+    candidates = []
+    for pid in descendants(driver):
+        with contextlib.suppress(OSError):
+            if kind in Path(f"/proc/{pid}/cmdline").read_text():
+                candidates.append(pid)
+    return (rng.choice(candidates) if candidates else 0), signal.SIGKILL, kind
+
+
+def run_disturbed(
+    rng: random.Random, command: list[str], env: dict[str, str], until: float
+) -> tuple[list[str], int, str]:
+    """One run: which kills it met, its exit code, what it printed. Workers are killed until the driver is, or ends."""
+    kills = []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    started = time.monotonic()
+    time.sleep(rng.uniform(5, 20))  # from Ray's start to the middle of the work
+    while process.poll() is None and time.monotonic() < until:
+        victim, number, kind = find_victim(rng, process.pid)
+        if victim:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, number)
+                kills.append(f"{time.monotonic() - started:.1f} s {signal.Signals(number).name} {kind}")
+            if kind == "driver":
+                break
+        time.sleep(rng.uniform(0.2, 4))
+    output = process.communicate(timeout=RUN_TIMEOUT_S)[0]
+    return kills, process.returncode, output
+
+
+@pytest.fixture(params=["disk", "store"])
+def place(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem, str, dict[str, str]]]:
+    """An empty folder for output as the jobs get it; its filesystem, its path in that, and the environment to reach it."""
+    if request.param == "disk":
+        (tmp_path / "out").mkdir()
+        yield str(tmp_path / "out"), pyarrow.fs.LocalFileSystem(), str(tmp_path / "out"), {}
+        return
+    if "CHAOS_MINUTES" not in os.environ:
+        pytest.skip("needs CHAOS_MINUTES, as `make chaos` sets it: for the ordinary tests the one on disk must do")
+    with s3.moto_server() as port:
+        path = f"{s3.BUCKET}/out"
+        yield f"s3://{path}", s3.filesystem(port), path, s3.environment(port)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in Linux's /proc")
+def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_path):
+    out, filesystem, path, env = place
+    seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
+    print(f"CHAOS_SEED={seed}, into {out}")
+    rng = random.Random(seed)
+    (tmp_path / "in").mkdir()
+    for shard in range(SHARDS):
+        pq.write_table(sentences(ROWS, seed=shard), tmp_path / "in" / f"{shard}.parquet")
+
+    def score(out: str) -> list[str]:
+        return job("score.py", "--model", tiny_bundle, "--input", tmp_path / "in", "--out", out, "--keep", "")
+
+    def check(command: list[str]) -> None:
+        done = subprocess.run(
+            command, env=os.environ | env, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def files() -> list[str]:
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
+        return sorted(info.path for info in found if info.path.endswith(".parquet") and "/_" not in info.path)
+
+    check(score(str(tmp_path / "calm")))
+    runs = kills = 0
+    until = time.monotonic() + 60 * MINUTES
+    while time.monotonic() < until:
+        met, code, output = run_disturbed(rng, score(out), os.environ | env, until)
+        runs, kills, there = runs + 1, kills + len(met), files()
+        print(f"exit code {code}, {len(there)} of {SHARDS} files; killed: {'; '.join(met) or 'nothing'}")
+        for name in there:
+            assert pq.read_table(name, filesystem=filesystem).num_rows == ROWS  # a file that exists is complete
+        assert code in (0, 3) or met, output
+        if code in (130, 143):
+            assert "the same command goes on from there" in output
+        if len(there) == SHARDS:
+            for name in rng.sample(there, SHARDS - 2):
+                filesystem.delete_file(name)
+    print(f"{kills} kills in {runs} runs")
+    assert kills
+    check(score(out))
+    check(job("verify.py", "--input", tmp_path / "in", "--out", out))
+    (tmp_path / "copy").mkdir()
+    for name in files():
+        pyarrow.fs.copy_files(name, str(tmp_path / "copy" / Path(name).name), filesystem, chunk_size=1 << 20)
+    calm, disturbed = (f"select * from read_parquet('{tmp_path}/{name}/**/*.parquet')" for name in ("calm", "copy"))
+    assert duckdb.sql(f"select count(*) from ({disturbed})").fetchall() == [(SHARDS * ROWS,)]
+    assert duckdb.sql(f"({calm} except all {disturbed}) union all ({disturbed} except all {calm})").fetchall() == []

@@ -1,0 +1,146 @@
+"""An S3 server on loopback, and one in front of it that misbehaves as told."""
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow.fs
+
+BUCKET = "bucket"
+SECRET = "dont-print-this-secret"
+THROTTLED = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+START_TIMEOUT_S = 30
+PER_CONNECTION = ("transfer-encoding", "content-length", "connection", "expect", "server", "date")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(port: int) -> dict[str, str]:
+    """What a user would set to reach it."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def filesystem(port: int) -> pyarrow.fs.S3FileSystem:
+    return pyarrow.fs.S3FileSystem(
+        access_key="key",
+        secret_key=SECRET,
+        region="us-east-1",
+        endpoint_override=f"http://127.0.0.1:{port}",
+        allow_bucket_creation=True,
+    )
+
+
+@contextmanager
+def moto_server() -> Iterator[int]:
+    """The port of a new server with an empty bucket."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < until:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        filesystem(port).create_dir(BUCKET)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(START_TIMEOUT_S)
+
+
+class Faults:
+    """What the server in front is to do: so many requests for keys that hold `key` are throttled, or their connection
+    dropped amid the answer; `done` counts them."""
+
+    def __init__(self) -> None:
+        self.key, self.throttle, self.drop, self.done = "", 0, 0, 0
+        self._lock = threading.Lock()
+
+    def next(self, path: str) -> str:
+        with self._lock:
+            for kind in ("throttle", "drop"):
+                if self.key in path and getattr(self, kind) > 0:
+                    setattr(self, kind, getattr(self, kind) - 1)
+                    self.done += 1
+                    return kind
+        return ""
+
+
+@contextmanager
+def misbehaving(port: int) -> Iterator[tuple[int, Faults]]:
+    """A server in front of the one at `port`: its own port, and what sets its faults."""
+    faults = Faults()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one(self) -> None:
+            body = self.body()
+            fault = faults.next(self.path)
+            if fault == "throttle":
+                self.answer(503, {"Content-Type": "application/xml"}, THROTTLED)
+                return
+            behind = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            told = {name: value for name, value in self.headers.items() if name.lower() not in PER_CONNECTION}
+            behind.request(self.command, self.path, body, told)
+            answer = behind.getresponse()
+            content = answer.read()
+            headers = {name: value for name, value in answer.getheaders() if name.lower() not in PER_CONNECTION}
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+            behind.close()
+            self.answer(answer.status, headers, content, length, drop=fault == "drop")
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def answer(self, status: int, headers: dict, content: bytes, length: str | None = None, drop=False) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", length or str(len(content)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content[: len(content) // 2] if drop else content)
+            if drop:
+                self.close_connection = True
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_one  # noqa: N815
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1], faults
+    finally:
+        server.shutdown()
+        server.server_close()

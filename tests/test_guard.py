@@ -1,0 +1,44 @@
+"""Tasks whose process dies or hangs, on real Ray."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from sentiment_core.guard import TRIES, Guard
+
+
+@ray.remote(max_retries=-1)
+def work(guard: Guard, log: Path, deaths: int, seconds: float) -> int:
+    """Dies on its first `deaths` tries; takes `seconds`. Gives the number of tries."""
+    with guard(("work", str(log))):
+        with log.open("a") as file:
+            file.write("tried\n")
+        tries = len(log.read_text().splitlines())
+        if tries <= deaths:
+            os._exit(1)
+        time.sleep(seconds)
+    return tries
+
+
+@pytest.fixture(scope="module")
+def guard(ray_here) -> Guard:
+    return Guard.start(limit_s=1.0)
+
+
+def test_a_task_that_dies_is_tried_again(guard, tmp_path):
+    assert ray.get(work.remote(guard, tmp_path / "log", TRIES - 1, 0)) == TRIES
+
+
+@pytest.mark.parametrize(("deaths", "seconds"), [(99, 0), (0, 600)])
+def test_one_that_always_dies_or_hangs_is_given_up(guard, tmp_path, deaths, seconds):
+    with pytest.raises(ray.exceptions.RayTaskError, match=f"died or hung {TRIES} times"):
+        ray.get(work.remote(guard, tmp_path / "log", deaths, seconds), timeout=120)
+    assert len((tmp_path / "log").read_text().splitlines()) == TRIES
+
+
+def test_a_task_that_ends_may_run_as_often_as_it_likes(guard, tmp_path):
+    for _ in range(TRIES + 2):
+        ray.get(work.remote(guard, tmp_path / "log", 0, 0))

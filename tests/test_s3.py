@@ -1,0 +1,106 @@
+"""Object storage by its own protocol: a store that misbehaves, and the whole way from corpus to verified output."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from sentiment_core import corpus, storage
+from sentiment_core.errors import BadRequest
+from tests import s3
+from tests.conftest import sentences
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3.moto_server() as port:
+        yield port
+
+
+@pytest.fixture
+def store(server, monkeypatch):
+    """A store whose faults can be set, reached as a user would reach it."""
+    with s3.misbehaving(server) as (port, faults):
+        for name, value in s3.environment(port).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.1, 0.1, 0.1))
+        storage._bucket.cache_clear()
+        yield faults
+        storage._bucket.cache_clear()
+
+
+def test_throttling_passes(store):
+    place = f"s3://{s3.BUCKET}/throttled"
+    store.key, store.throttle = "throttled", 8
+    storage.write_file(place, b"content")
+    assert store.done == 8  # more than the SDK takes by itself
+    store.throttle = 8
+    assert storage.read_file(place) == b"content"
+
+
+def test_a_connection_that_drops_amid_a_file_passes(store, tmp_path):
+    pq.write_table(sentences(3_000, seed=0), tmp_path / "a.parquet")
+    storage.write_file(f"s3://{s3.BUCKET}/dropped/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    store.key, store.drop = "a.parquet", 2
+    planned = corpus.plan(f"s3://{s3.BUCKET}/dropped/", "text", None, ())
+    store.drop = 2
+    table = corpus.read_rows(planned.root, planned.units[0], lambda _: ["text"])
+    assert table.equals(sentences(3_000, seed=0).select(["text"]))
+    assert store.done == 4
+
+
+def test_what_will_not_pass_is_said_at_once(store):
+    with pytest.raises(FileNotFoundError):
+        storage.read_file(f"s3://{s3.BUCKET}/nothing")
+    with pytest.raises(BadRequest, match="does not exist"):
+        storage.find_files(f"s3://{s3.BUCKET}/nowhere", (".parquet",))
+
+
+@pytest.mark.parametrize(("error", "tries"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])
+def test_tries_have_an_end(store, error, tries):
+    tried = []
+
+    def fail():
+        tried.append(1)
+        raise OSError(error)
+
+    with pytest.raises(OSError, match=error):
+        storage.patiently(f"s3://{s3.BUCKET}/a", fail)
+    assert len(tried) == tries
+
+
+def test_scoring_from_store_to_store(server, tiny_bundle, tmp_path):
+    """With a throttled and a dropped request on the way; credentials from the environment, and nowhere else."""
+    (tmp_path / "in").mkdir()
+    for shard in range(3):
+        pq.write_table(sentences(50, seed=shard), tmp_path / "in" / f"{shard}.parquet")
+    with s3.misbehaving(server) as (port, faults):
+        env = os.environ | s3.environment(port)
+        files = s3.filesystem(server)
+        for name, folder in (("in", tmp_path / "in"), ("model", tiny_bundle)):
+            pyarrow.fs.copy_files(str(folder), f"{s3.BUCKET}/{name}", destination_filesystem=files)
+        faults.key, faults.throttle, faults.drop = ".parquet", 1, 1
+        places = ["--input", f"s3://{s3.BUCKET}/in", "--out", f"s3://{s3.BUCKET}/out"]
+        model = ["--model", f"s3://{s3.BUCKET}/model", "--keep", ""]
+        said = ""
+        for command in (["score.py", *model, *places], ["verify.py", *places]):
+            done = subprocess.run(
+                [sys.executable, REPO / "jobs" / command[0], *command[1:]],
+                env=env, capture_output=True, text=True, check=False, timeout=240,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout + done.stderr
+        assert faults.done == 2
+    assert "150 rows in, 150 rows out" in said
+    (tmp_path / "out").mkdir()
+    pyarrow.fs.copy_files(f"{s3.BUCKET}/out", str(tmp_path / "out"), source_filesystem=files)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"0.parquet", "1.parquet", "2.parquet", "_run.json", "_summary.json"} == set(written)
+    assert s3.SECRET not in said
+    assert not any(s3.SECRET.encode() in content for content in written.values())
