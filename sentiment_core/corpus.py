@@ -173,7 +173,7 @@ def read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -
 def _read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -> pa.Table:
     now = storage.stamp(root, unit.source)
     if (now.size, now.mtime_ns) != (unit.size, unit.mtime_ns):
-        raise OSError("changed while it was being scored; run again")
+        raise storage.Changed("changed while it was being scored; run again")
     filesystem, path = storage.locate(storage.join(root, unit.source))
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES)

@@ -50,14 +50,20 @@ class OpenVino(PaddedRows):
         if int8:
             to_int8(model)
             options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = INT8_GROUP
-        self.streams = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", options), threads)
+        compiled = openvino.Core().compile_model(model, "CPU", options)
+        self.new_streams = lambda: openvino.AsyncInferQueue(compiled, threads)
+        self.streams = self.new_streams()
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
         found: dict[int, np.ndarray] = {}
         self.streams.set_callback(lambda request, i: found.update({i: request.get_output_tensor().data.copy()}))
-        for i, rows in enumerate(batches):
-            self.streams.start_async(list(pad(tokens, rows, self.pad_id)), i)
-        self.streams.wait_all()
+        try:
+            for i, rows in enumerate(batches):
+                self.streams.start_async(list(pad(tokens, rows, self.pad_id)), i)
+            self.streams.wait_all()
+        except Exception:
+            self.streams = self.new_streams()  # the others may still be busy with requests
+            raise
         return torch.from_numpy(np.concatenate([found[i] for i in range(len(batches))]))
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -38,8 +38,10 @@ TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
 TASK_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}  # of text
 LONG_RUN_BYTES = 2 << 30  # of text for each GPU, minutes of work: from there on compiling, about one, should pay
 INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
-# Failed units in a row at which the run stops, before and after the first that succeeds: what fails them fails all.
+# Failed shards in a row at which the run stops, before and after the first that succeeds: what fails them fails all.
 FIRST_FAILURES, LATER_FAILURES = 50, 500
+WEEK = 7 * 24 * 60  # minutes
+LOST = f"nothing came back from its worker: it died or hung {TRIES} times, or failed in a way that Ray's logs tell"
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
 
 
@@ -72,7 +74,7 @@ class ScoreSettings:
         for name in ("workers", "limit"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")
-        check(self.task_minutes > 0, "task_minutes", self.task_minutes, "a number above 0")
+        check(0 < self.task_minutes <= WEEK, "task_minutes", self.task_minutes, f"more than 0 and at most {WEEK}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Scored:
         if len(s["failed_shards"]) > 10:
             lines.append(f"... {len(s['failed_shards']):,} failed shards in all, listed in {scored.SUMMARY_FILE}")
         if s["stopped"]:
-            lines.append(f"stopped: {s['stopped']}; mend what makes them fail and give the same command again")
+            lines.append(f"stopped: {s['stopped']}; mend that and give the same command again")
         return "\n".join(lines)
 
     def _speed(self) -> list[str]:
@@ -155,7 +157,7 @@ class Tally:
     failed: list[FailedShard]
     seen: set[str] = field(default_factory=set)  # outputs of the units that there was a record of
     counts: list[Counts] = field(default_factory=list)  # of the units committed
-    failed_in_a_row: int = 0
+    failed_in_a_row: set[str] = field(default_factory=set)  # shards
     tokens: int = 0
     padding: int = 0  # tokens computed for nothing
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # seconds
@@ -177,10 +179,10 @@ class Tally:
                 self.busy[stage] += record["seconds"][stage]
             if record["error"]:
                 self.failed.append(FailedShard(record["source"], record["error"]))
-                self.failed_in_a_row += 1
+                self.failed_in_a_row.add(record["source"])
             else:
                 self.counts.append(Counts(**json.loads(record["counts"])))
-                self.failed_in_a_row = 0
+                self.failed_in_a_row.clear()
 
     def lost(self, units: list[Unit]) -> list[Unit]:
         """Of a run's units those that there is no record of; none if it stopped."""
@@ -189,9 +191,9 @@ class Tally:
     @property
     def stopped(self) -> str:
         """Why the run is to stop; empty if it is not."""
-        if self.failed_in_a_row < (LATER_FAILURES if self.counts else FIRST_FAILURES):
+        if len(self.failed_in_a_row) < (LATER_FAILURES if self.counts else FIRST_FAILURES):
             return ""
-        return f"the last {self.failed_in_a_row:,} units all failed, at last with: {self.failed[-1].reason}"
+        return f"the last {len(self.failed_in_a_row):,} shards all failed, at last with: {self.failed[-1].reason}"
 
     def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
         """Of all `rows` in `seconds`, from the first task on; None if that was all."""
@@ -277,19 +279,25 @@ def score(work: Work) -> Scored:
     if work.todo:
         with Progress("score", work.rows_todo, "rows", cluster.waiting_for) as progress:
             guard = Guard.start(60 * work.settings.task_minutes)
-            run_tasks(gather(work.todo, workers), work, workers, guard, tally, progress)
-            if lost := tally.lost(work.todo):
-                run_tasks(([unit] for unit in lost), work, workers, guard, tally, progress)
+            tasks = list(gather(work.todo, workers))
+            run_tasks(tasks, work, workers, guard, tally, progress)
+            # one of a task's units may have taken the others along
+            together = tally.lost([unit for units in tasks if len(units) > 1 for unit in units])
+            if together and (tally.counts or len(together) <= FIRST_FAILURES):
+                run_tasks([[unit] for unit in together], work, workers, guard, tally, progress)
             for unit in tally.lost(work.todo):
-                tally.failed.append(FailedShard(unit.source, f"its worker died or hung {TRIES} times"))
+                tally.failed.append(FailedShard(unit.source, LOST))
     summary = summarise(work, tally, workers, time.monotonic() - started)
     content = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    storage.write_file(storage.join(work.place, scored.SUMMARY_FILE), content.encode())
+    try:
+        storage.write_file(storage.join(work.place, scored.SUMMARY_FILE), content.encode())
+    except OSError as error:  # what stopped the run, most likely
+        summary["stopped"] = summary["stopped"] or f"{scored.SUMMARY_FILE} cannot be written: {error}"
     return Scored(work.place, summary)
 
 
 def run_tasks(
-    tasks: Iterable[list[Unit]], work: Work, workers: int, guard: Guard, tally: Tally, progress: Progress
+    tasks: list[list[Unit]], work: Work, workers: int, guard: Guard, tally: Tally, progress: Progress
 ) -> None:
     """Stream the tasks and tally their records, until all are done or too many have failed in a row."""
     for block in make_stream(tasks, work, workers, guard).iter_batches(
@@ -339,15 +347,13 @@ def number_of_workers(asked: int | None, units: int) -> int:
     return workers
 
 
-def make_stream(tasks: Iterable[list[Unit]], work: Work, workers: int, guard: Guard) -> ray.data.Dataset:
+def make_stream(tasks: list[list[Unit]], work: Work, workers: int, guard: Guard) -> ray.data.Dataset:
     """The lazy stream of records, one for each unit, in order of completion. Of a task that is given up there is
     none."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # one block for each task, whatever its size
     context.raise_original_map_exception = True
-    context.max_errored_blocks = -1  # a task that is given up; `Tally.lost` finds its units
-    context.max_consecutive_actor_init_deaths = TRIES
     warnings.filterwarnings(
         "ignore", "The minimum number of concurrent actors"
     )  # the pool is at full size from the start
@@ -365,9 +371,11 @@ def make_stream(tasks: Iterable[list[Unit]], work: Work, workers: int, guard: Gu
     }
     shared = {"guard": guard}
     files = {"root": work.corpus.root, "run": work.run}
+    stream = ray.data.from_blocks([pa.table({"units": [[asdict(unit) for unit in units]]}) for units in tasks])
+    stream.context.max_errored_blocks = -1  # a task that is given up: `Tally.lost` finds its units
+    stream.context.max_consecutive_actor_init_deaths = TRIES
     return (
-        ray.data.from_blocks([pa.table({"units": [[asdict(unit) for unit in units]]}) for units in tasks])
-        .map_batches(
+        stream.map_batches(
             read_and_tokenise,
             fn_kwargs=shared | files | {"files": tokenizer},
             num_cpus=READ_CPUS,

@@ -33,9 +33,9 @@ def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef,
     units = units_of(task)
     errors, lists, status = [], [], []
     with guard(_key(0, units)):
-        tokenizer, max_length = _tokenizer(run.bundle, files)
         for unit in units:
             try:
+                tokenizer, max_length = _tokenizer(run.bundle, files)
                 column = corpus.read_rows(root, unit, lambda _: [run.text_column]).column(0)
                 found = [tokenizer.encode(to_texts(chunk), max_length) for chunk in column.chunks]
             except Exception as error:
@@ -101,6 +101,8 @@ class Classify:
             try:
                 probabilities, more = self.engine.probabilities(tokens.take(rows))
             except Exception as error:
+                if "CUDA error" in str(error):
+                    os._exit(1)  # this process cannot use its GPU any more; the next one may
                 errors[i] = describe(error)
                 continue
             found.append(probabilities)

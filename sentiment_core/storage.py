@@ -28,9 +28,16 @@ TEMPORARY = "_tmp-"  # begins with "_": no reader of Parquet folders takes it fo
 # object stores, and the option with which a file of a few MB is put there in one request
 BUCKETS = {"s3": "?allow_delayed_open=true", "gs": "", "gcs": ""}
 RETRY_AFTER_S = (1, 4, 15)  # that an object store is given to come to itself
-FINAL = re.compile("ACCESS_DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE")  # errors of a store that will not pass
+# errors of a store that will not pass
+FINAL = re.compile(
+    r"AWS Error [A-Z_]*(DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|EXPIRED)|ExpiredToken|PERMISSION_DENIED"
+)
 ABANDONED_S = 3600  # a temporary file is written in seconds
 UNREADABLE = (OSError, pa.ArrowException)  # what a damaged or vanished file raises
+
+
+class Changed(OSError):
+    """A file is no longer as planned."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def patiently(place: str, action: Callable[[], Found]) -> Found:
         try:
             return action()
         except OSError as error:
-            if isinstance(error, FileNotFoundError) or FINAL.search(str(error)):
+            if isinstance(error, FileNotFoundError | Changed) or FINAL.search(str(error)):
                 raise
             time.sleep(seconds * random.uniform(0.5, 1.5))
     return action()
@@ -215,14 +222,14 @@ def delete_file(place: str) -> None:
 
 def delete_abandoned(place: str, now_ns: int) -> None:
     """Delete what writers that died left in a local folder under temporary names, `ABANDONED_S` before `now_ns` or
-    earlier. One that lives all the same cannot rename its file then, and is tried again."""
+    earlier. A writer that lives all the same fails, and its unit is left to the next run."""
     if not is_local(place):
         return
     for folder, _, names in os.walk(locate(place)[1]):
         for name in names:
             if name.startswith(TEMPORARY):
                 path = Path(folder, name)
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # another run deletes it too, or it is another user's
                     if path.stat().st_mtime_ns <= now_ns - ABANDONED_S * 10**9:
                         path.unlink()
 

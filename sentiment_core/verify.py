@@ -1,6 +1,7 @@
 """Check that every input row was scored exactly once, from nothing but the files of input and output."""
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from sentiment_core.scored import Output
 from sentiment_core.settings import REQUIRED, check, setting
 
 CHECKED = ("label", "confidence", "status", "source", "row")
+READERS = 8  # threads; each holds the checked columns of one output
 SHOWN = 20  # findings of a kind in the report
 
 
@@ -57,7 +59,8 @@ class Findings:
         good = {
             EXIT_OK: "every input row is scored exactly once",
             EXIT_PARTIAL: "every row of the readable shards is scored exactly once",
-            EXIT_FAULT: "NOT every input row is scored exactly once; run jobs/score.py again",
+            EXIT_FAULT: "NOT every input row is scored exactly once; delete what is damaged or doubled and run "
+            "jobs/score.py again",
         }
         return "\n".join([*lines, good[self.exit_code]])
 
@@ -71,7 +74,10 @@ def verify(settings: VerifySettings) -> Findings:
     root, stamps = storage.find_files(settings.input, corpus.SUFFIXES)
     outputs: dict[str, list[Output]] = defaultdict(list)
     findings = Findings()
-    for output in scored.read_outputs(place):
+    found = scored.read_outputs(place)
+    with ThreadPoolExecutor(READERS) as pool:
+        faults = dict(zip((o.path for o in found), pool.map(lambda o: _fault_of(place, o), found), strict=True))
+    for output in found:
         if not output.origin:
             findings.foreign.append(f"{output.path}: not written by jobs/score.py, or its footer is damaged")
         else:
@@ -95,7 +101,7 @@ def verify(settings: VerifySettings) -> Findings:
         if left is not None:
             rows, left = min(rows, left), left - min(rows, left)
         findings.rows_in += rows
-        _check_shard(findings, place, shard, rows, outputs.pop(shard.stamp.path, []), limited=left is not None)
+        _check_shard(findings, faults, shard, rows, outputs.pop(shard.stamp.path, []), limited=left is not None)
     for source, orphans in outputs.items():
         findings.stale += [
             f"{output.path}: its input {source} is gone; delete it if it is not wanted" for output in orphans
@@ -103,8 +109,10 @@ def verify(settings: VerifySettings) -> Findings:
     return findings
 
 
-def _check_shard(findings: Findings, place: str, shard: Shard, rows: int, outputs: list[Output], limited: bool) -> None:
-    """One shard's outputs must cover its rows 0 to `rows` without gap or overlap, and hold what their footers say."""
+def _check_shard(
+    findings: Findings, faults: dict[str, str], shard: Shard, rows: int, outputs: list[Output], limited: bool
+) -> None:
+    """One shard's outputs must cover its rows 0 to `rows` without gap or overlap, and have no `faults`, by path."""
     stamp = shard.stamp
     covered = 0
     if not outputs and (rows or not limited):
@@ -114,9 +122,8 @@ def _check_shard(findings: Findings, place: str, shard: Shard, rows: int, output
         start, stop = unit["start"], unit["stop"]
         if (unit["size"], unit["mtime_ns"]) != (stamp.size, stamp.mtime_ns):
             findings.stale.append(f"{output.path}: its input {stamp.path} has changed since it was scored")
-        fault = _fault_of(place, output)
-        if fault:
-            findings.damaged.append(f"{output.path}: {fault}")
+        if faults[output.path]:
+            findings.damaged.append(f"{output.path}: {faults[output.path]}")
         findings.rows_out += output.rows
         if start > covered:
             findings.missing.append(f"{stamp.path}: rows {covered} to {start - 1}")
@@ -127,19 +134,25 @@ def _check_shard(findings: Findings, place: str, shard: Shard, rows: int, output
         findings.missing.append(f"{stamp.path}: rows {covered} to {rows - 1}")
 
 
-def _fault_of(place: str, output: Output) -> str | None:
-    """What is wrong with an output's content, if anything."""
+def _fault_of(place: str, output: Output) -> str:
+    """What is wrong with an output's content; empty if nothing, or if it is foreign."""
+    if not output.origin:
+        return ""
     unit = output.origin["unit"]
     filesystem, path = storage.locate(storage.join(place, output.path))
-    try:
+
+    def read() -> pa.Table:
         with filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
-            missing = [name for name in CHECKED if name not in file.schema_arrow.names]
-            if missing:
-                return f"has no column {missing[0]!r}"
-            table = file.read(columns=list(CHECKED))
+            return file.read(columns=[name for name in CHECKED if name in file.schema_arrow.names])
+
+    try:
+        table = storage.patiently(place, read)
     except storage.UNREADABLE as error:
         return f"cannot be read: {corpus.describe(error)}"
+    missing = [name for name in CHECKED if name not in table.column_names]
+    if missing:
+        return f"has no column {missing[0]!r}"
     if not np.array_equal(table["row"].to_numpy(), np.arange(unit["start"], unit["stop"])):
         return f"its rows are not {unit['start']} to {unit['stop'] - 1} in order"
     if len(table) and pc.unique(table["source"]).to_pylist() != [unit["source"]]:
@@ -148,4 +161,4 @@ def _fault_of(place: str, output: Output) -> str | None:
     for column in ("label", "confidence"):
         if pc.any(pc.not_equal(pc.is_null(table[column]), unscored)).as_py():
             return f"{column} is null where status says it is scored, or the other way round"
-    return None
+    return ""

@@ -1,7 +1,6 @@
 """An S3 server on loopback, and one in front of it that misbehaves as told."""
 
 import http.client
-import os
 import socket
 import subprocess
 import sys

@@ -67,7 +67,7 @@ def run_disturbed(
     kills = []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     started = time.monotonic()
-    time.sleep(rng.uniform(5, 20))  # from Ray's start to the middle of the work
+    time.sleep(rng.uniform(5, 16))  # from Ray's start to the middle of the work
     while process.poll() is None and time.monotonic() < until:
         victim, number, kind = find_victim(rng, process.pid)
         if victim:
@@ -83,7 +83,7 @@ def run_disturbed(
 
 @pytest.fixture(params=["disk", "store"])
 def place(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem, str, dict[str, str]]]:
-    """An empty folder for output as the jobs get it; its filesystem, its path in that, and the environment to reach it."""
+    """An empty folder for output, as jobs get it: its filesystem, its path there, and the environment to reach it."""
     if request.param == "disk":
         (tmp_path / "out").mkdir()
         yield str(tmp_path / "out"), pyarrow.fs.LocalFileSystem(), str(tmp_path / "out"), {}
@@ -127,9 +127,11 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
         print(f"exit code {code}, {len(there)} of {SHARDS} files; killed: {'; '.join(met) or 'nothing'}")
         for name in there:
             assert pq.read_table(name, filesystem=filesystem).num_rows == ROWS  # a file that exists is complete
-        assert code in (0, 3) or met, output
+        stopped = any("driver" in kill or "raylet" in kill for kill in met)
+        assert code in (0, 3) or stopped, output
         if code in (130, 143):
             assert "the same command goes on from there" in output
+            assert "Traceback" not in output
         if len(there) == SHARDS:
             for name in rng.sample(there, SHARDS - 2):
                 filesystem.delete_file(name)
