@@ -11,6 +11,7 @@ from sentiment_core import hardware
 from sentiment_core.backends import PaddedRows, Parts, Unfit
 from sentiment_core.tokens import TokenLists, pad
 
+TOKENS = 1_024  # of a batch, padding included: half of what is best for two threads that share one
 # numbers of an activation that share a scale when multiplied in 8 bits: with 384, 1 in 600 labels was another; less
 # than 128 was slower
 INT8_GROUP = 128
@@ -34,6 +35,7 @@ class OpenVino(PaddedRows):
         except ImportError:
             raise Unfit("not installed; the extra `cpu` brings it") from None
         super().__init__(torch.device("cpu"))
+        self.budget = TOKENS
         self.name = f"openvino {'int8' if int8 else hardware.short_name(dtype)}"
         self.pad_id = pad_id
         example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
