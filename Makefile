@@ -2,7 +2,8 @@
 # make test     the tests
 # make lint     ruff and mypy
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
-# make chaos    kills what scores at random for MINUTES and compares the output with that of an undisturbed run
+# make chaos    kills what scores at random, for MINUTES into a folder and into a store, and compares the output with
+#               that of an undisturbed run
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 
@@ -16,7 +17,7 @@ demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
 
 test: .venv/.test
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --durations=15
 
 chaos: .venv/.test
 	CHAOS_MINUTES=$(MINUTES) .venv/bin/python -m pytest -s tests/chaos
