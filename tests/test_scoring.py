@@ -217,16 +217,6 @@ def test_broken_shards_are_listed_and_the_others_scored(ray_here, tiny_bundle, t
     assert json.loads((tmp_path / "out" / scored.SUMMARY_FILE).read_text())["rows"] == 30
 
 
-def test_tasks_that_hang_are_listed_and_done_by_the_next_run(ray_here, tiny_bundle, tmp_path):
-    write(tmp_path / "in", "a.parquet", {"text": ["good"] * 20})
-    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", task_minutes=1e-5)
-    assert done.exit_code == 3
-    assert [s["source"] for s in done.summary["failed_shards"]] == ["a.parquet"]
-    assert "died or hung 4 times" in done.report()
-    assert run(tiny_bundle, tmp_path / "in", tmp_path / "out").exit_code == 0
-    assert len(read(tmp_path / "out")) == 20
-
-
 def test_a_fault_of_all_shards_stops_the_run(ray_here, tiny_bundle, tmp_path, monkeypatch):
     """Nothing can be written, as on a full disk: folders are in the way."""
     monkeypatch.setattr(scoring, "TASK_ROWS", {"CPU": 1})

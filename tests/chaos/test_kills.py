@@ -1,4 +1,5 @@
-"""Kill what scores, at random moments, run the same command again, and compare with a run that nothing disturbed.
+"""Kill what scores, at random moments, run the same command again, and compare with a run that nothing disturbed; and
+what comes of tasks that always hang.
 
     make chaos MINUTES=10
 
@@ -144,3 +145,13 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
     calm, disturbed = (f"select * from read_parquet('{tmp_path}/{name}/**/*.parquet')" for name in ("calm", "copy"))
     assert duckdb.sql(f"select count(*) from ({disturbed})").fetchall() == [(SHARDS * ROWS,)]
     assert duckdb.sql(f"({calm} except all {disturbed}) union all ({disturbed} except all {calm})").fetchall() == []
+
+
+@pytest.mark.skipif(not MINUTES, reason="needs CHAOS_MINUTES, as `make chaos` sets it")
+def test_tasks_that_hang_are_listed_and_done_by_the_next_run(tiny_bundle, tmp_path):
+    pq.write_table(sentences(20, seed=0), tmp_path / "a.parquet")
+    places = "--input", tmp_path / "a.parquet", "--out", tmp_path / "out"
+    for more, code, words in ((("--task-minutes", 1e-5), 3, "died or hung 4 times"), ((), 0, "20 rows in 1 files")):
+        command = job("score.py", "--model", tiny_bundle, *places, "--keep", "", *more)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
+        assert (done.returncode, words in done.stdout) == (code, True), done.stdout + done.stderr
