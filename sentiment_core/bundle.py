@@ -88,7 +88,7 @@ def write(
 def _publish(work: Path, place: str) -> None:
     if storage.is_local(place):
         final = Path(storage.locate(place)[1])
-        beside = final.with_name(storage.temporary_name(final.name))
+        beside = final.with_name(storage.temporary_name())
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.mkdir()  # not the temporary folder itself: that one is closed to other users
@@ -123,6 +123,18 @@ def read_info(place: str) -> BundleInfo:
     except (OSError, ValueError, KeyError, TypeError):
         found = f"its {CARD} is missing or damaged" if storage.exists(place) else "there is no such folder"
         raise BadRequest(f"--model {place} is no bundle: {found}; expected a folder made by jobs/train.py") from None
+
+
+def read_files(place: str) -> tuple[BundleInfo, dict[str, bytes]]:
+    """What a bundle says of itself, and its files, all of one version. Raises `BadRequest`."""
+    info = read_info(place)
+    try:
+        files = storage.read_folder(place)
+    except OSError as error:
+        raise BadRequest(f"--model {place} cannot be read: {error}; check the place and the credentials") from None
+    if not info == read_info(place) == BundleInfo(**json.loads(files[CARD])):
+        raise BadRequest(f"--model {place} changed while it was read; expected a bundle that stays as it is; run again")
+    return info, files
 
 
 def digest_of(files: dict[str, bytes]) -> str:

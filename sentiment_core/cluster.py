@@ -112,7 +112,7 @@ def check_shared(place: str, flag: str, writable: bool) -> None:
     others = {node["NodeID"]: node for node in _nodes() if node["NodeID"] != here and node["Resources"].get("CPU")}
     if not others or not storage.is_local(place):
         return
-    probe = storage.join(place, storage.temporary_name("probe")) if writable else place
+    probe = storage.join(place, storage.temporary_name()) if writable else place
     if writable:
         storage.write_file(probe, b"")
     try:

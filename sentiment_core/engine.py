@@ -47,7 +47,7 @@ class Engine:
         self._limit_threads()
         names = (backend,) if backend else (LONG_RUN_FIRST if long_run else FASTEST_FIRST)[self.device.type]
         self.backend, self.head, self.passed_over = choose(model, self.device, self.threads, names)
-        self.remarks = list(self.passed_over)  # what is worth telling about how it computes
+        self._budget = self.backend.budget
 
     @classmethod
     def load(
@@ -74,7 +74,12 @@ class Engine:
             # with what it took released
             self.backend.budget //= 2
             torch.cuda.empty_cache()
-            self.remarks = [*self.passed_over, f"out of memory, so batches of {self.backend.budget:,} tokens"]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is worth telling about how it computes."""
+        halved = self.backend.budget < self._budget
+        return [*self.passed_over, *[f"out of memory, so batches of {self.backend.budget:,} tokens"] * halved]
 
     def _compute(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         batches = self.backend.batches(tokens.lengths)

@@ -30,13 +30,12 @@ def evaluate(settings: EvaluateSettings) -> dict:
 
     Raises `BadRequest`, also for a label the bundle does not know.
     """
-    info = bundle.read_info(settings.model)
+    info, files = bundle.read_files(settings.model)
     labels = info.labels
     data = dataset.read(settings.data, settings.text_column, settings.label_column, labels)
     if settings.out:
         storage.check_lasting(settings.out)
         storage.check_writable(storage.parent(settings.out))
-    files = storage.read_folder(settings.model)
     with storage.unpacked(files) as folder:
         engine = Engine.load(folder)
         tokenizer = Tokenizer.from_bundle(folder)

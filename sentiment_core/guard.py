@@ -1,10 +1,13 @@
-"""Bounds on a task of the cluster: how long one try may take, and how often it is tried when its process dies."""
+"""Bounds on a task of the cluster: how long one try may take and how much memory, and how often it is tried when its
+process dies."""
 
 import contextlib
 import faulthandler
+import resource
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
@@ -12,6 +15,8 @@ from ray.actor import ActorHandle
 from sentiment_core import cluster
 
 TRIES = 4
+MEMORY = 4 << 30  # bytes that a task which reads or writes may take: hundreds of times what an honest unit needs
+MEMORY_IN_USE = Path("/proc/self/statm")  # Linux only, as is the limit
 
 
 class GivenUp(Exception):
@@ -33,17 +38,41 @@ class Guard:
 
     @contextlib.contextmanager
     def __call__(self, key: Hashable) -> Iterator[None]:
-        """Around the work of the task `key`. A try that takes longer than `limit_s` ends with its process, however it
-        hangs; where it hung then stands in the worker's log. Raises `GivenUp`."""
+        """Around the work of the task `key`. Raises `GivenUp`."""
         begun: int = ray.get(self.tries.begin.remote(key))  # type: ignore[assignment]
         if begun > TRIES:
             raise GivenUp(f"its process died or hung {TRIES} times")
+        with self.in_time():
+            yield
+        self.tries.end.remote(key)
+
+    @contextlib.contextmanager
+    def in_time(self) -> Iterator[None]:
+        """What takes longer than `limit_s` ends with its process, however it hangs; where it hung then stands in the
+        worker's log."""
         faulthandler.dump_traceback_later(self.limit_s, exit=True)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-        self.tries.end.remote(key)
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """What takes more than `MEMORY` raises `MemoryError`, or ends with its process if it cannot: a few bytes of Parquet
+    may stand for any number."""
+    if not MEMORY_IN_USE.exists():
+        yield
+        return
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = int(MEMORY_IN_USE.read_text().split()[5]) * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if before == resource.RLIM_INFINITY else min(limit, before), most))
+    try:
+        yield
+    except MemoryError:
+        raise MemoryError(f"it takes more than {MEMORY >> 30} GB of memory at once") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
 class Tries:

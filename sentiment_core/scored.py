@@ -6,16 +6,16 @@ its shard; there is no other record of what is done.
 
 import io
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sentiment_core import storage
-from sentiment_core.corpus import FOOTER_READERS, SUFFIXES, Unit
+from sentiment_core import corpus, storage
+from sentiment_core.corpus import SUFFIXES, Unit
 from sentiment_core.errors import BadRequest
 from sentiment_core.tokens import STATUS_NAMES
 
@@ -23,7 +23,9 @@ COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
 RUN_FILE, SUMMARY_FILE = "_run.json", "_summary.json"
 ORIGIN_KEY, COUNTS_KEY = b"sentiment_core.origin", b"sentiment_core.counts"
 HISTOGRAM_BINS = 20  # of confidence, from 0 to 1
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+# By how much a probability may differ that other hardware, or other batches, computed: in bf16 and in 8 bits.
+CLOSE, NEAR = 0.02, 0.12
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,46 @@ class Run:
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over the rows of a unit, kept in its footer, so that a summary covers what earlier runs committed."""
+    """Sums over the rows of a unit, kept in its footer, so that a summary covers what earlier runs committed; or of
+    many units."""
 
+    units: int
     status: dict[str, int]
     labels: dict[str, int]
     confidence_histogram: list[int]
     tokens: int
 
+    @classmethod
+    def none(cls, labels: list[str]) -> "Counts":
+        return cls(0, dict.fromkeys(STATUS_NAMES, 0), dict.fromkeys(labels, 0), [0] * HISTOGRAM_BINS, 0)
+
     @property
     def rows(self) -> int:
         return sum(self.status.values())
 
+    def __add__(self, more: "Counts") -> "Counts":
+        return Counts(
+            self.units + more.units,
+            {name: number + more.status[name] for name, number in self.status.items()},
+            {name: number + more.labels[name] for name, number in self.labels.items()},
+            [a + b for a, b in zip(self.confidence_histogram, more.confidence_histogram, strict=True)],
+            self.tokens + more.tokens,
+        )
+
+
+def place_of(out: str, limit: int | None) -> str:
+    """The folder that the output goes to: another one for a first look than for all."""
+    return storage.absolute(out) + (f"-limit-{limit}" if limit else "")
+
+
+def pin(place: str, run: Run, model: str) -> None:
+    """Write `_run.json`: the run, and where its bundle was found the last time."""
+    storage.write_file(storage.join(place, RUN_FILE), json.dumps(asdict(run) | {"model": model}, indent=2).encode())
+
 
 def read_run(place: str) -> dict | None:
-    """What `_run.json` of an output folder pins; None if it is not there or no JSON. Raises `BadRequest` if that cannot
-    be told."""
+    """What `_run.json` of an output folder tells; None if it is not there or no JSON. Raises `BadRequest` if nobody
+    knows."""
     try:
         return json.loads(storage.read_file(storage.join(place, RUN_FILE)))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -97,24 +124,12 @@ def count(status: np.ndarray, probabilities: np.ndarray, labels: list[str], toke
     scored = probabilities[~np.isnan(probabilities).any(axis=1)]
     by_label = np.bincount(scored.argmax(axis=1), minlength=len(labels))
     return Counts(
+        1,
         {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)},
         dict(zip(labels, by_label.tolist(), strict=True)),
         np.histogram(scored.max(axis=1, initial=0), bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist(),
         tokens,
     )
-
-
-def total(counts: Iterator[Counts], labels: list[str]) -> Counts:
-    """Sums over units."""
-    status, by_label = dict.fromkeys(STATUS_NAMES, 0), dict.fromkeys(labels, 0)
-    histogram, tokens = np.zeros(HISTOGRAM_BINS, np.int64), 0
-    for unit in counts:
-        for sums, more in ((status, unit.status), (by_label, unit.labels)):
-            for name, number in more.items():
-                sums[name] += number
-        histogram += unit.confidence_histogram
-        tokens += unit.tokens
-    return Counts(status, by_label, histogram.tolist(), tokens)
 
 
 def commit(out: str, run: Run, unit: Unit, table: pa.Table, counts: Counts) -> None:
@@ -138,21 +153,71 @@ class Output:
     counts: Counts | None
 
 
-def read_outputs(out: str) -> list[Output]:
+def read_outputs(out: str) -> Iterator[Output]:
     """The Parquet files of an output folder with what their footers say. The folder is listed once."""
-    if not storage.exists(out):
-        return []
-    paths = storage.list_folder(out, SUFFIXES)
 
     def read(path: str) -> Output:
-        filesystem, inner = storage.locate(storage.join(out, path))
         try:
-            metadata = storage.patiently(out, lambda: pq.read_metadata(inner, filesystem=filesystem))
+            metadata = corpus.read_metadata(out, path)
             footer = metadata.metadata or {}
             counts = Counts(**json.loads(footer[COUNTS_KEY]))
             return Output(path, metadata.num_rows, json.loads(footer[ORIGIN_KEY]), counts)
         except (*storage.UNREADABLE, KeyError, ValueError, TypeError):
             return Output(path, 0, {}, None)
 
-    with ThreadPoolExecutor(FOOTER_READERS) as pool:
-        return list(pool.map(read, paths))
+    return storage.in_parallel(read, storage.list_folder(out, SUFFIXES) if storage.exists(out) else [])
+
+
+def read(out: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """An output, or those of its columns that it has. Raises one of `storage.UNREADABLE`."""
+    filesystem, inner = storage.locate(storage.join(out, path))
+
+    def read() -> pa.Table:
+        with filesystem.open_input_file(inner) as stream:
+            return pq.ParquetFile(stream).read(columns=columns)
+
+    return storage.patiently(out, read)
+
+
+class Different(OSError):
+    """An output is not what its input, its bundle and its settings make."""
+
+
+def check_same(found: pa.Table, expected: pa.Table, probabilities: np.ndarray, labels: list[str], int8: bool) -> None:
+    """Raise `Different` unless `found` holds the rows of `expected`, which `make_table` made of `probabilities`: the
+    same to the bit, but that what was computed may differ a little, and with it a label that is close to another."""
+    if found.schema != expected.schema:
+        raise Different(f"its columns are {_columns(found)}; expected {_columns(expected)}")
+    for name in expected.column_names:
+        if name in ("label", "confidence", "probabilities") or found[name].equals(expected[name]):
+            continue
+        pairs = zip(found[name].to_pylist(), expected[name].to_pylist(), strict=True)
+        rows = [row for row, (one, other) in enumerate(pairs) if repr(one) != repr(other)]  # no number is as another
+        if rows:
+            row = rows[0]
+            raise Different(
+                f"{name} differs in {len(rows):,} of {len(found):,} rows; row {expected['row'][row]}: "
+                f"{found[name][row]!s:.60}, expected {expected[name][row]!s:.60}"
+            )
+    near = NEAR if int8 else CLOSE
+    unscored = np.isnan(probabilities).any(axis=1)
+    code = pc.fill_null(pc.index_in(found["label"].cast(pa.string()), pa.array(labels)), -1).to_numpy()
+    confidence = found["confidence"].to_numpy()
+    with np.errstate(invalid="ignore"):
+        now = probabilities[np.arange(len(found)), code]
+        wrong = ~(np.abs(confidence - now) <= near) | ~(probabilities.max(axis=1) - now <= 2 * near)
+        wrong = np.where(unscored, ~np.isnan(confidence), wrong) | (unscored != (code < 0))
+        if "probabilities" in found.column_names:
+            flat = found["probabilities"].combine_chunks().fill_null([np.nan] * len(labels)).flatten().to_numpy()
+            wrong |= ~unscored & ~(np.abs(flat.reshape(probabilities.shape) - probabilities) <= near).all(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise Different(
+            f"{int(wrong.sum()):,} of {len(found):,} rows are scored otherwise; row {expected['row'][row]}: "
+            f"{found['label'][row]} with {found['confidence'][row]}, expected {expected['label'][row]} with "
+            f"{expected['confidence'][row]}"
+        )
+
+
+def _columns(table: pa.Table) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in table.schema)

@@ -1,58 +1,84 @@
-"""The three stages of scoring, as Ray runs them: each takes and gives one task, a table of one row that holds a few
-units and what is known of their rows so far.
+"""The stages of scoring, as Ray runs them: each takes one task, a table of one row that holds a few units and what is
+known of their rows so far, and adds to it. The last, `write` or `compare`, makes of it one record for each unit.
 
 Whatever goes wrong with a unit becomes its error and leaves the others alone. What takes a whole process along, or
-hangs in it, costs that process, and Ray tries the task again elsewhere, as often as its `Guard` lets it.
+hangs in it, costs that process, and Ray tries the task again elsewhere, as often as its `Guard` lets it; then the task
+is lost, with all its units.
 """
 
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from sentiment_core import bundle, corpus, scored, storage
-from sentiment_core.corpus import Unit, describe
-from sentiment_core.guard import Guard
-from sentiment_core.scored import Run
-from sentiment_core.texts import to_texts
+from sentiment_core import bundle, columns, corpus, scored, storage
+from sentiment_core.corpus import Unit
+from sentiment_core.guard import GivenUp, Guard, little_memory
+from sentiment_core.scored import Counts, Run
+from sentiment_core.storage import describe
+from sentiment_core.texts import distinct_texts
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.tokens import TokenLists
 
 STAGES = ("read and tokenise", "classify", "write")
 
 
-def read_and_tokenise(task: pa.Table, root: str, run: Run, files: ray.ObjectRef, guard: Guard) -> pa.Table:
-    """Adds `errors` (one for each unit, empty if none), and `status` and `tokens` of the rows of all units without an
-    error, one after another."""
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a run share."""
+
+    root: str  # of the corpus
+    place: str  # of the output
+    run: Run
+    labels: list[str]
+
+
+def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: Guard) -> pa.Table:
+    """Adds `lost`, `errors` (one for each unit, empty if none), and `status` and `tokens` of the rows of all units
+    without an error, one after another."""
     started = time.monotonic()
     units = units_of(task)
-    errors, lists, status = [], [], []
-    with guard(_key(0, units)):
-        for unit in units:
-            try:
-                tokenizer, max_length = _tokenizer(run.bundle, files)
-                column = corpus.read_rows(root, unit, lambda _: [run.text_column]).column(0)
-                found = [tokenizer.encode(to_texts(chunk), max_length) for chunk in column.chunks]
-            except Exception as error:
-                errors.append(describe(error))
-                continue
-            errors.append("")
-            lists += [tokens for tokens, _ in found]
-            status += [codes for _, codes in found]
+    errors, lists, status, lost = [""] * len(units), [], [], False
+    try:
+        with guard(_key("read", units)):
+            for i, unit in enumerate(units):
+                try:
+                    with little_memory():
+                        tokens, codes = _tokenise(job, unit, files)
+                except Exception as error:
+                    errors[i] = describe(error)
+                else:
+                    lists += tokens
+                    status += codes
+    except GivenUp as error:
+        errors, lost = [str(error)] * len(units), True
     ids = np.concatenate([np.zeros(0, np.int32), *(tokens.ids for tokens in lists)])
     lengths = np.concatenate([np.zeros(0, np.int64), *(tokens.lengths for tokens in lists)])
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     return (
-        task.append_column("errors", pa.array([errors], pa.list_(pa.string())))
+        task.append_column("lost", pa.array([lost]))
+        .append_column("errors", pa.array([errors], pa.list_(pa.string())))
         .append_column("status", _one_row(pa.array(np.concatenate([np.zeros(0, np.int8), *status]))))
         .append_column("tokens", _one_row(pa.ListArray.from_arrays(offsets, pa.array(ids))))
         .append_column("read_seconds", pa.array([time.monotonic() - started]))
     )
+
+
+def _tokenise(job: Job, unit: Unit, files: ray.ObjectRef) -> tuple[list[TokenLists], list[np.ndarray]]:
+    """Tokens and status of the unit's rows, in pieces."""
+    tokenizer, max_length = _tokenizer(job.run.bundle, files)
+    lists, status = [], []
+    for chunk in corpus.read_texts(job.root, unit, job.run.text_column).chunks:
+        texts, which = distinct_texts(chunk)
+        tokens, codes = tokenizer.encode(texts, max_length)
+        lists.append(tokens.take(which))
+        status.append(codes[which])
+    return lists, status
 
 
 class Classify:
@@ -63,7 +89,7 @@ class Classify:
         from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
 
         self.guard = guard
-        with storage.unpacked(ray.get(files)) as folder:
+        with guard.in_time(), storage.unpacked(ray.get(files)) as folder:
             self.engine = Engine.load(folder, **engine)
 
     def __call__(self, task: pa.Table) -> pa.Table:
@@ -72,16 +98,22 @@ class Classify:
         offsets = lists.offsets.to_numpy().astype(np.int64)
         tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
         status = task["status"].chunk(0).flatten().to_numpy()
-        units, errors = units_of(task), task["errors"][0].as_py()
-        with self.guard(_key(1, units)):
-            try:
-                probabilities, padding = self.engine.probabilities(tokens)
-            except Exception:
-                probabilities, padding, keep = self._one_by_one(tokens, units, errors)
-                tokens, status = tokens.take(keep), status[keep]
+        units, errors, lost = units_of(task), task["errors"][0].as_py(), task["lost"][0].as_py()
+        try:
+            with self.guard(_key("classify", units)):
+                try:
+                    probabilities, padding = self.engine.probabilities(tokens)
+                except Exception:
+                    probabilities, padding, keep = self._one_by_one(tokens, units, errors)
+                    tokens, status = tokens.take(keep), status[keep]
+        except GivenUp as error:
+            errors, lost = [str(error)] * len(units), True
+            probabilities, padding, nothing = np.zeros((0, self.engine.classes), np.float32), 0, np.zeros(0, np.int64)
+            tokens, status = tokens.take(nothing), status[nothing]
         backend = "; ".join([self.engine.backend.name, *self.engine.remarks])
         return (
-            task.drop_columns(["tokens", "status", "errors"])
+            task.drop_columns(["tokens", "status", "errors", "lost"])
+            .append_column("lost", pa.array([lost]))
             .append_column("errors", pa.array([errors], pa.list_(pa.string())))
             .append_column("status", _one_row(pa.array(status)))
             .append_column("lengths", _one_row(pa.array(tokens.lengths)))
@@ -111,31 +143,63 @@ class Classify:
         return np.concatenate(found), padding, np.concatenate(keep)
 
 
-def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str], guard: Guard) -> pa.Table:
-    """Commits every unit of the task without an error; one record for each unit."""
+def write(task: pa.Table, job: Job, guard: Guard) -> pa.Table:
+    """Commits every unit of the task without an error."""
+
+    def commit(unit: Unit, table: pa.Table, probabilities: np.ndarray, counts: Counts) -> None:
+        if storage.is_local(job.place) and not storage.exists(storage.join(job.place, scored.RUN_FILE)):
+            raise OSError(f"a node does not see the output folder {job.place}; it must be one that all nodes share")
+        scored.commit(job.place, job.run, unit, table, counts)
+
+    return _finish(task, job, guard, commit)
+
+
+def compare(task: pa.Table, job: Job, guard: Guard, outputs: dict[str, Unit]) -> pa.Table:
+    """Compares every unit of the task with what was committed for it, or for the unit that `outputs` says it is a part
+    of: a difference is its error."""
+
+    def check(unit: Unit, table: pa.Table, probabilities: np.ndarray, counts: Counts) -> None:
+        whole = outputs.get(unit.output, unit)
+        found = scored.read(job.place, whole.output).slice(unit.start - whole.start, unit.rows)
+        try:
+            scored.check_same(found, table, probabilities, job.labels, job.run.int8)
+        except scored.Different as error:
+            raise scored.Different(f"{whole.output}: {error}") from None
+
+    return _finish(task, job, guard, check)
+
+
+def _finish(
+    task: pa.Table, job: Job, guard: Guard, each: Callable[[Unit, pa.Table, np.ndarray, Counts], None]
+) -> pa.Table:
+    """Gives the scored rows of each unit of the task to `each`; one record for each unit."""
     started = time.monotonic()
     status, lengths, flat = (
         task[name].chunk(0).flatten().to_numpy() for name in ("status", "lengths", "probabilities")
     )
-    probabilities = flat.reshape(-1, len(labels))
-    units, errors = units_of(task), task["errors"][0].as_py()
-    committed = {}
-    with guard(_key(2, units)):
-        for i, rows in rows_of(units, errors):
-            unit = units[i]
-            try:
-                if storage.is_local(place) and not storage.exists(storage.join(place, scored.RUN_FILE)):
-                    raise OSError(f"a node does not see the output folder {place}; it must be one that all nodes share")
-                kept = corpus.read_rows(
-                    root, unit, lambda schema: corpus.kept_columns(schema, run.text_column, run.keep)
-                )
-                counts = scored.count(status[rows], probabilities[rows], labels, int(lengths[rows].sum()))
-                table = scored.make_table(unit, kept, status[rows], probabilities[rows], labels, run.probabilities)
-                scored.commit(place, run, unit, table, counts)
-            except Exception as error:
-                errors[i] = describe(error)
-            else:
-                committed[i] = json.dumps(asdict(counts))
+    probabilities = flat.reshape(-1, len(job.labels))
+    units, errors, lost = units_of(task), task["errors"][0].as_py(), task["lost"][0].as_py()
+    done = {}
+    try:
+        with guard(_key("finish", units)):
+            for i, rows in rows_of(units, errors):
+                unit = units[i]
+                try:
+                    with little_memory():
+                        counts = scored.count(status[rows], probabilities[rows], job.labels, int(lengths[rows].sum()))
+                        kept = corpus.read_rows(
+                            job.root, unit, lambda schema: columns.kept(schema, job.run.text_column, job.run.keep)
+                        )
+                        table = scored.make_table(
+                            unit, kept, status[rows], probabilities[rows], job.labels, job.run.probabilities
+                        )
+                        each(unit, table, probabilities[rows], counts)
+                except Exception as error:
+                    errors[i] = describe(error)
+                else:
+                    done[i] = json.dumps(asdict(counts))
+    except GivenUp as error:
+        errors, lost = [str(error)] * len(units), True
     seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
     records = [
         {
@@ -143,7 +207,8 @@ def write(task: pa.Table, root: str, run: Run, place: str, labels: list[str], gu
             "source": unit.source,
             "rows": unit.rows,
             "error": errors[i],
-            "counts": committed.get(i, ""),
+            "lost": lost,
+            "counts": done.get(i, ""),
             # of the whole task: told once
             "seconds": dict(zip(STAGES, seconds if i == 0 else (0.0, 0.0, 0.0), strict=True)),
             "tokens": int(lengths.sum()) if i == 0 else 0,
@@ -159,7 +224,7 @@ def units_of(task: pa.Table) -> list[Unit]:
     return [Unit(**fields) for fields in task["units"][0].as_py()]
 
 
-def _key(stage: int, units: list[Unit]) -> tuple:
+def _key(stage: str, units: list[Unit]) -> tuple:
     """Tells a task from all others of the run."""
     return stage, units[0].output, len(units)
 

@@ -6,13 +6,15 @@ A place is a local path or a URI (`s3://bucket/key`, `gs://...`). Credentials co
 import contextlib
 import fnmatch
 import functools
+import itertools
 import os
 import random
 import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +25,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from sentiment_core.errors import BadRequest
 
+Item = TypeVar("Item")
 Found = TypeVar("Found")
 TEMPORARY = "_tmp-"  # begins with "_": no reader of Parquet folders takes it for data
 # object stores, and the option with which a file of a few MB is put there in one request
@@ -34,10 +37,20 @@ FINAL = re.compile(
 )
 ABANDONED_S = 3600  # a temporary file is written in seconds
 UNREADABLE = (OSError, pa.ArrowException)  # what a damaged or vanished file raises
+THREADS = 32  # that read small pieces side by side: they wait for the disk or the store, not for the CPU
+NO_NAMES = ("", ".", "..")  # parts of a path that are no names
+CHUNK = 16  # pieces that a thread takes at once: handing over each would cost as much as reading a footer
 
 
 class Changed(OSError):
     """A file is no longer as planned."""
+
+
+def describe(error: Exception) -> str:
+    """One line; of an error that files do not raise its type too."""
+    text = " ".join(str(error).split())
+    expected = isinstance(error, (*UNREADABLE, BadRequest)) and not isinstance(error, MemoryError)
+    return text if text and expected else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,20 @@ def patiently(place: str, action: Callable[[], Found]) -> Found:
     return action()
 
 
+def in_parallel(action: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """What `action`, which mostly waits, gives of each item, in their order."""
+    rest = iter(items)
+    chunks = iter(lambda: list(itertools.islice(rest, CHUNK)), [])
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        for found in pool.map(lambda chunk: [action(item) for item in chunk], chunks):
+            yield from found
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def is_local(place: str) -> bool:
-    return isinstance(locate(place)[0], pa.fs.LocalFileSystem)
+    return "://" not in place or isinstance(locate(place)[0], pa.fs.LocalFileSystem)
 
 
 def absolute(place: str) -> str:
@@ -105,7 +130,7 @@ def is_folder(place: str) -> bool:
 def _type(place: str) -> pa.fs.FileType:
     filesystem, path = locate(place)
     try:
-        return filesystem.get_file_info(path).type
+        return patiently(place, lambda: filesystem.get_file_info(path)).type
     except OSError as error:
         raise BadRequest(f"{place} cannot be looked at: {error}; check the place and the credentials") from None
 
@@ -115,7 +140,7 @@ def holds_something(place: str) -> bool:
     filesystem, path = locate(place)
     if not is_folder(place):
         return exists(place)
-    found = filesystem.get_file_info(pa.fs.FileSelector(path))
+    found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(path)))
     return any(not info.base_name.startswith(TEMPORARY) for info in found)
 
 
@@ -123,11 +148,12 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
     """The root of a file, folder or glob, and the files below it, sorted by path.
 
     A folder gives the files with one of `suffixes`, at any depth, a single file or glob whatever it matches. Names that
-    begin with "_" or "." are passed over, as Parquet readers do. Raises `BadRequest` when nothing is there.
+    begin with "_" or "." are passed over, as Parquet readers do; those that `check_name` refuses are not. Raises
+    `BadRequest` when nothing is there.
     """
     filesystem, path = locate(place)
     try:
-        info = filesystem.get_file_info(path)
+        info = patiently(place, lambda: filesystem.get_file_info(path))
         if info.type == pa.fs.FileType.File:
             return absolute(place).rpartition("/")[0] or "/", [_stamp(info, info.base_name)]
         if info.type == pa.fs.FileType.Directory:
@@ -137,7 +163,7 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
             literal = place[: min(place.find(c) for c in "*?[" if c in place)]
             root = absolute(literal.rpartition("/")[0] if "/" in literal else ".")
             base = locate(root)[1]
-            found = filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(path))
+            found = patiently(place, lambda: filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(path)))
             suffixes = ("",)
         else:
             raise BadRequest(f"{place} does not exist; expected a file, a folder, a glob or a URI")
@@ -160,12 +186,29 @@ def list_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _data_files(found: list[pa.fs.FileInfo], base: str, suffixes: tuple[str, ...]) -> list[FileStamp]:
-    files = [(os.path.relpath(info.path, base), info) for info in found if info.type == pa.fs.FileType.File]
+    files = [(_relative(info, base), info) for info in found if info.type == pa.fs.FileType.File]
     return [
         _stamp(info, relative)
         for relative, info in files
-        if relative.lower().endswith(suffixes) and not any(part[0] in "_." for part in relative.split("/"))
+        if relative.lower().endswith(suffixes)
+        and not any(part.startswith(("_", ".")) and part not in NO_NAMES for part in relative.split("/"))
     ]
+
+
+def _relative(info: pa.fs.FileInfo, base: str) -> str:
+    """A listed file's path below `base`, as it is written in its store."""
+    try:
+        path = info.path
+    except UnicodeDecodeError as error:  # nothing here can open it
+        path = error.object.decode("utf-8", "replace")
+    return path.removeprefix(base.rstrip("/") + "/")
+
+
+def check_name(path: str) -> None:
+    """Refuse a relative path, which object stores may hold, that would lead out of the folder it is written to, or to
+    the place of another file. Raises `OSError`."""
+    if any(part in NO_NAMES for part in path.split("/")):
+        raise OSError(f"the name {path!r} has an empty part, '.' or '..' and fits no folder; rename it")
 
 
 def _stamp(info: pa.fs.FileInfo, relative: str) -> FileStamp:
@@ -201,9 +244,9 @@ def write_file(place: str, content: bytes | pa.Buffer) -> None:
 
     if not isinstance(filesystem, pa.fs.LocalFileSystem):
         return patiently(place, put)
-    folder, name = os.path.split(path)
+    folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, temporary_name(name))
+    temporary = os.path.join(folder, temporary_name())
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -216,8 +259,10 @@ def write_file(place: str, content: bytes | pa.Buffer) -> None:
 
 
 def delete_file(place: str) -> None:
+    """Delete a file, if it is there."""
     filesystem, path = locate(place)
-    filesystem.delete_file(path)
+    with contextlib.suppress(FileNotFoundError):  # another run deletes it too
+        patiently(place, lambda: filesystem.delete_file(path))
 
 
 def delete_abandoned(place: str, now_ns: int) -> None:
@@ -238,18 +283,17 @@ def read_folder(place: str, names: tuple[str, ...] = ("*",)) -> dict[str, bytes]
     """The files of a folder whose relative path fits one of the patterns `names`. For bundles and encoders: they are
     held in memory whole."""
     filesystem, base = locate(place)
-    found = filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True))
-    return {
-        os.path.relpath(info.path, base): read_file(join(place, os.path.relpath(info.path, base)))
-        for info in found
-        if info.type == pa.fs.FileType.File
-        and any(fnmatch.fnmatch(os.path.relpath(info.path, base), name) for name in names)
-    }
+    found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True)))
+    paths = [_relative(info, base) for info in found if info.type == pa.fs.FileType.File]
+    wanted = [path for path in paths if any(fnmatch.fnmatch(path, name) for name in names)]
+    for path in wanted:
+        check_name(path)
+    return {path: read_file(join(place, path)) for path in wanted}
 
 
 def check_writable(place: str) -> None:
     """Refuse an output place nothing can be written to, before any work is done for it. Creates the folder."""
-    probe = join(place, temporary_name("probe"))
+    probe = join(place, temporary_name())
     try:
         write_file(probe, b"")
         delete_file(probe)
@@ -285,9 +329,9 @@ def parent(place: str) -> str:
     return absolute(place).rpartition("/")[0]
 
 
-def temporary_name(name: str) -> str:
-    """A new name in the way of `name`, for what is not, or not yet, there to stay."""
-    return f"{TEMPORARY}{uuid.uuid4().hex}-{name}"
+def temporary_name() -> str:
+    """A new name for what is not, or not yet, there to stay."""
+    return f"{TEMPORARY}{uuid.uuid4().hex}"
 
 
 def delete_folder(place: str) -> None:

@@ -193,7 +193,7 @@ def train(settings: TrainSettings) -> Trained:
     beside = storage.parent(settings.out)
     storage.check_writable(beside)
     cluster.check_shared(beside, "--out", writable=True)
-    work = storage.join(beside, storage.temporary_name("training"))
+    work = storage.join(beside, storage.temporary_name())
     try:
         parts = [Tokenised(train_tokens, train_part.labels), Tokenised(eval_tokens, eval_part.labels)]
         log, checkpoint = run_workers(

@@ -1,23 +1,22 @@
-"""Check that every input row was scored exactly once, from nothing but the files of input and output."""
+"""Check that every input row was scored exactly once, from nothing but the files of input and output; and, if asked to,
+that the scores are those the bundle gives."""
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from sentiment_core import corpus, scored, storage
+from sentiment_core import columns, corpus, scored, storage
 from sentiment_core.corpus import FailedShard, Shard
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, BadRequest
 from sentiment_core.scored import Output
 from sentiment_core.settings import REQUIRED, check, setting
 
 CHECKED = ("label", "confidence", "status", "source", "row")
-READERS = 8  # threads; each holds the checked columns of one output
 SHOWN = 20  # findings of a kind in the report
+FAULTS = ("missing", "doubled", "stale", "damaged", "foreign", "different")
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,15 @@ class VerifySettings:
     input: str = setting(REQUIRED, "the input that was scored: as given to jobs/score.py", "P")
     out: str = setting(REQUIRED, "the output folder or URI of jobs/score.py", "DIR")
     limit: int | None = setting(None, "only the first N rows, in the folder OUT-limit-N, as with jobs/score.py", "N")
+    sample: int | None = setting(None, "also score about N rows, taken at random, once more and compare", "N")
+    full: bool = setting(False, "also score all rows once more and compare")
+    model: str | None = setting(None, "the bundle, if it is no longer where jobs/score.py found it", "BUNDLE")
+    workers: int | None = setting(None, "actors that score once more, as with jobs/score.py", "N")
 
     def __post_init__(self) -> None:
-        check(self.limit is None or self.limit >= 1, "limit", self.limit, "1 or more")
+        for name in ("limit", "sample", "workers"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, "1 or more")
 
 
 @dataclass
@@ -41,17 +46,21 @@ class Findings:
     stale: list[str] = field(default_factory=list)  # outputs of a shard that has changed or is gone
     damaged: list[str] = field(default_factory=list)  # outputs that cannot be read or do not hold what they say
     foreign: list[str] = field(default_factory=list)  # Parquet files without a footer of jobs/score.py
+    different: list[str] = field(default_factory=list)  # outputs that do not hold what their bundle gives now
     unreadable: list[str] = field(default_factory=list)  # input shards
+    compared: int | None = None  # rows scored once more; None if that was not asked for
 
     @property
     def exit_code(self) -> int:
-        if self.missing or self.doubled or self.stale or self.damaged or self.foreign:
+        if any(getattr(self, kind) for kind in FAULTS):
             return EXIT_FAULT
         return EXIT_PARTIAL if self.unreadable else EXIT_OK
 
     def report(self) -> str:
         lines = [f"{self.rows_in:,} rows in, {self.rows_out:,} rows out"]
-        for kind in ("missing", "doubled", "stale", "damaged", "foreign", "unreadable"):
+        if self.compared is not None:
+            lines.append(f"{self.compared:,} rows scored once more: {len(self.different):,} outputs differ")
+        for kind in (*FAULTS, "unreadable"):
             found = getattr(self, kind)
             lines += [f"{kind}: {text}" for text in found[:SHOWN]]
             if len(found) > SHOWN:
@@ -59,40 +68,44 @@ class Findings:
         good = {
             EXIT_OK: "every input row is scored exactly once",
             EXIT_PARTIAL: "every row of the readable shards is scored exactly once",
-            EXIT_FAULT: "NOT every input row is scored exactly once; delete what is damaged or doubled and run "
-            "jobs/score.py again",
+            EXIT_FAULT: "NOT every input row is scored, rightly and exactly once; delete what is damaged, doubled or "
+            "different and run jobs/score.py again",
         }
         return "\n".join([*lines, good[self.exit_code]])
 
 
 def verify(settings: VerifySettings) -> Findings:
-    """Compare input and output. Raises `BadRequest` if one of them is not there."""
-    place = storage.absolute(settings.out) + (f"-limit-{settings.limit}" if settings.limit else "")
+    """Compare input and output. Raises `BadRequest` if one of them, or the bundle where it is needed, is not there."""
+    place = scored.place_of(settings.out, settings.limit)
     if not storage.is_folder(place):
         raise BadRequest(f"--out {place} does not exist; expected the output folder of jobs/score.py")
     run = scored.read_run(place)
+    rescoring = None
+    if settings.sample or settings.full:
+        from sentiment_core.rescoring import Rescoring  # and with it Ray: a second that the files do not need
+
+        rescoring = Rescoring.of(place, settings.model)
     root, stamps = storage.find_files(settings.input, corpus.SUFFIXES)
     outputs: dict[str, list[Output]] = defaultdict(list)
     findings = Findings()
-    found = scored.read_outputs(place)
-    with ThreadPoolExecutor(READERS) as pool:
-        faults = dict(zip((o.path for o in found), pool.map(lambda o: _fault_of(place, o), found), strict=True))
+    found = list(scored.read_outputs(place))
+    faults = dict(storage.in_parallel(lambda output: (output.path, _fault_of(place, output)), found))
     for output in found:
         if not output.origin:
             findings.foreign.append(f"{output.path}: not written by jobs/score.py, or its footer is damaged")
         else:
-            if run and output.origin["run"] != run:
+            if run and any(run.get(name) != value for name, value in output.origin["run"].items()):
                 findings.stale.append(f"{output.path}: made by another bundle or settings than {scored.RUN_FILE} tells")
             outputs[output.origin["unit"]["source"]].append(output)
     left = settings.limit
-    for shard in corpus.read_footers(root, stamps, None):
+    for shard in corpus.read_footers(root, stamps, run["text_column"] if run else None):
         if isinstance(shard, FailedShard):
             findings.unreadable.append(f"{shard.source}: {shard.reason}")
             outputs.pop(shard.source, None)
             continue
         try:
             if run:
-                corpus.check_columns(shard, run["text_column"], run["keep"])
+                columns.check(shard.schema, shard.stamp.path, run["text_column"], run["keep"])
         except BadRequest as error:  # jobs/score.py lists it as failed too
             findings.unreadable.append(str(error))
             outputs.pop(shard.stamp.path, None)
@@ -104,8 +117,13 @@ def verify(settings: VerifySettings) -> Findings:
         _check_shard(findings, faults, shard, rows, outputs.pop(shard.stamp.path, []), limited=left is not None)
     for source, orphans in outputs.items():
         findings.stale += [
-            f"{output.path}: its input {source} is gone; delete it if it is not wanted" for output in orphans
+            f"{output.path}: its input {source} is gone; jobs/score.py --prune deletes it" for output in orphans
         ]
+    if rescoring:
+        whole = {output.path: output for output in found if not faults[output.path]}
+        some = None if settings.full else settings.sample
+        findings.compared, different = rescoring.differences(settings.input, whole, some, settings.workers)
+        findings.different += [f"{shard.source}: {shard.reason}" for shard in different]
     return findings
 
 
@@ -139,17 +157,10 @@ def _fault_of(place: str, output: Output) -> str:
     if not output.origin:
         return ""
     unit = output.origin["unit"]
-    filesystem, path = storage.locate(storage.join(place, output.path))
-
-    def read() -> pa.Table:
-        with filesystem.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            return file.read(columns=[name for name in CHECKED if name in file.schema_arrow.names])
-
     try:
-        table = storage.patiently(place, read)
+        table = scored.read(place, output.path, CHECKED)
     except storage.UNREADABLE as error:
-        return f"cannot be read: {corpus.describe(error)}"
+        return f"cannot be read: {storage.describe(error)}"
     missing = [name for name in CHECKED if name not in table.column_names]
     if missing:
         return f"has no column {missing[0]!r}"

@@ -15,11 +15,12 @@ import pytest
 import ray
 from ray.data._internal.logical.optimizers import get_execution_plan
 
-from sentiment_core import corpus, scored, scoring, storage
+from sentiment_core import columns, corpus, scored, stages, storage, stream
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.guard import Guard
-from sentiment_core.scoring import ScoreSettings, make_stream, prepare, score
+from sentiment_core.scoring import ScoreSettings, prepare, score
+from sentiment_core.stream import Stream
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.verify import VerifySettings, verify
 from tests.conftest import make_bundle
@@ -163,7 +164,7 @@ def test_keep_chooses_the_columns(ray_here, tiny_bundle, tmp_path):
 @pytest.mark.parametrize(("keep", "kept"), [(None, ["b", "c"]), ((), []), (("c", "text"), ["text", "c"])])
 def test_kept_columns_stand_in_the_order_of_the_shard(keep, kept):
     schema = pa.schema({"text": pa.string(), "b": pa.int8(), "c": pa.int8()})
-    assert corpus.kept_columns(schema, "text", keep) == kept
+    assert columns.kept(schema, "text", keep) == kept
 
 
 def test_a_rerun_does_only_what_is_missing(ray_here, tiny_bundle, tmp_path):
@@ -219,7 +220,7 @@ def test_broken_shards_are_listed_and_the_others_scored(ray_here, tiny_bundle, t
 
 def test_a_fault_of_all_shards_stops_the_run(ray_here, tiny_bundle, tmp_path, monkeypatch):
     """Nothing can be written, as on a full disk: folders are in the way."""
-    monkeypatch.setattr(scoring, "TASK_ROWS", {"CPU": 1})
+    monkeypatch.setattr(stream, "TASK_ROWS", {"CPU": 1})
     for i in range(120):
         write(tmp_path / "in", f"{i:03}.parquet", {"text": ["good"]})
     work = prepare(ScoreSettings(model=tiny_bundle, input=str(tmp_path / "in"), out=str(tmp_path / "out")))
@@ -271,10 +272,10 @@ def test_the_tokenizer_does_not_run_inside_the_actors(ray_here, tiny_bundle, tmp
     work = prepare(ScoreSettings(model=tiny_bundle, input=str(tmp_path / "in"), out=str(tmp_path / "out")))
     guard = Guard.start(60.0)
     for workers in (1, 2):
-        stream = make_stream([work.todo], work, workers, guard)
-        stages = get_execution_plan(stream._logical_plan)[0].dag.post_order_iter()
+        lazy = Stream(work.job, work.bundle_files, stages.write, {}, workers, 60.0).of([work.todo], guard)
+        operators = get_execution_plan(lazy._logical_plan)[0].dag.post_order_iter()
         kinds = ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator", "TaskPoolMapOperator"]
-        assert [type(stage).__name__ for stage in stages] == kinds
+        assert [type(operator).__name__ for operator in operators] == kinds
 
 
 def test_asked_for_workers_are_there_and_the_stream_does_not_stall(ray_here, tiny_bundle, tmp_path):

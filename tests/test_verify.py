@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def write_output(out, unit, rows=None):
     probabilities = np.full((rows, 2), 0.5, np.float32)
     run = Run("in", "digest", "text", None, False, None, False)
     kept = pa.table({})
-    shown = unit if rows == unit.rows else type(unit)(**{**vars(unit), "stop": unit.start + rows})
+    shown = replace(unit, stop=unit.start + rows)
     table = scored.make_table(shown, kept, status, probabilities, LABELS, False)
     scored.commit(str(out), run, unit, table, scored.count(status, probabilities, LABELS, rows))
 

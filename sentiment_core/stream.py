@@ -1,0 +1,237 @@
+"""Units through the stages, on Ray: read and tokenised by CPU tasks, computed by actors that hold the bundle, and then
+written or compared by tasks.
+
+A block of the stream is one row, a `task` of a few units, so Ray can neither split nor merge units; only tokens and
+probabilities travel. The columns to keep are read where the last stage needs them.
+"""
+
+import json
+import logging
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from sentiment_core import bundle, cluster, stages
+from sentiment_core.corpus import FailedShard, Unit
+from sentiment_core.guard import TRIES, Guard
+from sentiment_core.progress import Progress
+from sentiment_core.scored import Counts
+from sentiment_core.stages import Job
+
+# CPUs reserved by a task that reads and tokenises, and by one of the last stage. The first must differ from what an
+# actor reserves, or Ray fuses the two and the model waits for the tokenizer.
+READ_CPUS, LAST_CPUS = 0.5, 0.25
+# Small units are gathered up to this many rows, by what computes them: a task costs about 30 ms whatever it does, which
+# is little beside its seconds on a CPU, and beside its tenths of a second on a GPU. Of long texts fewer: a task should
+# take seconds.
+TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
+TASK_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}  # of text
+LONG_RUN_BYTES = 2 << 30  # of text for each GPU, minutes of work: from there on compiling, about one, should pay
+# Failed shards in a row at which the run stops, before and after the first that succeeds: what fails them fails all.
+# Tasks run in random order, so that a few bad neighbours do not look like it. A lost task, which took its time for each
+# try, counts for ten.
+FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES = 50, 500, 10
+TASK_MINUTES = 60.0  # that a task may take, seconds of work on most chips
+LOST = f"nothing came back from its worker: it died or hung {TRIES} times, or failed in a way that Ray's logs tell"
+
+
+@dataclass
+class Tally:
+    """What the records of a run add up to."""
+
+    totals: Counts  # of the units done
+    some_done: bool = False  # before this run
+    started: float = field(default_factory=time.monotonic)
+    failed: list[FailedShard] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)  # outputs of the units that are done or failed
+    failed_in_a_row: set[str] = field(default_factory=set)  # shards
+    lost_in_a_row: int = 0  # tasks
+    last_failure: str = ""
+    tokens: int = 0
+    padding: int = 0  # tokens computed for nothing
+    busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(stages.STAGES, 0.0))  # seconds
+    computed_by: set[str] = field(default_factory=set)
+    first_seconds: float | None = None  # when the first task was done, start-up included
+    first_rows: int = 0  # of that task
+
+    def add(self, records: list[dict]) -> None:
+        """A task's records."""
+        if self.first_seconds is None:
+            self.first_seconds = time.monotonic() - self.started
+            self.first_rows = sum(record["rows"] for record in records)
+        self.lost_in_a_row += records[0]["lost"]
+        for record in records:
+            self.computed_by.add(record["backend"])
+            self.tokens += record["tokens"]
+            self.padding += record["padding_tokens"]
+            for stage in stages.STAGES:
+                self.busy[stage] += record["seconds"][stage]
+            if record["error"]:
+                self.last_failure = record["error"]
+            if record["lost"]:
+                continue
+            self.seen.add(record["output"])
+            if record["error"]:
+                self.failed.append(FailedShard(record["source"], record["error"]))
+                self.failed_in_a_row.add(record["source"])
+            else:
+                self.totals += Counts(**json.loads(record["counts"]))
+                self.failed_in_a_row.clear()
+                self.lost_in_a_row = 0
+
+    def lost(self, units: list[Unit]) -> list[Unit]:
+        """Of a run's units those that nothing is known of; none if it stopped."""
+        return [] if self.stopped else [unit for unit in units if unit.output not in self.seen]
+
+    @property
+    def stopped(self) -> str:
+        """Why the run is to stop; empty if it is not."""
+        failures = len(self.failed_in_a_row) + LOST_FAILURES * self.lost_in_a_row
+        if failures < (LATER_FAILURES if self.some_done or self.totals.units else FIRST_FAILURES):
+            return ""
+        lost = f" and {self.lost_in_a_row:,} tasks" if self.lost_in_a_row else ""
+        return f"the last {len(self.failed_in_a_row):,} shards{lost} all failed, at last with: {self.last_failure}"
+
+    def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
+        """Of all `rows` in `seconds`, from the first task on; None if that was all."""
+        if self.first_seconds is None or rows == self.first_rows:
+            return None
+        return (rows - self.first_rows) / (seconds - self.first_seconds)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How units are worked on."""
+
+    job: Job
+    files: dict[str, bytes]  # the bundle's
+    last: Callable[..., pa.Table]  # stage
+    last_takes: dict[str, Any]  # that stage alone
+    workers: int
+    task_minutes: float
+
+    def run(self, what: str, units: list[Unit], tally: Tally) -> None:
+        """Tally what comes of all `units`: unless too many fail, of each it is known then that it is done, or why not.
+        `what` this is stands before the progress."""
+        with Progress(what, sum(unit.rows for unit in units), "rows", cluster.waiting_for) as progress:
+            guard = Guard.start(60 * self.task_minutes)
+            tasks = list(gather(units, self.workers))
+            random.Random(0).shuffle(tasks)
+            self._run_tasks(tasks, guard, tally, progress)
+            # one of a task's units may have taken the others along
+            together = tally.lost([unit for task in tasks if len(task) > 1 for unit in task])
+            if together and (tally.totals.units or len(together) <= FIRST_FAILURES):
+                self._run_tasks([[unit] for unit in together], guard, tally, progress)
+            tally.failed += [FailedShard(unit.source, LOST) for unit in tally.lost(units)]
+
+    def _run_tasks(self, tasks: list[list[Unit]], guard: Guard, tally: Tally, progress: Progress) -> None:
+        for block in self.of(tasks, guard).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
+            tally.add(records)
+            for record in records:
+                if not record["lost"]:
+                    progress.add(record["rows"])
+                    if record["error"]:
+                        progress.say(f"failed: {record['source']}: {record['error']}")
+            if tally.stopped:
+                return
+
+    def of(self, tasks: list[list[Unit]], guard: Guard) -> ray.data.Dataset:
+        """The lazy stream of records, one for each unit, in order of completion; none of tasks that die where no guard
+        sees it."""
+        quieten_ray_data()
+        # the weights go to the actors only
+        weights = ray.put(self.files)
+        tokenizer = ray.put({name: data for name, data in self.files.items() if name != bundle.WEIGHTS})
+        text_bytes = sum(unit.text_bytes for units in tasks for unit in units)
+        engine = {
+            "threads": threads_each(self.workers),
+            "backend": "int8" if self.job.run.int8 else None,
+            "long_run": text_bytes >= self.workers * LONG_RUN_BYTES,
+        }
+        common = {"batch_format": "pyarrow", "batch_size": 1}
+        stream = ray.data.from_blocks([pa.table({"units": [[asdict(unit) for unit in units]]}) for units in tasks])
+        stream.context.enable_progress_bars = False
+        stream.context.target_max_block_size = None  # one block for each task, whatever its size
+        stream.context.raise_original_map_exception = True
+        stream.context.max_errored_blocks = -1  # `Tally.lost` finds their units
+        stream.context.max_consecutive_actor_init_deaths = TRIES
+        return (
+            stream.map_batches(
+                stages.read_and_tokenise,
+                fn_kwargs={"job": self.job, "files": tokenizer, "guard": guard},
+                num_cpus=READ_CPUS,
+                **common,
+            )
+            .map_batches(
+                stages.Classify,
+                fn_constructor_kwargs={"files": weights, "engine": engine, "guard": guard},
+                compute=ActorPoolStrategy(size=self.workers),
+                **actor_resources(self.workers),
+                **common,
+            )
+            .map_batches(
+                self.last,
+                fn_kwargs={"job": self.job, "guard": guard, **self.last_takes},
+                num_cpus=LAST_CPUS,
+                **common,
+            )
+        )
+
+
+def number_of_workers(asked: int | None, units: int) -> int:
+    """Actors to start: as asked, else one for each GPU, or for each two CPUs, but no more than there are units. Raises
+    `BadRequest` for more than the cluster can ever hold."""
+    kind = cluster.device_kind()
+    workers = asked or min(units, max(1, cluster.largest(kind) // (1 if kind == "GPU" else 2)))
+    cluster.require(workers)
+    return workers
+
+
+def quieten_ray_data() -> None:
+    """Only what this project says goes to the terminal."""
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # the pool starts at its full size
+    logger = logging.getLogger("ray.data")
+    for handler in [handler for handler in logger.handlers if handler.name == "console"]:
+        logger.removeHandler(handler)
+
+
+def actor_resources(workers: int) -> dict[str, float]:
+    """A GPU each; or a CPU, as far as some node then keeps room for a task of both other stages, however Ray spreads
+    the actors (without that the stream would stand still)."""
+    if cluster.device_kind() == "GPU":
+        return {"num_gpus": 1}
+    room = cluster.nodes_with_cpus() * (READ_CPUS + LAST_CPUS)
+    share = min(1.0, max(0.01, int(100 * (cluster.largest("CPU") - room) / workers) / 100))
+    return {"num_cpus": share if share != READ_CPUS else share - 0.01}
+
+
+def threads_each(workers: int) -> int:
+    """All CPUs compute: reading, tokenising and writing need few per cent of them."""
+    return max(1, cluster.largest("CPU") // workers)
+
+
+def gather(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
+    """Units in tasks of up to `TASK_ROWS` rows and `TASK_BYTES` of text, fewer where that would leave workers without a
+    task."""
+    kind = cluster.device_kind()
+    most = min(TASK_ROWS[kind], sum(unit.rows for unit in units) // (2 * workers) + 1)
+    task: list[Unit] = []
+    rows = size = 0
+    for unit in units:
+        if task and (rows + unit.rows > most or size + unit.text_bytes > TASK_BYTES[kind]):
+            yield task
+            task, rows, size = [], 0, 0
+        task.append(unit)
+        rows += unit.rows
+        size += unit.text_bytes
+    if task:
+        yield task
