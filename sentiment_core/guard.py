@@ -37,24 +37,18 @@ class Guard:
         return cls(tries, limit_s)
 
     @contextlib.contextmanager
-    def __call__(self, key: Hashable) -> Iterator[None]:
-        """Around the work of the task `key`. Raises `GivenUp`."""
+    def __call__(self, key: Hashable, least_s: float = 0.0) -> Iterator[None]:
+        """Around the work of the task `key`. A try that takes longer than `limit_s`, or `least_s` if that is more, ends
+        with its process, however it hangs; where it hung then stands in the worker's log. Raises `GivenUp`."""
         begun: int = ray.get(self.tries.begin.remote(key))  # type: ignore[assignment]
         if begun > TRIES:
             raise GivenUp(f"its process died or hung {TRIES} times")
-        with self.in_time():
-            yield
-        self.tries.end.remote(key)
-
-    @contextlib.contextmanager
-    def in_time(self) -> Iterator[None]:
-        """What takes longer than `limit_s` ends with its process, however it hangs; where it hung then stands in the
-        worker's log."""
-        faulthandler.dump_traceback_later(self.limit_s, exit=True)
+        faulthandler.dump_traceback_later(max(self.limit_s, least_s), exit=True)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
+        self.tries.end.remote(key)
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ def prepare(settings: ScoreSettings) -> Work:
     place = scored.place_of(settings.out, settings.limit)
     check_output(place, planned.root, run)
     units = {unit.output: unit for unit in planned.units}
-    present = {unit.source for unit in whole.units} | {shard.source for shard in whole.failed}
+    readable, unreadable = {unit.source for unit in whole.units}, {shard.source for shard in whole.failed}
     done = Counts.none(info.labels)
     stale: list[str] = []
     orphans: list[str] = []
@@ -166,8 +166,8 @@ def prepare(settings: ScoreSettings) -> Work:
             if output.counts and output.origin == scored.origin(run, unit):
                 done += output.counts
                 del units[output.path]
-        elif output.origin:
-            (stale if output.origin["unit"]["source"] in present else orphans).append(output.path)
+        elif output.origin and (source := output.origin["unit"]["source"]) not in unreadable:
+            (stale if source in readable else orphans).append(output.path)
     return Work(place, run, files, info.labels, planned, list(units.values()), done, stale, orphans, settings)
 
 

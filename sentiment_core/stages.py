@@ -25,6 +25,7 @@ from sentiment_core.texts import distinct_texts
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.tokens import TokenLists
 
+LOAD_S = 1800.0  # for an actor to load the bundle, and to compile it if it does
 STAGES = ("read and tokenise", "classify", "write")
 
 
@@ -89,7 +90,8 @@ class Classify:
         from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
 
         self.guard = guard
-        with guard.in_time(), storage.unpacked(ray.get(files)) as folder:
+        key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray starts the actor anew
+        with guard(key, LOAD_S), storage.unpacked(ray.get(files)) as folder:
             self.engine = Engine.load(folder, **engine)
 
     def __call__(self, task: pa.Table) -> pa.Table:
@@ -164,7 +166,8 @@ def compare(task: pa.Table, job: Job, guard: Guard, outputs: dict[str, Unit]) ->
         try:
             scored.check_same(found, table, probabilities, job.labels, job.run.int8)
         except scored.Different as error:
-            raise scored.Different(f"{whole.output}: {error}") from None
+            where = "" if whole.output == unit.source else f"{whole.output}: "
+            raise scored.Different(f"{where}{error}") from None
 
     return _finish(task, job, guard, check)
 

@@ -55,6 +55,7 @@ class Tally:
     failed_in_a_row: set[str] = field(default_factory=set)  # shards
     lost_in_a_row: int = 0  # tasks
     last_failure: str = ""
+    broken: str = ""  # why nothing can go on
     tokens: int = 0
     padding: int = 0  # tokens computed for nothing
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(stages.STAGES, 0.0))  # seconds
@@ -94,6 +95,8 @@ class Tally:
     @property
     def stopped(self) -> str:
         """Why the run is to stop; empty if it is not."""
+        if self.broken:
+            return self.broken
         failures = len(self.failed_in_a_row) + LOST_FAILURES * self.lost_in_a_row
         if failures < (LATER_FAILURES if self.some_done or self.totals.units else FIRST_FAILURES):
             return ""
@@ -133,16 +136,21 @@ class Stream:
             tally.failed += [FailedShard(unit.source, LOST) for unit in tally.lost(units)]
 
     def _run_tasks(self, tasks: list[list[Unit]], guard: Guard, tally: Tally, progress: Progress) -> None:
-        for block in self.of(tasks, guard).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
-            tally.add(records)
-            for record in records:
-                if not record["lost"]:
-                    progress.add(record["rows"])
-                    if record["error"]:
-                        progress.say(f"failed: {record['source']}: {record['error']}")
-            if tally.stopped:
-                return
+        blocks = self.of(tasks, guard).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        try:
+            for block in blocks:
+                records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
+                tally.add(records)
+                for record in records:
+                    if not record["lost"]:
+                        progress.add(record["rows"])
+                        if record["error"]:
+                            progress.say(f"failed: {record['source']}: {record['error']}")
+                if tally.stopped:
+                    return
+        except ray.exceptions.RayActorError as error:
+            last_line = str(error).strip().rpartition("\n")[2]  # below the trace
+            tally.broken = f"no worker could load the model: {last_line}"
 
     def of(self, tasks: list[list[Unit]], guard: Guard) -> ray.data.Dataset:
         """The lazy stream of records, one for each unit, in order of completion; none of tasks that die where no guard

@@ -1,6 +1,9 @@
 """Small real models, and one Ray for all tests that need it in this process."""
 
+import contextlib
 import importlib.util
+import secrets
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +91,18 @@ def labelled(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("labelled") / "train.parquet"
     pq.write_table(sentences(640, seed=0), path)
     return str(path)
+
+
+def free_ports(count):
+    """Free ports below those which the kernel hands out by itself (32768 and up).
+
+    One of those could go to another process, be it of Ray, before the server that it is meant for binds it.
+    """
+    with contextlib.ExitStack() as held:
+        ports = []
+        while len(ports) < count:
+            port = secrets.choice(range(20000, 32000))  # parallel runs may have seeded `random` alike
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports

@@ -10,19 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import boto3
 import pyarrow.fs
+
+from tests.conftest import free_ports
 
 BUCKET = "bucket"
 SECRET = "dont-print-this-secret"
 THROTTLED = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 START_TIMEOUT_S = 30
 PER_CONNECTION = ("transfer-encoding", "content-length", "connection", "expect", "server", "date")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def environment(port: int) -> dict[str, str]:
@@ -46,10 +43,21 @@ def filesystem(port: int) -> pyarrow.fs.S3FileSystem:
     )
 
 
+def client(port: int):
+    """boto3's, which takes any name for a key."""
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id="key",
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+    )
+
+
 @contextmanager
 def moto_server() -> Iterator[int]:
     """The port of a new server with an empty bucket."""
-    port = free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -69,14 +77,18 @@ def moto_server() -> Iterator[int]:
 
 class Faults:
     """What the server in front is to do: so many requests for keys that hold `key` are throttled, or their connection
-    dropped amid the answer; `done` counts them."""
+    dropped amid the answer; `done` counts them. `asked` are the paths of all requests,
+    `port` that of the server behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
+        self.port = port
         self.key, self.throttle, self.drop, self.done = "", 0, 0, 0
+        self.asked: list[str] = []
         self._lock = threading.Lock()
 
     def next(self, path: str) -> str:
         with self._lock:
+            self.asked.append(path)
             for kind in ("throttle", "drop"):
                 if self.key in path and getattr(self, kind) > 0:
                     setattr(self, kind, getattr(self, kind) - 1)
@@ -88,7 +100,7 @@ class Faults:
 @contextmanager
 def misbehaving(port: int) -> Iterator[tuple[int, Faults]]:
     """A server in front of the one at `port`: its own port, and what sets its faults."""
-    faults = Faults()
+    faults = Faults(port)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

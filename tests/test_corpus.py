@@ -1,6 +1,7 @@
 """Finding shards, cutting them into units, reading units back."""
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,28 @@ def test_limited_takes_the_first_rows(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 5}, "b.parquet": {"text": ["x"] * 5}})
     found = corpus.limited(corpus.plan(str(tmp_path), "text", None, RESERVED), 7)
     assert [(unit.source, unit.start, unit.stop) for unit in found.units] == [("a.parquet", 0, 5), ("b.parquet", 0, 2)]
+
+
+def test_a_footer_that_makes_too_many_units_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "UNIT_ROWS", 10)
+    monkeypatch.setattr(corpus, "SHARD_UNITS", 3)
+    make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 30}, "b.parquet": {"text": ["x"] * 31}})
+    found = corpus.plan(str(tmp_path), "text", None, RESERVED)
+    assert len(found.units) == 3
+    assert "31 rows" in found.failed[0].reason
+
+
+def test_wide_rows_make_small_units():
+    units = list(corpus.cut(Shard(FileStamp("a", 1, 1), pa.schema([]), [1_000], [1_000], [10 * corpus.UNIT_BYTES])))
+    assert [unit.rows for unit in units] == [100] * 10
+
+
+def test_a_name_that_is_not_utf8_is_listed_and_the_others_planned(tmp_path):
+    make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}})
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet")).write_bytes(b"")
+    except OSError:
+        pytest.skip("needs a file system that takes any bytes for a name")
+    found = corpus.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in found.units] == ["a.parquet"]
+    assert [shard.source for shard in found.failed] == ["caf\ufffd.parquet"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from sentiment_core.guard import TRIES, Guard
+from sentiment_core import guard as guards
+from sentiment_core.guard import TRIES, Guard, little_memory
 
 
 @ray.remote(max_retries=-1)
@@ -42,3 +43,13 @@ def test_one_that_always_dies_or_hangs_is_given_up(guard, tmp_path, deaths, seco
 def test_a_task_that_ends_may_run_as_often_as_it_likes(guard, tmp_path):
     for _ in range(TRIES + 2):
         ray.get(work.remote(guard, tmp_path / "log", 0, 0))
+
+
+@pytest.mark.skipif(not guards.MEMORY_IN_USE.exists(), reason="only Linux bounds memory")
+def test_what_takes_too_much_memory_fails_and_leaves_the_process_whole(monkeypatch):
+    monkeypatch.setattr(guards, "MEMORY", 1 << 30)
+    with pytest.raises(MemoryError, match="more than 1 GB"), little_memory():
+        bytearray(2 << 30)
+    with little_memory():
+        bytearray(1 << 20)
+    assert len(bytearray(2 << 30)) == 2 << 30

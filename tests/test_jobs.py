@@ -1,9 +1,12 @@
 """The jobs as commands: exit codes, and one clear sentence on stderr for a user's mistake."""
 
+import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -54,14 +57,37 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(corpus, tiny_bundle, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def listening(root: int) -> set[str]:
+    """Addresses at which the processes below `root` listen."""
+    processes = [psutil.Process(root)]
+    with contextlib.suppress(psutil.Error):
+        processes += processes[0].children(recursive=True)
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            found |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+    return found
+
+
 def test_score_and_verify_on_a_laptop(corpus, tiny_bundle, tmp_path):
-    """No Ray is running: the job starts its own and ends it. Exit code 3 with a broken shard, and then 3 again."""
+    """No Ray is running: the job starts its own, which nobody reaches from elsewhere, and ends it. Exit code 3 with a
+    broken shard, and then 3 again."""
     (corpus / "b.parquet").write_bytes(b"broken")
-    done = run("score.py", "--model", tiny_bundle, "--input", corpus, "--out", tmp_path / "out")
-    assert done.returncode == 3, done.stderr
-    assert "1 rows in 1 files: ok 1" in done.stdout
-    assert "failed: b.parquet: " in done.stdout
-    assert "Traceback" not in done.stderr
+    command = [REPO / "jobs" / "score.py", "--model", tiny_bundle, "--input", corpus, "--out", tmp_path / "out"]
+    addresses = set()
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None:
+            addresses |= listening(process.pid)
+            time.sleep(0.2)
+        said, complained = process.communicate(timeout=300)
+    assert process.returncode == 3, complained
+    assert "1 rows in 1 files: ok 1" in said
+    assert "failed: b.parquet: " in said
+    assert "Traceback" not in complained
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     checked = run("verify.py", "--input", corpus, "--out", tmp_path / "out")
     assert checked.returncode == 3, checked.stderr
     assert "every row of the readable shards is scored exactly once" in checked.stdout

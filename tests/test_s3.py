@@ -11,6 +11,7 @@ import pytest
 
 from sentiment_core import corpus, storage
 from sentiment_core.errors import BadRequest
+from sentiment_core.scoring import ScoreSettings, prepare
 from tests import s3
 from tests.conftest import sentences
 
@@ -62,6 +63,20 @@ def test_what_will_not_pass_is_said_at_once(store):
         storage.find_files(f"s3://{s3.BUCKET}/nowhere", (".parquet",))
 
 
+def test_names_that_lead_out_of_the_output_are_listed_and_the_others_planned(store, tmp_path):
+    pq.write_table(sentences(3, seed=0), tmp_path / "a.parquet")
+    names = ["a.parquet", "/b.parquet", "../../c.parquet", "k/./d.parquet", "k/../e.parquet", "k%20=?/f*.parquet"]
+    client = s3.client(store.port)
+    for name in names:
+        client.put_object(Bucket=s3.BUCKET, Key=f"names/{name}", Body=(tmp_path / "a.parquet").read_bytes())
+    planned = corpus.plan(f"s3://{s3.BUCKET}/names", "text", None, ())
+    assert {unit.output for unit in planned.units} == {"a.parquet", "k%20=?/f*.parquet"}
+    assert {shard.source for shard in planned.failed} == set(names[1:5])
+    assert all("rename it" in shard.reason for shard in planned.failed)
+    with pytest.raises(OSError, match="rename it"):
+        storage.read_folder(f"s3://{s3.BUCKET}/names")
+
+
 @pytest.mark.parametrize(("error", "tries"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])
 def test_tries_have_an_end(store, error, tries):
     tried = []
@@ -75,7 +90,7 @@ def test_tries_have_an_end(store, error, tries):
     assert len(tried) == tries
 
 
-def test_scoring_from_store_to_store(server, tiny_bundle, tmp_path):
+def test_scoring_from_store_to_store(server, tiny_bundle, tmp_path, monkeypatch):
     """With a throttled and a dropped request on the way; credentials from the environment, and nowhere else."""
     (tmp_path / "in").mkdir()
     for shard in range(3):
@@ -97,6 +112,15 @@ def test_scoring_from_store_to_store(server, tiny_bundle, tmp_path):
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout + done.stderr
         assert faults.done == 2
+        for name, value in s3.environment(port).items():
+            monkeypatch.setenv(name, value)
+        storage._bucket.cache_clear()
+        faults.asked.clear()
+        settings = ScoreSettings(*(f"s3://{s3.BUCKET}/{name}" for name in ("model", "in", "out")), keep=())
+        assert prepare(settings).done.units == 3
+        storage._bucket.cache_clear()
+        listed = [path for path in faults.asked if "?list-type=2" in path and "prefix=out%2F" in path]
+        assert len(listed) == 1  # all of it, once, however many shards
     assert "150 rows in, 150 rows out" in said
     (tmp_path / "out").mkdir()
     pyarrow.fs.copy_files(f"{s3.BUCKET}/out", str(tmp_path / "out"), source_filesystem=files)

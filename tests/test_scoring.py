@@ -2,13 +2,15 @@
 
 import json
 import os
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
@@ -197,6 +199,64 @@ def test_input_that_changed_is_scored_again(ray_here, tiny_bundle, tmp_path, mon
     assert verify(settings).exit_code == 0
 
 
+def test_outputs_of_input_that_is_gone_are_kept_until_asked(ray_here, tiny_bundle, tmp_path):
+    for name in ("a", "k=1/b", "c"):
+        write(tmp_path / "in", f"{name}.parquet", {"text": [f"text of {name}"] * 5})
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "k=1" / "b.parquet").unlink()
+    (tmp_path / "in" / "c.parquet").write_bytes(b"broken, not gone")
+    settings = VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"))
+    assert "k=1/b.parquet is gone; jobs/score.py --prune deletes it" in verify(settings).stale[0]
+    kept = run(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    assert "1 outputs of input files that are gone were kept; --prune deletes them" in kept.report()
+    assert (tmp_path / "out" / "k=1" / "b.parquet").exists()
+    run(tiny_bundle, tmp_path / "in", tmp_path / "out", prune=True)
+    assert {path.name for path in (tmp_path / "out").rglob("*.parquet")} == {"a.parquet", "c.parquet"}
+    found = verify(settings)
+    assert (found.exit_code, found.stale) == (3, [])
+
+
+def test_all_rows_or_a_sample_can_be_scored_once_more(odd_scored, odd_corpus, tiny_bundle, tmp_path):
+    settings = VerifySettings(input=str(odd_corpus), out=odd_scored.place, full=True)
+    found = verify(settings)
+    assert (found.exit_code, found.different, found.compared) == (0, [], 3 * len(ODD) + 5)
+    shutil.copytree(odd_scored.place, tmp_path / "out")
+    changes = {  # what verification without scoring once more does not see
+        "kind=a/plain.parquet": ("id", lambda ids: pc.add(ids, 1)),
+        "kind=a/large.parquet": ("status", lambda found: pc.replace_substring(found, "truncated", "ok")),
+        "kind=b/invalid.parquet": ("confidence", lambda found: pc.subtract(found, 0.03)),
+    }
+    for name, (column, change) in changes.items():
+        file = pq.ParquetFile(tmp_path / "out" / name)
+        table = file.read()
+        i = table.column_names.index(column)
+        changed = change(table[column])
+        pq.write_table(
+            table.set_column(i, table.schema.field(column), changed.cast(table.schema.field(column).type)),
+            tmp_path / "out" / name,
+        )
+    settings = replace(settings, out=str(tmp_path / "out"))
+    assert verify(replace(settings, full=False)).exit_code == 0
+    found = verify(settings)
+    assert (found.exit_code, len(found.different)) == (1, 3), found.report()
+    said = found.report()
+    assert f"id differs in {len(ODD)} of {len(ODD)} rows; row 0: 1, expected 0" in said
+    assert f"kind=a/large.parquet: status differs in 1 of {len(ODD)} rows; row 4: ok, expected truncated" in said
+    assert "kind=b/invalid.parquet: 1 of 1 rows are scored otherwise" in said
+    some = verify(replace(settings, full=False, sample=30))
+    assert 0 < some.compared <= 3 * len(ODD) + 5
+    with pytest.raises(BadRequest, match="is not the bundle that scored"):
+        verify(replace(settings, model=make_bundle_again(tiny_bundle, tmp_path / "other")))
+
+
+def make_bundle_again(bundle: str, place: Path) -> str:
+    """The bundle, but with a shorter limit on texts."""
+    shutil.copytree(bundle, place)
+    card = json.loads((place / "sentiment.json").read_text())
+    (place / "sentiment.json").write_text(json.dumps(card | {"max_length": 7}))
+    return str(place)
+
+
 def test_broken_shards_are_listed_and_the_others_scored(ray_here, tiny_bundle, tmp_path):
     root = tmp_path / "in"
     write(root, "good.parquet", {"text": ["good"] * 30})
@@ -278,11 +338,19 @@ def test_the_tokenizer_does_not_run_inside_the_actors(ray_here, tiny_bundle, tmp
         assert [type(operator).__name__ for operator in operators] == kinds
 
 
-def test_asked_for_workers_are_there_and_the_stream_does_not_stall(ray_here, tiny_bundle, tmp_path):
+def test_asked_for_workers_are_there_and_change_nothing(ray_here, tiny_bundle, tmp_path):
+    """The same bytes by one and by two, which also compute with other numbers of threads."""
     for i in range(6):
-        write(tmp_path / "in", f"{i}.parquet", {"text": ["good"] * 20})
-    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", workers=2)
-    assert (done.summary["rows"], done.summary["run"]["workers"]) == (120, 2)
+        write(tmp_path / "in", f"{i}.parquet", {"text": [f"{i} good bad {'film ' * (j % 9)}" for j in range(40)]})
+    written = []
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        done = run(tiny_bundle, tmp_path / "in", out, workers=workers)
+        assert (done.summary["rows"], done.summary["run"]["workers"]) == (240, workers)
+        assert done.summary["run"]["computed_by"] == [done.summary["run"]["computed_by"][0]]
+        assert done.summary["run"]["computed_by"][0].startswith("openvino"), "without it rows differ by up to 1e-3"
+        written.append({path.name: path.read_bytes() for path in out.glob("*.parquet")})
+    assert written[0] == written[1]
 
 
 def test_eight_bits_are_used_where_the_bundle_was_checked(ray_here, tiny_encoder, tmp_path):

@@ -115,3 +115,39 @@ def test_unreadable_inputs_alone_are_no_fault_of_the_output(folders):
 def test_an_output_that_is_not_there_is_refused(folders):
     with pytest.raises(BadRequest, match=r"--out .* does not exist"):
         verify(VerifySettings(input=str(folders[0]), out=str(folders[1] / "nowhere")))
+
+
+SCORES = np.array([[0.9, 0.1], [0.51, 0.49], [np.nan, np.nan]], np.float32)
+
+
+def scored_rows(probabilities: np.ndarray, numbers=(1.0, float("nan"), None)) -> pa.Table:
+    unit = corpus.Unit("a.parquet", 0, 3, 3, 1, 1, 1)
+    kept = pa.table({"n": pa.array(numbers, pa.float64()), "nested": [[1.0], [float("nan")], None]})
+    status = np.array([0, 0, 3], np.int8)
+    return scored.make_table(unit, kept, status, probabilities, LABELS, True)
+
+
+@pytest.mark.parametrize(
+    ("now", "numbers", "words"),
+    [
+        (SCORES, (1.0, float("nan"), None), ""),
+        (SCORES + np.float32(0.015), (1.0, float("nan"), None), ""),
+        (SCORES[:, ::-1] * [[0], [1], [1]] + SCORES * [[1], [0], [0]], (1.0, float("nan"), None), ""),  # nearly a tie
+        (SCORES[:, ::-1], (1.0, float("nan"), None), "1 of 3 rows are scored otherwise; row 0: no with 0.8"),
+        (SCORES + np.array([[0], [0.03], [0]]), (1.0, float("nan"), None), "row 1: no with 0.5"),
+        (SCORES[[0, 2, 2]], (1.0, float("nan"), None), "row 1: no with 0.5"),
+        (SCORES[[0, 1, 1]], (1.0, float("nan"), None), "row 2: None with None, expected no"),
+        (SCORES, (1.0, 2.0, None), "n differs in 1 of 3 rows; row 1: nan, expected 2.0"),
+    ],
+)
+def test_rows_are_the_same_but_for_what_hardware_changes(now, numbers, words):
+    now = now.astype(np.float32)
+
+    def look():
+        scored.check_same(scored_rows(SCORES), scored_rows(now, numbers), now, LABELS, False)
+
+    if not words:
+        look()
+    else:
+        with pytest.raises(scored.Different, match=words):
+            look()

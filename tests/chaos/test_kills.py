@@ -1,9 +1,9 @@
-"""Kill what scores, at random moments, run the same command again, and compare with a run that nothing disturbed; and
-what comes of tasks that always hang.
+"""Kill what scores, at random moments, run the same command again, and compare with a run that nothing disturbed; kill
+a node of two; and what comes of tasks that always hang.
 
     make chaos MINUTES=10
 
-Takes longer than all other tests together, so that these leave it out.
+Takes minutes, so that `make test` leaves it out.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,15 +22,26 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from sentiment_core.verify import VerifySettings, verify
 from tests import s3
 from tests.conftest import sentences
+from tests.nodes import ray_command, two_nodes
 
 REPO = Path(__file__).resolve().parents[2]
 MINUTES = float(os.environ.get("CHAOS_MINUTES", "0"))  # for each of disk and store
 SHARDS, ROWS = 40, 5_000
 RUN_TIMEOUT_S = 300
 # what can be killed, by a part of its command line, and how often it is chosen
-VICTIMS = {"driver": 2, "raylet/raylet": 1, "ray::MapWorker(MapBatches(Classify)": 3, "ray::MapBatches": 3}
+VICTIMS = {
+    "driver": 2,
+    "raylet/raylet": 1,
+    "ray::MapWorker(MapBatches(Classify)": 3,
+    "ray::MapBatches(read": 3,
+    "ray::MapBatches(write": 3,
+}
+PATIENCE_S = 3  # to find one: some live for a moment only
+needs_minutes = pytest.mark.skipif(not MINUTES, reason="needs CHAOS_MINUTES, as `make chaos` sets it")
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in Linux's /proc")
 
 
 def job(name: str, *flags: object) -> list[str]:
@@ -53,12 +65,17 @@ def find_victim(rng: random.Random, driver: int) -> tuple[int, int, str]:
     kind = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
     if kind == "driver":
         return driver, rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), kind
-    candidates = []
-    for pid in descendants(driver):
-        with contextlib.suppress(OSError):
-            if kind in Path(f"/proc/{pid}/cmdline").read_text():
-                candidates.append(pid)
-    return (rng.choice(candidates) if candidates else 0), signal.SIGKILL, kind
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        candidates = []
+        for pid in descendants(driver):
+            with contextlib.suppress(OSError):
+                if kind in Path(f"/proc/{pid}/cmdline").read_text():
+                    candidates.append(pid)
+        if candidates:
+            return rng.choice(candidates), signal.SIGKILL, kind
+        time.sleep(0.02)
+    return 0, signal.SIGKILL, kind
 
 
 def run_disturbed(
@@ -94,8 +111,8 @@ def place(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem, str, 
         yield f"s3://{path}", s3.filesystem(port), path, s3.environment(port)
 
 
-@pytest.mark.skipif(not MINUTES, reason="needs CHAOS_MINUTES, as `make chaos` sets it")
-@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in Linux's /proc")
+@needs_minutes
+@needs_linux
 def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_path):
     out, filesystem, path, env = place
     seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
@@ -119,11 +136,12 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
         return sorted(info.path for info in found if info.path.endswith(".parquet") and "/_" not in info.path)
 
     check(score(str(tmp_path / "calm")))
-    runs = kills = 0
+    runs, kills = 0, Counter()
     until = time.monotonic() + 60 * MINUTES
     while time.monotonic() < until:
         met, code, output = run_disturbed(rng, score(out), os.environ | env, until)
-        runs, kills, there = runs + 1, kills + len(met), files()
+        runs, there = runs + 1, files()
+        kills.update(kill.rpartition(" ")[2] for kill in met)
         print(f"exit code {code}, {len(there)} of {SHARDS} files; killed: {'; '.join(met) or 'nothing'}")
         for name in there:
             assert pq.read_table(name, filesystem=filesystem).num_rows == ROWS  # a file that exists is complete
@@ -135,10 +153,10 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
         if len(there) == SHARDS:
             for name in rng.sample(there, SHARDS - 2):
                 filesystem.delete_file(name)
-    print(f"{kills} kills in {runs} runs")
+    print(f"{kills.total()} kills in {runs} runs: {dict(kills)}")
     assert kills
     check(score(out))
-    check(job("verify.py", "--input", tmp_path / "in", "--out", out))
+    check(job("verify.py", "--input", tmp_path / "in", "--out", out, "--full"))
     (tmp_path / "copy").mkdir()
     for name in files():
         pyarrow.fs.copy_files(name, str(tmp_path / "copy" / Path(name).name), filesystem, chunk_size=1 << 20)
@@ -147,11 +165,37 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
     assert duckdb.sql(f"({calm} except all {disturbed}) union all ({disturbed} except all {calm})").fetchall() == []
 
 
-@pytest.mark.skipif(not MINUTES, reason="needs CHAOS_MINUTES, as `make chaos` sets it")
-def test_tasks_that_hang_are_listed_and_done_by_the_next_run(tiny_bundle, tmp_path):
-    pq.write_table(sentences(20, seed=0), tmp_path / "a.parquet")
-    places = "--input", tmp_path / "a.parquet", "--out", tmp_path / "out"
-    for more, code, words in ((("--task-minutes", 1e-5), 3, "died or hung 4 times"), ((), 0, "20 rows in 1 files")):
+@needs_minutes
+@needs_linux
+def test_a_node_that_dies_takes_nothing_along(tiny_bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for shard in range(SHARDS):
+        pq.write_table(sentences(ROWS, seed=shard), tmp_path / "in" / f"{shard}.parquet")
+    places = ["--input", tmp_path / "in", "--out", tmp_path / "out"]
+    with two_nodes() as cluster:
+        command = ray_command("job", "submit", "--address", cluster.address, "--working-dir", REPO, "--")
+        command += ["python", "jobs/score.py", "--model", tiny_bundle, *places, "--keep", "", "--workers", "2"]
+        process = subprocess.Popen(
+            list(map(str, command)), env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        until = time.monotonic() + RUN_TIMEOUT_S
+        while len(list((tmp_path / "out").glob("*.parquet"))) < 5 and time.monotonic() < until:
+            time.sleep(0.1)
+        os.killpg(cluster.nodes[1].pid, signal.SIGKILL)
+        output = process.communicate(timeout=RUN_TIMEOUT_S)[0]
+    assert f"{SHARDS * ROWS:,} rows in {SHARDS} files: ok {SHARDS * ROWS:,}" in output
+    found = verify(VerifySettings(*map(str, places[1::2])))
+    assert (found.exit_code, found.rows_out) == (0, SHARDS * ROWS)
+
+
+@needs_minutes
+def test_a_run_of_which_all_tasks_hang_stops(tiny_bundle, tmp_path):
+    (tmp_path / "in").mkdir()
+    for shard in range(12):
+        pq.write_table(sentences(4_000, seed=shard), tmp_path / "in" / f"{shard}.parquet")
+    places = "--input", tmp_path / "in", "--out", tmp_path / "out"
+    lost = "stopped: the last 0 shards and 5 tasks all failed, at last with: its process died or hung 4 times"
+    for more, code, words in (("--task-minutes", 1e-5), 1, lost), ((), 0, "48,000 rows in 12 files"):
         command = job("score.py", "--model", tiny_bundle, *places, "--keep", "", *more)
         done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
         assert (done.returncode, words in done.stdout) == (code, True), done.stdout + done.stderr
