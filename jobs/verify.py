@@ -1,8 +1,10 @@
-"""Check that every input row was scored exactly once: says what is missing, doubled, stale, damaged or foreign.
+"""Check that every input row was scored exactly once: says what is missing, doubled, stale, damaged or foreign; with
+--sample or --full also scores again and says what is different.
 
     python jobs/verify.py --input corpus/ --out scored/
+    python jobs/verify.py --input corpus/ --out scored/ --sample 10000
 
-Exit code 0: all is there. 1: it is not. 3: all rows of the readable shards are there, but some shards are unreadable.
+Exit code 0: all is well. 1: it is not. 3: it is for all readable shards, but some shards are unreadable.
 """
 
 from sentiment_core.settings import parse, run_job

@@ -132,7 +132,7 @@ def read_files(place: str) -> tuple[BundleInfo, dict[str, bytes]]:
         files = storage.read_folder(place)
     except OSError as error:
         raise BadRequest(f"--model {place} cannot be read: {error}; check the place and the credentials") from None
-    if not info == read_info(place) == BundleInfo(**json.loads(files[CARD])):
+    if CARD not in files or not info == BundleInfo(**json.loads(files[CARD])) == read_info(place):
         raise BadRequest(f"--model {place} changed while it was read; expected a bundle that stays as it is; run again")
     return info, files
 

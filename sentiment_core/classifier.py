@@ -108,7 +108,8 @@ def make_config(folder: str, labels: list[str], dropout: float | None = None) ->
 def from_encoder(folder: str, config: PretrainedConfig, head: Head) -> Classifier:
     """A pretrained encoder with a new head, its first weights from torch's random state; a head for as many labels that
     the folder holds is kept."""
-    options = {"config": config, "local_files_only": True, "trust_remote_code": False, "dtype": torch.float32}
+    options = {"config": config, "local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    options["dtype"] = torch.float32
     if head == "standard":
         return StandardClassifier(
             AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True, **options)

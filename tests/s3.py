@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -78,15 +78,18 @@ def moto_server() -> Iterator[int]:
 class Faults:
     """What the server in front is to do: so many requests for keys that hold `key` are throttled, or their connection
     dropped amid the answer; `done` counts them. `asked` are the paths of all requests,
-    `port` that of the server behind."""
+    `port` that of the server behind; `when_listed` is called before a listing."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.key, self.throttle, self.drop, self.done = "", 0, 0, 0
         self.asked: list[str] = []
+        self.when_listed: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
 
     def next(self, path: str) -> str:
+        if "list-type=2" in path:
+            self.when_listed()
         with self._lock:
             self.asked.append(path)
             for kind in ("throttle", "drop"):

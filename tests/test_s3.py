@@ -1,15 +1,17 @@
 """Object storage by its own protocol: a store that misbehaves, and the whole way from corpus to verified output."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core import corpus, storage
+from sentiment_core import bundle, corpus, storage
 from sentiment_core.errors import BadRequest
 from sentiment_core.scoring import ScoreSettings, prepare
 from tests import s3
@@ -75,6 +77,18 @@ def test_names_that_lead_out_of_the_output_are_listed_and_the_others_planned(sto
     assert all("rename it" in shard.reason for shard in planned.failed)
     with pytest.raises(OSError, match="rename it"):
         storage.read_folder(f"s3://{s3.BUCKET}/names")
+
+
+def test_a_bundle_that_changes_while_it_is_read_is_refused(store, tiny_bundle):
+    place = f"s3://{s3.BUCKET}/changing"
+    pyarrow.fs.copy_files(tiny_bundle, f"{s3.BUCKET}/changing", destination_filesystem=s3.filesystem(store.port))
+    info, _ = bundle.read_files(place)
+    card = json.dumps(asdict(info) | {"max_length": info.max_length - 1})
+    store.when_listed = lambda: s3.client(store.port).put_object(
+        Bucket=s3.BUCKET, Key=f"changing/{bundle.CARD}", Body=card.encode()
+    )
+    with pytest.raises(BadRequest, match="changed while it was read"):
+        bundle.read_files(place)
 
 
 @pytest.mark.parametrize(("error", "tries"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])

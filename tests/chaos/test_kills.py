@@ -85,7 +85,7 @@ def run_disturbed(
     kills = []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     started = time.monotonic()
-    time.sleep(rng.uniform(5, 16))  # from Ray's start to the middle of the work
+    time.sleep(rng.uniform(5, 25))  # from Ray's start to the end of the work
     while process.poll() is None and time.monotonic() < until:
         victim, number, kind = find_victim(rng, process.pid)
         if victim:
