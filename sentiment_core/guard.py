@@ -33,7 +33,8 @@ class Guard:
     @classmethod
     def start(cls, limit_s: float) -> "Guard":
         """In the driver, where the tries are counted."""
-        tries: ActorHandle = ray.remote(num_cpus=0)(Tries).options(scheduling_strategy=cluster.here()).remote()  # type: ignore[assignment]
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tries)  # if it dies, it counts anew
+        tries: ActorHandle = actor.options(scheduling_strategy=cluster.here()).remote()  # type: ignore[assignment]
         return cls(tries, limit_s)
 
     @contextlib.contextmanager

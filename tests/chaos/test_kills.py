@@ -38,6 +38,7 @@ VICTIMS = {
     "ray::MapWorker(MapBatches(Classify)": 3,
     "ray::MapBatches(read": 3,
     "ray::MapBatches(write": 3,
+    "ray::Tries": 1,
 }
 PATIENCE_S = 3  # to find one: some live for a moment only
 needs_minutes = pytest.mark.skipif(not MINUTES, reason="needs CHAOS_MINUTES, as `make chaos` sets it")
