@@ -37,10 +37,10 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """A classifier cut in two, so that the little behind the encoder stays in float32 whatever computes the encoder."""
+    """A classifier cut in two, so that the little behind the encoder is exact whatever computes the encoder."""
 
     encoder: nn.Module  # (input_ids, attention_mask) -> (n, width)
-    head: nn.Module  # (n, width) float32 -> logits (n, classes)
+    head: nn.Module  # (n, width) -> logits (n, classes)
     whole: bool  # the family cannot be cut behind its first token: `encoder` is all of it
 
 

@@ -137,7 +137,7 @@ def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) ->
                 told = f"{metadata.num_rows:,} rows and {sum(shard.group_text_bytes):,} bytes of text"
                 raise OSError(f"its footer tells of {told}; write it as several shards")
             return shard
-        except storage.UNREADABLE as error:
+        except Exception as error:  # a damaged footer may raise anything
             return FailedShard(stamp.path, describe(error))
 
     return storage.in_parallel(read, stamps)

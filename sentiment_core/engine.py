@@ -3,6 +3,7 @@
 Of the ways to compute it takes the fastest that runs the model right: each is held to what plain torch gives.
 """
 
+import copy
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,7 +47,9 @@ class Engine:
         self.classes = classes
         self._limit_threads()
         names = (backend,) if backend else (LONG_RUN_FIRST if long_run else FASTEST_FIRST)[self.device.type]
-        self.backend, self.head, self.passed_over = choose(model, self.device, self.threads, names)
+        self.backend, head, self.passed_over = choose(model, self.device, self.threads, names)
+        # in float64, whose rounding, which depends on the batch, float32 does not show
+        self.head = copy.deepcopy(head).double()
         self._budget = self.backend.budget
 
     @classmethod
@@ -87,7 +90,7 @@ class Engine:
         if batches:
             with torch.inference_mode():
                 states = self.backend(tokens, batches)
-                found[np.concatenate(batches)] = torch.softmax(self.head(states.float()), dim=1).cpu().numpy()
+                found[np.concatenate(batches)] = torch.softmax(self.head(states.double()), dim=1).cpu().numpy()
         return found, sum(self.backend.padding(tokens.lengths[batch]) for batch in batches)
 
     def _limit_threads(self) -> None:

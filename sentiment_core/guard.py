@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from sentiment_core import cluster
 
 TRIES = 4
-MEMORY = 4 << 30  # bytes that a task which reads or writes may take: hundreds of times what an honest unit needs
+MEMORY = 4 << 30  # bytes that a task which reads or writes may take; one text of 10 MB needs a quarter of that
 MEMORY_IN_USE = Path("/proc/self/statm")  # Linux only, as is the limit
 
 

@@ -1,16 +1,18 @@
 """Scoring once more what was scored, to compare: all of it, or a sample."""
 
+import bisect
+import itertools
 import random
 from dataclasses import dataclass, fields, replace
 
 from sentiment_core import bundle, cluster, corpus, scored, stages
-from sentiment_core.corpus import FailedShard, Unit
+from sentiment_core.corpus import Unit
 from sentiment_core.errors import BadRequest
 from sentiment_core.scored import Counts, Output, Run
 from sentiment_core.stages import Job
 from sentiment_core.stream import TASK_MINUTES, Stream, Tally, number_of_workers
 
-PART_ROWS = 50  # of a sample that lie together, at least
+PART_ROWS = 50  # of a sample that lie together
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,11 @@ class Rescoring:
             raise BadRequest(f"--model {model} is not the bundle that scored {place}; give the one that did")
         return cls(place, run, files, info.labels)
 
-    def differences(
-        self, place: str, outputs: dict[str, Output], rows: int | None, workers: int | None
-    ) -> tuple[int, list[FailedShard]]:
-        """How many rows of the input `place` were scored once more, about `rows` or all, and what differs from these
-        `outputs`, or could not be scored. Outputs made otherwise are passed over."""
+    def compare(self, source: str, outputs: dict[str, Output], rows: int | None, workers: int | None) -> Tally:
+        """Score about `rows` of the input at `source` once more, or all; what differs from these `outputs`, or cannot
+        be scored, has failed. Outputs made otherwise are passed over."""
         keep = None if self.run.keep is None else tuple(self.run.keep)
-        planned = corpus.plan(place, self.run.text_column, keep, scored.COLUMNS)
+        planned = corpus.plan(source, self.run.text_column, keep, scored.COLUMNS)
         if self.run.limit:
             planned = corpus.limited(planned, self.run.limit)
         whole = [
@@ -52,27 +52,32 @@ class Rescoring:
             for unit in planned.units
             if unit.output in outputs and outputs[unit.output].origin == scored.origin(self.run, unit)
         ]
-        parts = [(unit, unit) for unit in whole] if rows is None else sample(whole, rows)
+        parts = {unit: unit for unit in whole} if rows is None else sample(whole, rows, random.Random())
+        tally = Tally(Counts.none(self.labels))
         if not parts:
-            return 0, []
+            return tally
         cluster.connect()
         workers = number_of_workers(workers, len(parts))
         cluster.check_shared(self.place, "--out", writable=False)
         cluster.check_shared(planned.root, "--input", writable=False)
         job = Job(planned.root, self.place, self.run, self.labels)
-        takes = {"outputs": {part.output: unit for part, unit in parts if part != unit}}
-        tally = Tally(Counts.none(self.labels))
+        takes = {"outputs": {part.output: unit for part, unit in parts.items() if part != unit}}
         stream = Stream(job, self.files, stages.compare, takes, workers, TASK_MINUTES)
-        stream.run("verify", [part for part, _ in parts], tally)
-        return sum(part.rows for part, _ in parts), tally.failed
+        stream.run("verify", list(parts), tally)
+        return tally
 
 
-def sample(units: list[Unit], rows: int) -> list[tuple[Unit, Unit]]:
-    """About so many rows: parts of units chosen at random, each with its unit."""
-    units = [unit for unit in units if unit.rows]
-    length = max(PART_ROWS, -(-rows // max(1, len(units))))
-    parts = []
-    for unit in random.sample(units, min(len(units), -(-rows // length))):
-        start = random.randint(unit.start, max(unit.start, unit.stop - length))
-        parts.append((replace(unit, start=start, stop=min(unit.stop, start + length)), unit))
+def sample(units: list[Unit], rows: int, rng: random.Random) -> dict[Unit, Unit]:
+    """At least so many rows, or all: parts of up to `PART_ROWS`, chosen at random, each with its unit."""
+    ends = list(itertools.accumulate(-(-unit.rows // PART_ROWS) for unit in units))
+    parts: dict[Unit, Unit] = {}
+    gathered = 0
+    for number in rng.sample(range(ends[-1] if ends else 0), min(rows, ends[-1] if ends else 0)):
+        if gathered >= rows:
+            break
+        unit = units[i := bisect.bisect_right(ends, number)]
+        start = unit.start + PART_ROWS * (number - (ends[i - 1] if i else 0))
+        stop = min(unit.stop, start + PART_ROWS)
+        parts[replace(unit, start=start, stop=stop, text_bytes=unit.text_bytes * (stop - start) // unit.rows)] = unit
+        gathered += stop - start
     return parts

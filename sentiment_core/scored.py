@@ -24,8 +24,8 @@ RUN_FILE, SUMMARY_FILE = "_run.json", "_summary.json"
 ORIGIN_KEY, COUNTS_KEY = b"sentiment_core.origin", b"sentiment_core.counts"
 HISTOGRAM_BINS = 20  # of confidence, from 0 to 1
 FORMAT_VERSION = 3
-# By how much a probability may differ that other hardware, or other batches, computed: in bf16 and in 8 bits.
-CLOSE, NEAR = 0.02, 0.12
+# By how much a probability may differ that other hardware, or other batches, computed.
+BF16_TOLERANCE, INT8_TOLERANCE = 0.02, 0.12
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def read_run(place: str) -> dict | None:
     """What `_run.json` of an output folder tells; None if it is not there or no JSON. Raises `BadRequest` if nobody
     knows."""
     try:
-        return json.loads(storage.read_file(storage.join(place, RUN_FILE)))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        found = json.loads(storage.read_file(storage.join(place, RUN_FILE)))
+        return found if {"text_column", "keep", "format_version"} <= set(found) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
     except OSError as error:
         raise BadRequest(f"{place}/{RUN_FILE} cannot be read: {error}; check the place and the credentials") from None
@@ -161,8 +162,11 @@ def read_outputs(out: str) -> Iterator[Output]:
             metadata = corpus.read_metadata(out, path)
             footer = metadata.metadata or {}
             counts = Counts(**json.loads(footer[COUNTS_KEY]))
-            return Output(path, metadata.num_rows, json.loads(footer[ORIGIN_KEY]), counts)
-        except (*storage.UNREADABLE, KeyError, ValueError, TypeError):
+            origin = json.loads(footer[ORIGIN_KEY])
+            if {type(origin["unit"][name]) for name in ("start", "stop", "size", "mtime_ns")} != {int}:
+                raise ValueError("no rows")
+            return Output(path, metadata.num_rows, {"run": dict(origin["run"]), "unit": dict(origin["unit"])}, counts)
+        except Exception:  # a file of others, or a damaged one, may hold anything
             return Output(path, 0, {}, None)
 
     return storage.in_parallel(read, storage.list_folder(out, SUFFIXES) if storage.exists(out) else [])
@@ -199,7 +203,7 @@ def check_same(found: pa.Table, expected: pa.Table, probabilities: np.ndarray, l
                 f"{name} differs in {len(rows):,} of {len(found):,} rows; row {expected['row'][row]}: "
                 f"{found[name][row]!s:.60}, expected {expected[name][row]!s:.60}"
             )
-    near = NEAR if int8 else CLOSE
+    near = INT8_TOLERANCE if int8 else BF16_TOLERANCE
     unscored = np.isnan(probabilities).any(axis=1)
     code = pc.fill_null(pc.index_in(found["label"].cast(pa.string()), pa.array(labels)), -1).to_numpy()
     confidence = found["confidence"].to_numpy()

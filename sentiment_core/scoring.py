@@ -15,6 +15,7 @@ from sentiment_core.stream import TASK_MINUTES, Stream, Tally, number_of_workers
 
 INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
 WEEK = 7 * 24 * 60  # minutes
+SHOWN = 10  # failed shards in what is said; all are in the summary
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
 
 
@@ -78,10 +79,10 @@ class Scored:
             *self._speed(),
             f"scored: {self.place}",
         ]
-        lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in s["failed_shards"][:10]]
-        if len(s["failed_shards"]) > 10:
+        lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in s["failed_shards"][:SHOWN]]
+        if len(s["failed_shards"]) > SHOWN:
             lines.append(f"... {len(s['failed_shards']):,} failed shards in all, listed in {scored.SUMMARY_FILE}")
-        lines += [f"not the same in all shards: {difference}" for difference in s["column_drift"][:10]]
+        lines += [f"not the same in all shards: {difference}" for difference in s["column_drift"][:SHOWN]]
         if s["orphans"]:
             lines.append(f"{s['orphans']:,} outputs of input files that are gone were kept; --prune deletes them")
         if s["stopped"]:
@@ -132,6 +133,7 @@ class Work:
             f"{len(self.stale):,}; outputs of shards that are gone, to {'remove' if self.settings.prune else 'keep'}: "
             f"{len(self.orphans):,}; shards that cannot be read: {len(self.corpus.failed):,}",
             *(f"not the same in all shards: {difference}" for difference in self.corpus.drift),
+            *(f"cannot be read: {shard.source}: {shard.reason}" for shard in self.corpus.failed[:SHOWN]),
         ]
         return "\n".join(lines)
 
@@ -201,11 +203,15 @@ def score(work: Work) -> Scored:
     if work.todo:
         cluster.check_shared(work.place, "--out", writable=True)
         cluster.check_shared(work.corpus.root, "--input", writable=False)
+    check_output(work.place, work.corpus.root, work.run)  # another run, with other settings, may have started since
     scored.pin(work.place, work.run, storage.absolute(work.settings.model))
-    check_output(work.place, work.corpus.root, work.run)  # another run may have started just now, with other settings
-    storage.delete_abandoned(work.place, storage.stamp(work.place, scored.RUN_FILE).mtime_ns)
-    for path in [*work.stale, *(work.orphans if work.settings.prune else [])]:
-        storage.delete_file(storage.join(work.place, path))
+    check_output(work.place, work.corpus.root, work.run)  # or just now
+    try:
+        storage.delete_abandoned(work.place, storage.stamp(work.place, scored.RUN_FILE).mtime_ns)
+        for path in [*work.stale, *(work.orphans if work.settings.prune else [])]:
+            storage.delete_file(storage.join(work.place, path))
+    except OSError as error:
+        raise BadRequest(f"--out {work.place} cannot be tidied: {error}; check who may write there") from None
     tally = Tally(Counts.none(work.labels), bool(work.done.units), started, failed=list(work.corpus.failed))
     if work.todo:
         stream = Stream(work.job, work.bundle_files, stages.write, {}, workers, work.settings.task_minutes)
@@ -257,7 +263,7 @@ def summarise(work: Work, tally: Tally, workers: int, seconds: float) -> dict:
         "tokens": everything.tokens,
         "padding_share": tally.padding / max(1, tally.tokens + tally.padding),  # in this run
         "stopped": tally.stopped,
-        "failed_shards": [asdict(shard) for shard in tally.failed],
+        "failed_shards": [asdict(shard) for shard in {shard.source: shard for shard in tally.failed}.values()],
         "column_drift": work.corpus.drift,
         "orphans": 0 if work.settings.prune else len(work.orphans),
         "run": {

@@ -140,7 +140,10 @@ def holds_something(place: str) -> bool:
     filesystem, path = locate(place)
     if not is_folder(place):
         return exists(place)
-    found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(path)))
+    try:
+        found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(path)))
+    except OSError as error:
+        raise BadRequest(f"{place} cannot be listed: {error}; check who may read there") from None
     return any(not info.base_name.startswith(TEMPORARY) for info in found)
 
 
@@ -169,30 +172,35 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
             raise BadRequest(f"{place} does not exist; expected a file, a folder, a glob or a URI")
     except OSError as error:
         raise BadRequest(f"{place} cannot be listed: {error}") from None
-    stamps = _data_files(found, base, suffixes)
-    if not stamps:
+    files = (_stamp(info, _relative(info, base)) for info in found if info.type == pa.fs.FileType.File)
+    data = [stamp for stamp in files if _is_data(stamp.path, suffixes)]
+    if not data:
         wanted = ", ".join(s for s in suffixes if s)
         raise BadRequest(
             f"{place} holds no {wanted} file" if wanted else f"{place} matches no file; end it in /*.parquet"
         )
-    return root, sorted(stamps, key=lambda stamp: stamp.path)
+    return root, sorted(data, key=lambda stamp: stamp.path)
+
+
+def stamps(place: str) -> list[FileStamp]:
+    """Of all files below a folder, whatever their names, sorted. One listing, however many files."""
+    filesystem, base = locate(place)
+    found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True)))
+    files = (_stamp(info, _relative(info, base)) for info in found if info.type == pa.fs.FileType.File)
+    return sorted(files, key=lambda stamp: stamp.path)
 
 
 def list_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Relative paths of the data files below a folder, sorted. One listing, however many files."""
-    filesystem, base = locate(place)
-    found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True)))
-    return sorted(stamp.path for stamp in _data_files(found, base, suffixes))
+    """Relative paths of the data files below a folder, sorted. Raises `BadRequest` if it cannot be listed."""
+    try:
+        return [stamp.path for stamp in stamps(place) if _is_data(stamp.path, suffixes)]
+    except OSError as error:
+        raise BadRequest(f"{place} cannot be listed: {error}; check who may read there") from None
 
 
-def _data_files(found: list[pa.fs.FileInfo], base: str, suffixes: tuple[str, ...]) -> list[FileStamp]:
-    files = [(_relative(info, base), info) for info in found if info.type == pa.fs.FileType.File]
-    return [
-        _stamp(info, relative)
-        for relative, info in files
-        if relative.lower().endswith(suffixes)
-        and not any(part.startswith(("_", ".")) and part not in NO_NAMES for part in relative.split("/"))
-    ]
+def _is_data(path: str, suffixes: tuple[str, ...]) -> bool:
+    hidden = any(part.startswith(("_", ".")) and part not in NO_NAMES for part in path.split("/"))
+    return path.lower().endswith(suffixes) and not hidden
 
 
 def _relative(info: pa.fs.FileInfo, base: str) -> str:
@@ -282,10 +290,7 @@ def delete_abandoned(place: str, now_ns: int) -> None:
 def read_folder(place: str, names: tuple[str, ...] = ("*",)) -> dict[str, bytes]:
     """The files of a folder whose relative path fits one of the patterns `names`. For bundles and encoders: they are
     held in memory whole."""
-    filesystem, base = locate(place)
-    found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True)))
-    paths = [_relative(info, base) for info in found if info.type == pa.fs.FileType.File]
-    wanted = [path for path in paths if any(fnmatch.fnmatch(path, name) for name in names)]
+    wanted = [found.path for found in stamps(place) if any(fnmatch.fnmatch(found.path, name) for name in names)]
     for path in wanted:
         check_name(path)
     return {path: read_file(join(place, path)) for path in wanted}

@@ -35,7 +35,8 @@ READ_CPUS, LAST_CPUS = 0.5, 0.25
 TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
 TASK_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}  # of text
 LONG_RUN_BYTES = 2 << 30  # of text for each GPU, minutes of work: from there on compiling, about one, should pay
-# Failed shards in a row at which the run stops, before and after the first that succeeds: what fails them fails all.
+TASK_UNITS = 512  # however small
+# What fails in a row until the run stops, since the same must fail all: shards before any succeeded, units afterwards.
 # Tasks run in random order, so that a few bad neighbours do not look like it. A lost task, which took its time for each
 # try, counts for ten.
 FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES = 50, 500, 10
@@ -50,10 +51,11 @@ class Tally:
     totals: Counts  # of the units done
     some_done: bool = False  # before this run
     started: float = field(default_factory=time.monotonic)
-    failed: list[FailedShard] = field(default_factory=list)
+    failed: list[FailedShard] = field(default_factory=list)  # one for each failed unit
     seen: set[str] = field(default_factory=set)  # outputs of the units that are done or failed
-    failed_in_a_row: set[str] = field(default_factory=set)  # shards
-    lost_in_a_row: int = 0  # tasks
+    shards_in_a_row: set[str] = field(default_factory=set)  # that failed
+    units_in_a_row: int = 0  # that failed
+    tasks_in_a_row: int = 0  # that were lost
     last_failure: str = ""
     broken: str = ""  # why nothing can go on
     tokens: int = 0
@@ -68,25 +70,26 @@ class Tally:
         if self.first_seconds is None:
             self.first_seconds = time.monotonic() - self.started
             self.first_rows = sum(record["rows"] for record in records)
-        self.lost_in_a_row += records[0]["lost"]
+        self.tasks_in_a_row += records[0]["lost"]
         for record in records:
+            if record["error"]:
+                self.last_failure = record["error"]
+            if record["lost"]:
+                continue
+            self.seen.add(record["output"])
             self.computed_by.add(record["backend"])
             self.tokens += record["tokens"]
             self.padding += record["padding_tokens"]
             for stage in stages.STAGES:
                 self.busy[stage] += record["seconds"][stage]
             if record["error"]:
-                self.last_failure = record["error"]
-            if record["lost"]:
-                continue
-            self.seen.add(record["output"])
-            if record["error"]:
                 self.failed.append(FailedShard(record["source"], record["error"]))
-                self.failed_in_a_row.add(record["source"])
+                self.shards_in_a_row.add(record["source"])
+                self.units_in_a_row += 1
             else:
                 self.totals += Counts(**json.loads(record["counts"]))
-                self.failed_in_a_row.clear()
-                self.lost_in_a_row = 0
+                self.shards_in_a_row.clear()
+                self.units_in_a_row = self.tasks_in_a_row = 0
 
     def lost(self, units: list[Unit]) -> list[Unit]:
         """Of a run's units those that nothing is known of; none if it stopped."""
@@ -97,11 +100,13 @@ class Tally:
         """Why the run is to stop; empty if it is not."""
         if self.broken:
             return self.broken
-        failures = len(self.failed_in_a_row) + LOST_FAILURES * self.lost_in_a_row
-        if failures < (LATER_FAILURES if self.some_done or self.totals.units else FIRST_FAILURES):
+        lost = LOST_FAILURES * self.tasks_in_a_row
+        never = not self.some_done and not self.totals.units and len(self.shards_in_a_row) + lost >= FIRST_FAILURES
+        if not never and self.units_in_a_row + lost < LATER_FAILURES:
             return ""
-        lost = f" and {self.lost_in_a_row:,} tasks" if self.lost_in_a_row else ""
-        return f"the last {len(self.failed_in_a_row):,} shards{lost} all failed, at last with: {self.last_failure}"
+        parts = [f"{self.units_in_a_row:,} units of {len(self.shards_in_a_row):,} shards"] * bool(self.units_in_a_row)
+        parts += [f"{self.tasks_in_a_row:,} tasks"] * bool(self.tasks_in_a_row)
+        return f"the last {' and '.join(parts)} all failed, at last with: {self.last_failure}"
 
     def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
         """Of all `rows` in `seconds`, from the first task on; None if that was all."""
@@ -131,7 +136,7 @@ class Stream:
             self._run_tasks(tasks, guard, tally, progress)
             # one of a task's units may have taken the others along
             together = tally.lost([unit for task in tasks if len(task) > 1 for unit in task])
-            if together and (tally.totals.units or len(together) <= FIRST_FAILURES):
+            if together and (tally.first_seconds is not None or len(together) <= FIRST_FAILURES):
                 self._run_tasks([[unit] for unit in together], guard, tally, progress)
             tally.failed += [FailedShard(unit.source, LOST) for unit in tally.lost(units)]
 
@@ -228,14 +233,14 @@ def threads_each(workers: int) -> int:
 
 
 def gather(units: list[Unit], workers: int) -> Iterator[list[Unit]]:
-    """Units in tasks of up to `TASK_ROWS` rows and `TASK_BYTES` of text, fewer where that would leave workers without a
-    task."""
+    """Units in tasks of up to `TASK_ROWS` rows, `TASK_BYTES` of text and `TASK_UNITS`; smaller ones where that would
+    leave workers without a task."""
     kind = cluster.device_kind()
     most = min(TASK_ROWS[kind], sum(unit.rows for unit in units) // (2 * workers) + 1)
     task: list[Unit] = []
     rows = size = 0
     for unit in units:
-        if task and (rows + unit.rows > most or size + unit.text_bytes > TASK_BYTES[kind]):
+        if task and (rows + unit.rows > most or size + unit.text_bytes > TASK_BYTES[kind] or len(task) == TASK_UNITS):
             yield task
             task, rows, size = [], 0, 0
         task.append(unit)

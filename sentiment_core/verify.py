@@ -1,7 +1,7 @@
 """Check that every input row was scored exactly once, from nothing but the files of input and output; and, if asked to,
 that the scores are those the bundle gives."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,18 +48,23 @@ class Findings:
     foreign: list[str] = field(default_factory=list)  # Parquet files without a footer of jobs/score.py
     different: list[str] = field(default_factory=list)  # outputs that do not hold what their bundle gives now
     unreadable: list[str] = field(default_factory=list)  # input shards
-    compared: int | None = None  # rows scored once more; None if that was not asked for
+    compared: int | None = None  # rows scored once more and the same; None if that was not asked for
+    stopped: str = ""  # why not all of these were
 
     @property
     def exit_code(self) -> int:
-        if any(getattr(self, kind) for kind in FAULTS):
+        if self.stopped or any(getattr(self, kind) for kind in FAULTS):
             return EXIT_FAULT
         return EXIT_PARTIAL if self.unreadable else EXIT_OK
 
     def report(self) -> str:
         lines = [f"{self.rows_in:,} rows in, {self.rows_out:,} rows out"]
         if self.compared is not None:
-            lines.append(f"{self.compared:,} rows scored once more: {len(self.different):,} outputs differ")
+            lines.append(
+                f"scored once more: {self.compared:,} rows are the same; outputs that differ: {len(self.different):,}"
+            )
+        if self.stopped:
+            lines.append(f"stopped: {self.stopped}")
         for kind in (*FAULTS, "unreadable"):
             found = getattr(self, kind)
             lines += [f"{kind}: {text}" for text in found[:SHOWN]]
@@ -122,8 +127,9 @@ def verify(settings: VerifySettings) -> Findings:
     if rescoring:
         whole = {output.path: output for output in found if not faults[output.path]}
         some = None if settings.full else settings.sample
-        findings.compared, different = rescoring.differences(settings.input, whole, some, settings.workers)
-        findings.different += [f"{shard.source}: {shard.reason}" for shard in different]
+        tally = rescoring.compare(settings.input, whole, some, settings.workers)
+        findings.compared, findings.stopped = tally.totals.rows, tally.stopped
+        findings.different += [f"{shard.source}: {shard.reason}" for shard in tally.failed]
     return findings
 
 
@@ -143,6 +149,8 @@ def _check_shard(
         if faults[output.path]:
             findings.damaged.append(f"{output.path}: {faults[output.path]}")
         findings.rows_out += output.rows
+        if stop > rows:
+            findings.stale.append(f"{output.path}: it holds rows from {rows} on, which are not asked for")
         if start > covered:
             findings.missing.append(f"{stamp.path}: rows {covered} to {start - 1}")
         if start < covered:
@@ -154,22 +162,27 @@ def _check_shard(
 
 def _fault_of(place: str, output: Output) -> str:
     """What is wrong with an output's content; empty if nothing, or if it is foreign."""
-    if not output.origin:
+    if not output.origin or not output.counts:
         return ""
-    unit = output.origin["unit"]
+    unit, counts = output.origin["unit"], output.counts
     try:
         table = scored.read(place, output.path, CHECKED)
-    except storage.UNREADABLE as error:
-        return f"cannot be read: {storage.describe(error)}"
-    missing = [name for name in CHECKED if name not in table.column_names]
-    if missing:
-        return f"has no column {missing[0]!r}"
-    if not np.array_equal(table["row"].to_numpy(), np.arange(unit["start"], unit["stop"])):
-        return f"its rows are not {unit['start']} to {unit['stop'] - 1} in order"
-    if len(table) and pc.unique(table["source"]).to_pylist() != [unit["source"]]:
-        return f"its rows are not all of {unit['source']}"
-    unscored = pc.is_in(table["status"], pa.array(["empty", "null"]))
-    for column in ("label", "confidence"):
-        if pc.any(pc.not_equal(pc.is_null(table[column]), unscored)).as_py():
-            return f"{column} is null where status says it is scored, or the other way round"
-    return ""
+        missing = [name for name in CHECKED if table.column_names.count(name) != 1]
+        if missing:
+            return f"has no column {missing[0]!r}, or several"
+        if not np.array_equal(table["row"].to_numpy(), np.arange(unit["start"], unit["stop"])):
+            return f"its rows are not {unit['start']} to {unit['stop'] - 1} in order"
+        if len(table) and pc.unique(table["source"]).to_pylist() != [unit["source"]]:
+            return f"its rows are not all of {unit['source']}"
+        unscored = pc.is_in(table["status"], pa.array(["empty", "null"]))
+        for column in ("label", "confidence"):
+            if pc.any(pc.not_equal(pc.is_null(table[column]), unscored)).as_py():
+                return f"{column} is null where status says it is scored, or the other way round"
+        for column, told in (("status", counts.status), ("label", counts.labels)):
+            found = Counter(value for value in table[column].to_pylist() if value is not None)
+            if found != Counter(told):
+                return f"{column} is not as its footer counts it"
+        confidence = table["confidence"].drop_null().to_numpy()
+        return "" if ((confidence > 0) & (confidence <= 1)).all() else "a confidence is not between 0 and 1"
+    except Exception as error:  # it may hold anything
+        return f"cannot be checked: {storage.describe(error)}"

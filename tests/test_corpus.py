@@ -173,3 +173,12 @@ def test_a_name_that_is_not_utf8_is_listed_and_the_others_planned(tmp_path):
     found = corpus.plan(str(tmp_path), "text", None, RESERVED)
     assert [unit.source for unit in found.units] == ["a.parquet"]
     assert [shard.source for shard in found.failed] == ["caf\ufffd.parquet"]
+
+
+def test_a_column_name_that_is_not_utf8_fails_its_shard_only(tmp_path):
+    make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}, "b.parquet": {"text": ["b"], "umlaut": [1]}})
+    content = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(content.replace(b"umlaut", b"uml\xe4ut"))
+    found = corpus.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in found.units] == ["a.parquet"]
+    assert "UnicodeDecodeError" in found.failed[0].reason

@@ -75,13 +75,14 @@ def test_score_and_verify_on_a_laptop(corpus, tiny_bundle, tmp_path):
     (corpus / "b.parquet").write_bytes(b"broken")
     command = [REPO / "jobs" / "score.py", "--model", tiny_bundle, "--input", corpus, "--out", tmp_path / "out"]
     addresses = set()
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while process.poll() is None:
+    with (tmp_path / "said").open("w+") as said_to, (tmp_path / "complained").open("w+") as complained_to:
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=said_to, stderr=complained_to)
+        until = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < until:
             addresses |= listening(process.pid)
             time.sleep(0.2)
-        said, complained = process.communicate(timeout=300)
+    process.kill()
+    said, complained = (tmp_path / "said").read_text(), (tmp_path / "complained").read_text()
     assert process.returncode == 3, complained
     assert "1 rows in 1 files: ok 1" in said
     assert "failed: b.parquet: " in said

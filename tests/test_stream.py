@@ -45,7 +45,7 @@ def test_failures_in_a_row_stop_the_run(tally):
     for i in range(FIRST_FAILURES):
         assert not tally.stopped
         tally.add([record(i, "full")])
-    assert f"the last {FIRST_FAILURES} shards all failed, at last with: full" in tally.stopped
+    assert f"the last {FIRST_FAILURES} units of {FIRST_FAILURES} shards all failed, at last with: full" in tally.stopped
     assert tally.lost([unit(99)]) == []
 
 
@@ -73,4 +73,19 @@ def test_few_lost_tasks_stop_a_run(tally):
     for i in range(FIRST_FAILURES // LOST_FAILURES):
         assert not tally.stopped
         tally.add([record(i, "it hung", lost=True), record(100 + i, "it hung", lost=True)])
-    assert "0 shards and 5 tasks all failed, at last with: it hung" in tally.stopped
+    assert "the last 5 tasks all failed, at last with: it hung" in tally.stopped
+
+
+def test_units_of_few_shards_stop_a_run_too(tally):
+    """A disk that is full when a corpus of some large shards is half done."""
+    tally.add([record(0)])
+    for i in range(LATER_FAILURES):
+        assert not tally.stopped
+        tally.add([record(1 + i % 7, "full")])
+    assert f"{LATER_FAILURES} units of 7 shards" in tally.stopped
+
+
+def test_what_no_worker_can_load_stops_a_run(tally):
+    tally.broken = "no worker could load the model"
+    assert tally.stopped == tally.broken
+    assert tally.lost([unit(0)]) == []

@@ -1,6 +1,7 @@
 """Verification finds each way in which an output can be wrong."""
 
 import json
+import random
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,9 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sentiment_core import corpus, scored
 from sentiment_core.errors import BadRequest
+from sentiment_core.rescoring import PART_ROWS, sample
 from sentiment_core.scored import Run
 from sentiment_core.verify import VerifySettings, verify
 
@@ -151,3 +155,50 @@ def test_rows_are_the_same_but_for_what_hardware_changes(now, numbers, words):
     else:
         with pytest.raises(scored.Different, match=words):
             look()
+
+
+def test_outputs_beyond_what_was_asked_for_are_found(folders):
+    found = verify(VerifySettings(input=str(folders[0] / "b.parquet"), out=str(folders[1])))
+    assert "a.parquet is gone" in found.stale[0]
+    shutil.copytree(folders[1], f"{folders[1]}-limit-12")
+    found = verify(VerifySettings(input=str(folders[0]), out=str(folders[1]), limit=12))
+    assert found.exit_code == 1
+    assert any("rows-000000000016-000000000025.parquet: it holds rows from 7 on" in text for text in found.stale)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("status", pa.array([1, 2, 3, 4, 5]), "cannot be checked"),
+        ("status", pa.array(["ok", "ok", "ok", "ok", "well"]), "status is not as its footer counts it"),
+        ("label", pa.array(["no"] * 4 + ["maybe"]).dictionary_encode(), "label is not as its footer counts it"),
+        ("confidence", pa.array([0.5] * 4 + [float("nan")], pa.float32()), "a confidence is not between 0 and 1"),
+    ],
+)
+def test_values_that_no_score_has_are_found(folders, column, values, words):
+    path = folders[1] / "a.parquet"
+    table = pq.ParquetFile(path).read()
+    pq.write_table(table.set_column(table.column_names.index(column), column, values), path)
+    assert words in look(folders).damaged[0]
+
+
+@pytest.mark.parametrize("origin", [b"[1]", b"{}", b'{"run": 1, "unit": {"start": 0}}', b"no JSON"])
+def test_footers_of_another_shape_are_foreign(folders, origin):
+    path = folders[1] / "a.parquet"
+    table = pq.ParquetFile(path).read()
+    metadata = table.schema.metadata | {scored.ORIGIN_KEY: origin}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    (folders[1] / scored.RUN_FILE).write_text("[]")
+    found = look(folders)
+    assert (found.exit_code, len(found.foreign)) == (1, 1)
+    assert "a.parquet: all 5 rows" in found.missing[0]
+
+
+@given(rows=st.lists(st.integers(0, 200), max_size=20), wanted=st.integers(1, 500))
+def test_a_sample_is_of_parts_that_do_not_overlap(rows, wanted):
+    units = [corpus.Unit(f"{i}.parquet", 7, 7 + n, n, 1, 1, 10 * n) for i, n in enumerate(rows)]
+    parts = sample(units, wanted, random.Random(0))
+    taken = [(unit.source, row) for part, unit in parts.items() for row in range(part.start, part.stop)]
+    assert len(set(taken)) == len(taken)
+    assert all(unit.start <= part.start < part.stop <= unit.stop for part, unit in parts.items())
+    assert min(wanted, sum(rows)) <= len(taken) <= wanted + PART_ROWS

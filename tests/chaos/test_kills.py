@@ -9,6 +9,7 @@ Takes minutes, so that `make test` leaves it out.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,7 @@ def test_a_node_that_dies_takes_nothing_along(tiny_bundle, tmp_path):
         until = time.monotonic() + RUN_TIMEOUT_S
         while len(list((tmp_path / "out").glob("*.parquet"))) < 5 and time.monotonic() < until:
             time.sleep(0.1)
+        assert process.poll() is None
         os.killpg(cluster.nodes[1].pid, signal.SIGKILL)
         output = process.communicate(timeout=RUN_TIMEOUT_S)[0]
     assert f"{SHARDS * ROWS:,} rows in {SHARDS} files: ok {SHARDS * ROWS:,}" in output
@@ -195,8 +197,23 @@ def test_a_run_of_which_all_tasks_hang_stops(tiny_bundle, tmp_path):
     for shard in range(12):
         pq.write_table(sentences(4_000, seed=shard), tmp_path / "in" / f"{shard}.parquet")
     places = "--input", tmp_path / "in", "--out", tmp_path / "out"
-    lost = "stopped: the last 0 shards and 5 tasks all failed, at last with: its process died or hung 4 times"
+    lost = "stopped: the last 5 tasks all failed, at last with: its process died or hung 4 times"
     for more, code, words in (("--task-minutes", 1e-5), 1, lost), ((), 0, "48,000 rows in 12 files"):
         command = job("score.py", "--model", tiny_bundle, *places, "--keep", "", *more)
         done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
         assert (done.returncode, words in done.stdout) == (code, True), done.stdout + done.stderr
+
+
+@needs_minutes
+def test_a_model_that_no_worker_can_load_stops_the_run(tiny_bundle, tmp_path):
+    model = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
+    (model / "model.safetensors").write_bytes(b"broken")
+    pq.write_table(sentences(20, seed=0), tmp_path / "a.parquet")
+    places = "--input", tmp_path / "a.parquet", "--out", tmp_path / "out"
+    done = subprocess.run(
+        job("score.py", "--model", model, *places, "--keep", ""),
+        capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "stopped: no worker could load the model: " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
