@@ -197,11 +197,12 @@ def test_a_run_of_which_all_tasks_hang_stops(tiny_bundle, tmp_path):
     for shard in range(12):
         pq.write_table(sentences(4_000, seed=shard), tmp_path / "in" / f"{shard}.parquet")
     places = "--input", tmp_path / "in", "--out", tmp_path / "out"
-    lost = "stopped: the last 5 tasks all failed, at last with: its process died or hung 4 times"
-    for more, code, words in (("--task-minutes", 1e-5), 1, lost), ((), 0, "48,000 rows in 12 files"):
-        command = job("score.py", "--model", tiny_bundle, *places, "--keep", "", *more)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
-        assert (done.returncode, words in done.stdout) == (code, True), done.stdout + done.stderr
+    done = subprocess.run(
+        job("score.py", "--model", tiny_bundle, *places, "--keep", "", "--task-minutes", 1e-5),
+        capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "stopped: the last 5 tasks all failed, at last with: its process died or hung 4 times" in done.stdout
 
 
 @needs_minutes
