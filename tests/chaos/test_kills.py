@@ -80,15 +80,13 @@ def find_victim(rng: random.Random, driver: int) -> tuple[int, int, str]:
     return 0, signal.SIGKILL, kind
 
 
-def run_disturbed(
-    rng: random.Random, command: list[str], env: dict[str, str], until: float
-) -> tuple[list[str], int, str]:
+def run_disturbed(rng: random.Random, command: list[str], env: dict[str, str]) -> tuple[list[str], int, str]:
     """One run: which kills it met, its exit code, what it printed. Workers are killed until the driver is, or ends."""
     kills = []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     started = time.monotonic()
     time.sleep(rng.uniform(5, 25))  # from Ray's start to the end of the work
-    while process.poll() is None and time.monotonic() < until:
+    while process.poll() is None:
         victim, number, kind = find_victim(rng, process.pid)
         if victim:
             with contextlib.suppress(ProcessLookupError):
@@ -140,8 +138,8 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
     check(score(str(tmp_path / "calm")))
     runs, kills = 0, Counter()
     until = time.monotonic() + 60 * MINUTES
-    while time.monotonic() < until:
-        met, code, output = run_disturbed(rng, score(out), os.environ | env, until)
+    while time.monotonic() < until or not kills:
+        met, code, output = run_disturbed(rng, score(out), os.environ | env)
         runs, there = runs + 1, files()
         kills.update(kill.rpartition(" ")[2] for kill in met)
         print(f"exit code {code}, {len(there)} of {SHARDS} files; killed: {'; '.join(met) or 'nothing'}")
@@ -156,7 +154,6 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
             for name in rng.sample(there, SHARDS - 2):
                 filesystem.delete_file(name)
     print(f"{kills.total()} kills in {runs} runs: {dict(kills)}")
-    assert kills
     check(score(out))
     check(job("verify.py", "--input", tmp_path / "in", "--out", out, "--full"))
     (tmp_path / "copy").mkdir()
