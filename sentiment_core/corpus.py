@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -75,7 +75,7 @@ class Corpus:
     root: str  # place that the shards' paths are relative to
     units: list[Unit]
     failed: list[FailedShard]  # shards that cannot be scored; the others can
-    drift: list[str] = field(default_factory=list)  # columns to keep that are not alike in all shards, in words
+    drift: list[str]  # columns to keep that are not alike in all shards, in words
 
     @property
     def rows(self) -> int:

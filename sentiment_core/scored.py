@@ -165,6 +165,8 @@ def read_outputs(out: str) -> Iterator[Output]:
             origin = json.loads(footer[ORIGIN_KEY])
             if {type(origin["unit"][name]) for name in ("start", "stop", "size", "mtime_ns")} != {int}:
                 raise ValueError("no rows")
+            if not isinstance(origin["unit"]["source"], str):
+                raise ValueError("no shard")
             return Output(path, metadata.num_rows, {"run": dict(origin["run"]), "unit": dict(origin["unit"])}, counts)
         except Exception:  # a file of others, or a damaged one, may hold anything
             return Output(path, 0, {}, None)

@@ -62,8 +62,7 @@ def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: Gua
     lengths = np.concatenate([np.zeros(0, np.int64), *(tokens.lengths for tokens in lists)])
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     return (
-        task.append_column("lost", pa.array([lost]))
-        .append_column("errors", pa.array([errors], pa.list_(pa.string())))
+        _with_errors(task, errors, lost)
         .append_column("status", _one_row(pa.array(np.concatenate([np.zeros(0, np.int8), *status]))))
         .append_column("tokens", _one_row(pa.ListArray.from_arrays(offsets, pa.array(ids))))
         .append_column("read_seconds", pa.array([time.monotonic() - started]))
@@ -114,9 +113,7 @@ class Classify:
             tokens, status = tokens.take(nothing), status[nothing]
         backend = "; ".join([self.engine.backend.name, *self.engine.remarks])
         return (
-            task.drop_columns(["tokens", "status", "errors", "lost"])
-            .append_column("lost", pa.array([lost]))
-            .append_column("errors", pa.array([errors], pa.list_(pa.string())))
+            _with_errors(task.drop_columns(["tokens", "status", "errors", "lost"]), errors, lost)
             .append_column("status", _one_row(pa.array(status)))
             .append_column("lengths", _one_row(pa.array(tokens.lengths)))
             .append_column("probabilities", _one_row(pa.array(probabilities.ravel())))
@@ -238,6 +235,11 @@ def rows_of(units: list[Unit], errors: list[str]) -> Iterator[tuple[int, np.ndar
     for i, (unit, error) in enumerate(zip(units, errors.copy(), strict=True)):
         if not error:
             yield i, np.arange(first, first := first + unit.rows)
+
+
+def _with_errors(task: pa.Table, errors: list[str], lost: bool) -> pa.Table:
+    errors_column = pa.array([errors], pa.list_(pa.string()))
+    return task.append_column("lost", pa.array([lost])).append_column("errors", errors_column)
 
 
 def _one_row(values: pa.Array) -> pa.Array:

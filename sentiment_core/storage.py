@@ -160,32 +160,36 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
         if info.type == pa.fs.FileType.File:
             return absolute(place).rpartition("/")[0] or "/", [_stamp(info, info.base_name)]
         if info.type == pa.fs.FileType.Directory:
-            root, base = absolute(place), path
-            found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True)))
+            root = absolute(place)
+            files = stamps(place)
         elif any(c in place for c in "*?["):
             literal = place[: min(place.find(c) for c in "*?[" if c in place)]
             root = absolute(literal.rpartition("/")[0] if "/" in literal else ".")
-            base = locate(root)[1]
             found = patiently(place, lambda: filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(path)))
+            files = _stamps(found, locate(root)[1])
             suffixes = ("",)
         else:
             raise BadRequest(f"{place} does not exist; expected a file, a folder, a glob or a URI")
     except OSError as error:
         raise BadRequest(f"{place} cannot be listed: {error}") from None
-    files = (_stamp(info, _relative(info, base)) for info in found if info.type == pa.fs.FileType.File)
     data = [stamp for stamp in files if _is_data(stamp.path, suffixes)]
     if not data:
         wanted = ", ".join(s for s in suffixes if s)
         raise BadRequest(
             f"{place} holds no {wanted} file" if wanted else f"{place} matches no file; end it in /*.parquet"
         )
-    return root, sorted(data, key=lambda stamp: stamp.path)
+    return root, data
 
 
 def stamps(place: str) -> list[FileStamp]:
     """Of all files below a folder, whatever their names, sorted. One listing, however many files."""
     filesystem, base = locate(place)
     found = patiently(place, lambda: filesystem.get_file_info(pa.fs.FileSelector(base, recursive=True)))
+    return _stamps(found, base)
+
+
+def _stamps(found: list[pa.fs.FileInfo], base: str) -> list[FileStamp]:
+    """Of the files among what was listed, by path below `base`, sorted."""
     files = (_stamp(info, _relative(info, base)) for info in found if info.type == pa.fs.FileType.File)
     return sorted(files, key=lambda stamp: stamp.path)
 
@@ -289,11 +293,15 @@ def delete_abandoned(place: str, now_ns: int) -> None:
 
 def read_folder(place: str, names: tuple[str, ...] = ("*",)) -> dict[str, bytes]:
     """The files of a folder whose relative path fits one of the patterns `names`. For bundles and encoders: they are
-    held in memory whole."""
-    wanted = [found.path for found in stamps(place) if any(fnmatch.fnmatch(found.path, name) for name in names)]
+    held in memory whole. Raises `OSError`, a `Changed` if the folder is not the same before and after."""
+    before = stamps(place)
+    wanted = [found.path for found in before if any(fnmatch.fnmatch(found.path, name) for name in names)]
     for path in wanted:
         check_name(path)
-    return {path: read_file(join(place, path)) for path in wanted}
+    files = {path: read_file(join(place, path)) for path in wanted}
+    if stamps(place) != before:
+        raise Changed(f"{place} changed while it was read")
+    return files
 
 
 def check_writable(place: str) -> None:

@@ -182,7 +182,14 @@ def test_values_that_no_score_has_are_found(folders, column, values, words):
     assert words in look(folders).damaged[0]
 
 
-@pytest.mark.parametrize("origin", [b"[1]", b"{}", b'{"run": 1, "unit": {"start": 0}}', b"no JSON"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *(b"[1]", b"{}", b'{"run": 1, "unit": {"start": 0}}', b"no JSON"),
+        b'{"run": {}, "unit": {"start": 0, "stop": 5, "size": 1, "mtime_ns": 1}}',
+        b'{"run": {}, "unit": {"start": 0, "stop": 5, "size": 1, "mtime_ns": 1, "source": [1]}}',
+    ],
+)
 def test_footers_of_another_shape_are_foreign(folders, origin):
     path = folders[1] / "a.parquet"
     table = pq.ParquetFile(path).read()
