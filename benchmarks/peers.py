@@ -140,7 +140,7 @@ def onnx_runtime(folder: str) -> Contender:
 
     import onnxruntime
 
-    model, info = bundle.load(folder)
+    model, _ = bundle.load(folder)
     example = (torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64))
     with tempfile.TemporaryDirectory() as place:
         path = os.path.join(place, "model.onnx")
@@ -159,7 +159,7 @@ def onnx_runtime(folder: str) -> Contender:
     tokenizer = Tokenizer.from_bundle(folder)
 
     def run(texts: list[str]) -> np.ndarray:
-        tokens, _ = tokenizer.encode(texts, info.max_length)
+        tokens, _ = tokenizer.encode(texts)
         found = np.zeros(len(texts), np.int64)
         contender.computed = 0
         for rows in batches_by_tokens(tokens.lengths, 2_048):
@@ -178,10 +178,9 @@ def engine(folder: str, backend: str | None) -> Contender:
 
     loaded = Engine.load(folder, None, backend)
     tokenizer = Tokenizer.from_bundle(folder)
-    longest = bundle.read_info(folder).max_length
 
     def run(texts: list[str]) -> np.ndarray:
-        tokens, _ = tokenizer.encode(texts, longest)
+        tokens, _ = tokenizer.encode(texts)
         probabilities, padding = loaded.probabilities(tokens)
         contender.computed = int(tokens.lengths.sum()) + padding
         return probabilities.argmax(axis=1)

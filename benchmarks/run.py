@@ -58,7 +58,7 @@ def main() -> int:
     texts = read_texts(settings.text, settings.text_column)
     chosen = np.random.default_rng(0).permutation(len(texts))
     some = [texts[i] for i in chosen[: settings.rows]]
-    lengths = Tokenizer.from_bundle(settings.model).encode(some, info.max_length)[0].lengths
+    lengths = Tokenizer.from_bundle(settings.model).encode(some)[0].lengths
     device = hardware.device()
     ceiling = gemm_ceiling(settings.model, device)
     elsewhere = ONLY_ON["cpu" if device.type == "cuda" else "cuda"]

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from sentiment_core import __version__, storage
 from sentiment_core.errors import BadRequest
+from sentiment_core.preprocessing import Clean, Preprocessing, Truncation
 
 if TYPE_CHECKING:  # importing torch and transformers takes seconds; what only asks what a bundle is does without
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from sentiment_core.classifier import Classifier, Head
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew no other truncation than "head", and no cleaning
 CARD = "sentiment.json"
 WEIGHTS = "model.safetensors"
 LOG = "training_log.jsonl"
@@ -42,9 +43,14 @@ class BundleInfo:
     training: dict  # settings, data with fingerprint and dropped rows, time, device, best epoch
     reference: dict  # statistics of the evaluation part, to tell drift from
     int8: dict = field(default_factory=dict)  # share of rows with the same label in 8 bits, or why that is not known
-    truncation: str = "head"  # of a text over max_length the first tokens are kept
+    truncation: Truncation = "head"  # of a text over max_length
+    clean: Clean = "none"
     format_version: int = FORMAT_VERSION
     libraries: dict = field(default_factory=lambda: library_versions())
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.max_length, self.truncation, self.clean)
 
 
 def library_versions() -> dict[str, str]:
@@ -78,6 +84,7 @@ def write(
             config.save_pretrained(work)
             safetensors.torch.save_model(model, str(work / WEIGHTS), metadata={"format": "pt"})
         tokenizer.model_max_length = info.max_length
+        tokenizer.truncation_side = "left" if info.truncation == "tail" else "right"  # as near as others can come
         tokenizer.save_pretrained(work)
         for name, content in extra.items():
             (work / name).write_bytes(content)
@@ -114,9 +121,10 @@ def read_info(place: str) -> BundleInfo:
     """What a bundle says of itself. Raises `BadRequest` if it is none, or newer than this version reads."""
     try:
         content = json.loads(storage.read_file(storage.join(place, CARD)))
-        if content["format_version"] != FORMAT_VERSION:
+        if not 1 <= content["format_version"] <= FORMAT_VERSION:
             raise BadRequest(
-                f"--model {place} has bundle format {content['format_version']}; this version reads {FORMAT_VERSION}; "
+                f"--model {place} has bundle format {content['format_version']}; this version reads 1 to "
+                f"{FORMAT_VERSION}; "
                 "install the sentiment-core that made it or train again"
             )
         return BundleInfo(**content)
@@ -148,7 +156,8 @@ def digest_of(files: dict[str, bytes]) -> str:
         if name != CARD and not name.endswith(FOR_PEOPLE):
             digest.update(name.encode() + hashlib.sha256(files[name]).digest())
     info = json.loads(files[CARD])
-    digest.update(json.dumps([info[field] for field in ("head", "labels", "max_length", "truncation")]).encode())
+    rules = [info["head"], info["labels"], info["max_length"], info["truncation"], info.get("clean", "none")]
+    digest.update(json.dumps(rules).encode())
     return digest.hexdigest()
 
 

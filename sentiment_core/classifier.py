@@ -5,6 +5,7 @@ two layers on the first token of any encoder.
 """
 
 import copy
+import re
 from typing import Literal
 
 import torch
@@ -39,6 +40,10 @@ class MlpClassifier(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def pretrained(self) -> nn.Module:
+        return self.encoder
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.head()(self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0])
 
@@ -57,6 +62,10 @@ class StandardClassifier(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    @property
+    def pretrained(self) -> nn.Module:
+        return self.model
 
     @property
     def encoder(self) -> nn.Module:
@@ -133,6 +142,17 @@ def set_head_dropout(classifier: Classifier, p: float) -> None:
     for name, module in classifier.named_modules():
         if isinstance(module, nn.Dropout) and not name.startswith(classifier.encoder_prefix):
             module.p = p
+
+
+def depths(classifier: Classifier) -> dict[str, int]:
+    """How many of the encoder's layers lie above each parameter of the encoder; those of the embeddings, all."""
+    numbers = {
+        name: [int(n) for n in re.findall(r"\.(\d+)\.", name)[:1]]
+        for name, _ in classifier.named_parameters()
+        if name.startswith(classifier.encoder_prefix)
+    }
+    layers = max((n[0] + 1 for n in numbers.values() if n), default=0)
+    return {name: layers - 1 - n[0] if n else layers if "embedding" in name else 0 for name, n in numbers.items()}
 
 
 def last_layer(classifier: Classifier, classes: int) -> nn.Linear:

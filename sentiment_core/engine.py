@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 
 from sentiment_core import bundle, hardware
@@ -17,7 +18,7 @@ from sentiment_core.backends import Backend, FirstToken, Padded, Parts, Unfit
 from sentiment_core.classifier import Classifier
 from sentiment_core.openvino_cpu import OpenVino
 from sentiment_core.packed import Packed
-from sentiment_core.tokens import TokenLists, distinct
+from sentiment_core.tokens import TokenLists, distinct, pooled
 
 FASTEST_FIRST = {"cuda": ("packed", "torch"), "cpu": ("openvino", "torch")}
 LONG_RUN_FIRST = {"cuda": ("compiled", *FASTEST_FIRST["cuda"]), "cpu": FASTEST_FIRST["cpu"]}
@@ -33,18 +34,22 @@ class Engine:
         self,
         model: Classifier,
         classes: int,
+        max_length: int,
         threads: int | None = None,
         backend: str | None = None,
         long_run: bool = False,
     ) -> None:
-        """`threads` (CPU only): how many to compute with; None leaves the library's choice. `backend`: "compiled" or
-        "packed" (GPU), "openvino" or "int8" (CPU), or "torch"; None takes the fastest that runs this model right here,
-        `passed_over` tells why not others. "int8" is taken only when asked for, "compiled", which takes its time to
-        compile, only for a `long_run`. Raises `Unfit` if the one asked for does not run the model right.
+        """`max_length`: how many tokens of a list the model is given at a time; the logits of a list's pieces
+        are averaged. `threads` (CPU only): how many to compute with; None leaves the library's choice.
+        `backend`: "compiled" or "packed" (GPU), "openvino" or "int8" (CPU), or "torch"; None takes the fastest
+        that runs this model right here, `passed_over` tells why not others. "int8" is taken only when asked
+        for, "compiled", which takes its time to compile, only for a `long_run`. Raises `Unfit` if the one asked
+        for does not run the model right.
         """
         self.device = torch.device("cpu") if backend in ON_CPU else hardware.device()
         self.threads = threads if self.device.type == "cpu" else None
         self.classes = classes
+        self.max_length = max_length
         self._limit_threads()
         names = (backend,) if backend else (LONG_RUN_FIRST if long_run else FASTEST_FIRST)[self.device.type]
         self.backend, head, self.passed_over = choose(model, self.device, self.threads, names)
@@ -58,7 +63,7 @@ class Engine:
     ) -> "Engine":
         """The engine of the bundle in a local folder."""
         model, info = bundle.load(folder)
-        return cls(model, len(info.labels), threads, backend, long_run)
+        return cls(model, len(info.labels), info.max_length, threads, backend, long_run)
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens, and how many tokens
@@ -85,13 +90,14 @@ class Engine:
         return [*self.passed_over, *[f"out of memory, so batches of {self.backend.budget:,} tokens"] * halved]
 
     def _compute(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
-        batches = self.backend.batches(tokens.lengths)
-        found = np.full((len(tokens), self.classes), np.nan, np.float32)
+        pieces, first = tokens.pieces(self.max_length)
+        batches = self.backend.batches(pieces.lengths)
+        logits = np.full((len(pieces), self.classes), np.nan)
         if batches:
             with torch.inference_mode():
-                states = self.backend(tokens, batches)
-                found[np.concatenate(batches)] = torch.softmax(self.head(states.double()), dim=1).cpu().numpy()
-        return found, sum(self.backend.padding(tokens.lengths[batch]) for batch in batches)
+                logits[np.concatenate(batches)] = self.head(self.backend(pieces, batches).double()).cpu().numpy()
+        found = softmax(pooled(logits, first), axis=1).astype(np.float32)
+        return found, sum(self.backend.padding(pieces.lengths[batch]) for batch in batches)
 
     def _limit_threads(self) -> None:
         if self.threads:

@@ -39,7 +39,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     with storage.unpacked(files) as folder:
         engine = Engine.load(folder)
         tokenizer = Tokenizer.from_bundle(folder)
-    tokens, _ = tokenizer.encode(data.texts, info.max_length)
+    tokens, _ = tokenizer.encode(data.texts)
     probabilities, _ = engine.probabilities(tokens)
     scored = ~np.isnan(probabilities).any(axis=1)
     if not scored.any():

@@ -74,7 +74,7 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         print(
-            f"stopped by {signal.Signals(number).name}; what score has committed stays, and the same command goes on "
+            f"stopped by {signal.Signals(number).name}; what is committed stays, and the same command goes on "
             "from there",
             file=sys.stderr,
         )

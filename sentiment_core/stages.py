@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sentiment_core import bundle, columns, corpus, scored, storage
+from sentiment_core import columns, corpus, scored, storage
 from sentiment_core.corpus import Unit
 from sentiment_core.guard import GivenUp, Guard, little_memory
 from sentiment_core.scored import Counts, Run
@@ -71,11 +71,11 @@ def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: Gua
 
 def _tokenise(job: Job, unit: Unit, files: ray.ObjectRef) -> tuple[list[TokenLists], list[np.ndarray]]:
     """Tokens and status of the unit's rows, in pieces."""
-    tokenizer, max_length = _tokenizer(job.run.bundle, files)
+    tokenizer = _tokenizer(job.run.bundle, files)
     lists, status = [], []
     for chunk in corpus.read_texts(job.root, unit, job.run.text_column).chunks:
         texts, which = distinct_texts(chunk)
-        tokens, codes = tokenizer.encode(texts, max_length)
+        tokens, codes = tokenizer.encode(texts)
         lists.append(tokens.take(which))
         status.append(codes[which])
     return lists, status
@@ -247,12 +247,12 @@ def _one_row(values: pa.Array) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
 
 
-_loaded: dict[str, tuple] = {}  # a Ray worker process runs many tasks: it loads a bundle's tokenizer once
+_loaded: dict[str, Tokenizer] = {}  # a Ray worker process runs many tasks: it loads a bundle's tokenizer once
 
 
-def _tokenizer(digest: str, files: ray.ObjectRef) -> tuple:
+def _tokenizer(digest: str, files: ray.ObjectRef) -> Tokenizer:
     if digest not in _loaded:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # many tasks run side by side instead
         with storage.unpacked(ray.get(files)) as folder:
-            _loaded[digest] = Tokenizer.from_bundle(folder), bundle.read_info(folder).max_length
+            _loaded[digest] = Tokenizer.from_bundle(folder)
     return _loaded[digest]

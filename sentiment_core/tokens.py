@@ -33,6 +33,22 @@ class TokenLists:
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return TokenLists(self.ids[np.repeat(self.offsets[rows], lengths) + within], offsets)
 
+    def pieces(self, longest: int) -> tuple["TokenLists", np.ndarray]:
+        """The lists cut into consecutive pieces of up to `longest` tokens, and which of these is the first of each
+        list, (n,). A list without tokens is a piece without tokens."""
+        counts = np.maximum(1, -(-self.lengths // longest))
+        first = np.cumsum(counts) - counts
+        starts = np.repeat(self.offsets[:-1] - first * longest, counts) + np.arange(counts.sum()) * longest
+        return TokenLists(self.ids, np.append(starts, self.offsets[-1])), first
+
+
+def pooled(logits: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Mean over the pieces of each list, (n, classes), of their `logits` (pieces, classes)."""
+    if len(logits) == len(first):
+        return logits
+    counts = np.diff(np.append(first, len(logits)))
+    return np.add.reduceat(logits, first) / counts[:, None]
+
 
 def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """`input_ids` and `attention_mask`, (rows, longest) int64, of the given rows."""

@@ -1,15 +1,13 @@
-"""Fine-tuning: a plain PyTorch loop, run data-parallel by Ray Train.
+"""Fine-tuning: reads and tokenises the data, has Ray Train run `train_loop` on the workers, then calibrates the best
+epoch's weights and writes the bundle.
 
-`train` (in the driver) reads and tokenises the data, starts the workers, then calibrates the best epoch's weights and
-writes the bundle. `train_loop` runs in every worker: each takes its share of the rows of every global batch, so the
-batches, and but for dropout the losses, are the same whatever the number of workers.
+What a run leaves when it is killed lies beside the bundle's place; the same command goes on from there.
 """
 
 import contextlib
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,12 +19,7 @@ import ray
 import ray.train
 import ray.train.torch
 import safetensors.torch
-import torch
-import torch.distributed
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from transformers import get_linear_schedule_with_warmup
 
 from sentiment_core import (
     bundle,
@@ -35,20 +28,23 @@ from sentiment_core import (
     cluster,
     dataset,
     encoder,
-    hardware,
     metrics,
     storage,
 )
 from sentiment_core.backends import Unfit
 from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
+from sentiment_core.preprocessing import Clean, Preprocessing, Truncation
 from sentiment_core.progress import Progress
 from sentiment_core.settings import REQUIRED, check, setting
+from sentiment_core.storage import describe
 from sentiment_core.tokenizer import Tokenizer
-from sentiment_core.tokens import TokenLists, batches_by_length, batches_by_tokens, pad
+from sentiment_core.tokens import TokenLists
+from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, train_loop
 
-LOGITS = "eval_logits.npy"  # beside the weights in a checkpoint
-TELL_EVERY = 0.5  # seconds between two words of progress to the driver
+# the folder of a run that is not done, what was asked for, and what Ray writes of its checkpoints
+UNFINISHED, REQUEST, SNAPSHOT = "_training-", "request.json", "checkpoint_manager_snapshot.json"
+OF_NO_EFFECT = ("out", "checkpoint_minutes", "max_failures")  # on the outcome: they may change between two starts
 # read by Ray when training starts: a worker's report or error is seen at once, and CPUs or GPUs that another job holds
 # are waited for this long (those the cluster has not at all are refused before)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -56,7 +52,6 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
 
 # labelled rows, and tokens of them, whose labels are compared with those of 8 bits: 1 in 200 shows, within a minute
 INT8_ROWS, INT8_TOKENS = 10_000, 300_000
-EVAL_TOKENS = 8192  # tokens of an evaluation batch, padding included: fits any GPU, and a CPU's caches do not mind
 
 
 @dataclass(frozen=True)
@@ -100,22 +95,49 @@ class TrainSettings:
         0.1, "share of the steps in which the learning rate climbs; it then falls to 0, both linearly"
     )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    max_length: int = setting(256, "tokens of a text that are used, special tokens included")
+    layer_decay: float = setting(1.0, "learning rate of a layer as a share of that of the layer above it")
+    label_smoothing: float = setting(0.0, "share of each label that is spread over all labels")
+    adversarial: float = setting(
+        0.0,
+        "also train on embeddings moved by this much to where the loss is greater; 1 is a good value: more accurate, better calibrated, twice the time",
+    )
+    ema_decay: float = setting(
+        0.0,
+        "keep the moving average of the weights, of which each step leaves this share, such as 0.999; 0: keep the last",
+    )
+    class_weights: Literal["none", "balanced"] = setting(
+        "none", "balanced: rare labels count more, each label as much as any other"
+    )
+    focal_gamma: float = setting(0.0, "focal loss: the larger, the less a row counts that is already right; 2 is usual")
+    max_length: int = setting(256, "tokens that the encoder is given at a time, special tokens included")
+    truncation: Truncation = setting(  # noqa: RUF009
+        "head",
+        "of a longer text use the first tokens, the last, both (head_tail), or all in overlapping windows (window)",
+    )
+    clean: Clean = setting(  # noqa: RUF009
+        "none", "markup: HTML tags and character references are replaced before a text is used"
+    )
     select_by: Literal["accuracy", "macro_f1", "loss"] = setting(
         "accuracy", "what makes an epoch the best on the evaluation rows"
     )
     patience: int = setting(2, "epochs in a row without a better one after which training stops")
     workers: int = setting(1, "data-parallel workers: one GPU each where the cluster has GPUs, else CPUs")
+    gradient_checkpointing: bool = setting(False, "take less memory and a third more time")
+    checkpoint_minutes: float = setting(10.0, "time between two checkpoints within an epoch")
+    max_failures: int = setting(10, "how often lost workers are replaced; the run goes on from its last checkpoint")
     seed: int = setting(0, "of the split, the order of rows, the head's first weights and dropout")
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "workers", "patience", "max_length"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("lr", "head_lr", "max_grad_norm"):
+        for name in ("lr", "head_lr", "max_grad_norm", "checkpoint_minutes"):
             check(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
-        for name in ("dropout", "classifier_dropout"):
+        for name in ("adversarial", "focal_gamma", "max_failures"):
+            check(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
+        for name in ("dropout", "classifier_dropout", "label_smoothing", "ema_decay"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, name, value, "a share from 0 to below 1")
+        check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "a share above 0, up to 1")
         check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share from 0 to 1")
         check(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a share between 0 and 1")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
@@ -165,9 +187,6 @@ class Trained:
         return "\n".join(lines)
 
 
-# --- in the driver ---------------------------------------------------------------------------------------------------
-
-
 def train(settings: TrainSettings) -> Trained:
     """Fine-tune, calibrate, write the bundle. Raises `BadRequest` before any work if the request cannot be met."""
     started = time.monotonic()
@@ -182,39 +201,44 @@ def train(settings: TrainSettings) -> Trained:
     except (OSError, ValueError) as error:
         raise BadRequest(f"--model {settings.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
-    texts_to_tokens = Tokenizer.from_transformers(tokenizer)
-    train_part, train_tokens = tokenise(train_part, texts_to_tokens, settings.max_length)
-    eval_part, eval_tokens = tokenise(eval_part, texts_to_tokens, settings.max_length)
+    rules = Preprocessing(settings.max_length, settings.truncation, settings.clean)
+    texts_to_tokens = Tokenizer.from_transformers(tokenizer, rules)
+    train_part, train_tokens = tokenise(train_part, texts_to_tokens)
+    eval_part, eval_tokens = tokenise(eval_part, texts_to_tokens)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
-    storage.check_space(settings.out, 4 * sum(map(len, files.values())))
+    # three checkpoints, one of them being written, of weights, their average and the optimiser's two numbers for each
+    storage.check_space(settings.out, 12 * sum(map(len, files.values())))
 
     cluster.connect()
     cluster.require(settings.workers)
     beside = storage.parent(settings.out)
     storage.check_writable(beside)
     cluster.check_shared(beside, "--out", writable=True)
-    work = storage.join(beside, storage.temporary_name())
-    try:
-        parts = [Tokenised(train_tokens, train_part.labels), Tokenised(eval_tokens, eval_part.labels)]
+    request = json.loads(json.dumps(asdict(settings))) | {
+        "revision": start_from.revision,
+        "data_sha256": train_part.fingerprint(),
+        "eval_data_sha256": eval_part.fingerprint(),
+    }
+    with unfinished(settings.out, request) as work:
         log, checkpoint = run_workers(
             settings,
             work,
-            {
-                "settings": settings,
-                "data": ray.put(parts),
-                "encoder": ray.put(files),
-                "model_config": model_config,
-                "label_names": labels,
-                "pad_id": tokenizer.pad_token_id or 0,
-            },
+            Task(
+                settings,
+                labels,
+                model_config,
+                tokenizer.pad_token_id or 0,
+                cluster.cpus_each(settings.workers),
+                ray.put(files),
+                ray.put([Tokenised(train_tokens, train_part.labels), Tokenised(eval_tokens, eval_part.labels)]),
+                ray.remote(num_cpus=0)(RowCounter).options(scheduling_strategy=cluster.here()).remote(),
+            ),
             rows=len(train_part),
         )
         model = classifier.from_config(model_config, settings.head)
         with checkpoint.as_directory() as folder:
             safetensors.torch.load_model(model, os.path.join(folder, bundle.WEIGHTS))
             logits = np.load(os.path.join(folder, LOGITS))
-    finally:
-        storage.delete_folder(work)
 
     temperature = calibration.fit_temperature(logits, eval_part.labels)
     calibration.fold_temperature(classifier.last_layer(model, len(labels)), temperature)
@@ -225,6 +249,8 @@ def train(settings: TrainSettings) -> Trained:
         head=settings.head,
         labels=labels,
         max_length=settings.max_length,
+        truncation=settings.truncation,
+        clean=settings.clean,
         metrics=final,
         calibration={
             "method": "temperature scaling, folded into the last linear layer",
@@ -247,7 +273,7 @@ def train(settings: TrainSettings) -> Trained:
             "seconds": time.monotonic() - started,
         },
         reference=reference_statistics(eval_tokens, after, labels, tokenizer.unk_token_id),
-        int8=check_int8(model, len(labels), eval_tokens, train_tokens),
+        int8=check_int8(model, len(labels), settings.max_length, eval_tokens, train_tokens),
     )
     from sentiment_core import report  # matplotlib; the workers, which import this file, do without
 
@@ -273,13 +299,13 @@ def read_parts(settings: TrainSettings) -> tuple[Labelled, Labelled]:
     return data, held_out
 
 
-def check_int8(model: classifier.Classifier, classes: int, *parts: TokenLists) -> dict:
+def check_int8(model: classifier.Classifier, classes: int, max_length: int, *parts: TokenLists) -> dict:
     """On which share of how many rows 8 bits leave the label as it is, or the reason why that is not known. Takes as
     many rows as cost seconds, of the first part before the next."""
     from sentiment_core.engine import Engine
 
     try:
-        engines = [Engine(model.eval(), classes, backend=backend) for backend in ("openvino", "int8")]
+        engines = [Engine(model.eval(), classes, max_length, backend=backend) for backend in ("openvino", "int8")]
     except Unfit as unfit:
         return {"reason": str(unfit)}
     same: list[np.ndarray] = []
@@ -308,9 +334,9 @@ def reference_statistics(
     }
 
 
-def tokenise(part: Labelled, tokenizer: Tokenizer, max_length: int) -> tuple[Labelled, TokenLists]:
+def tokenise(part: Labelled, tokenizer: Tokenizer) -> tuple[Labelled, TokenLists]:
     """The rows' tokens; rows of which the tokenizer leaves nothing (control characters only) are dropped and counted."""
-    tokens, _ = tokenizer.encode(part.texts, max_length)
+    tokens, _ = tokenizer.encode(part.texts)
     keep = np.flatnonzero(tokens.lengths)
     if not len(keep):
         raise BadRequest(f"{part.origin['place']} has no text the tokenizer makes anything of; expected labelled text")
@@ -318,57 +344,111 @@ def tokenise(part: Labelled, tokenizer: Tokenizer, max_length: int) -> tuple[Lab
     return replace(part.take(keep), origin=part.origin | {"dropped": dropped}), tokens.take(keep)
 
 
-def run_workers(settings: TrainSettings, work: str, config: dict, rows: int) -> tuple[list[dict], Checkpoint]:
-    """Run `train_loop` on all workers; the log of all epochs and the checkpoint of the best one."""
+@contextlib.contextmanager
+def unfinished(out: str, request: dict) -> Iterator[str]:
+    """The folder of a training run until it is done, beside the bundle's place. Afterwards it is deleted, but for that
+    of a run that broke off and left a checkpoint. Raises `BadRequest` if such a one asked for something else."""
+    work = storage.join(storage.parent(out), UNFINISHED + storage.absolute(out).rpartition("/")[2])
+    place = storage.join(work, REQUEST)
+    if has_checkpoint(work):
+        try:
+            before = json.loads(storage.read_file(place))
+        except (OSError, ValueError):
+            before = {}
+        different = [name for name in request if before.get(name) != request[name] and name not in OF_NO_EFFECT]
+        if different:
+            told = ", ".join(f"{name} {request[name]!r}, then {before.get(name)!r}" for name in different)
+            raise BadRequest(
+                f"{work} holds an unfinished training for this --out that was asked for something else ({told}); ask "
+                "for the same to go on with it, or delete that folder to begin anew"
+            )
+    else:
+        storage.delete_folder(work)
+        storage.write_file(place, json.dumps(request, indent=2).encode())
+    done = False
+    try:
+        yield work
+        done = True
+    finally:
+        if done or not has_checkpoint(work):
+            storage.delete_folder(work)
+
+
+def has_checkpoint(work: str) -> bool:
+    return storage.exists(work) and any(SNAPSHOT in stamp.path for stamp in storage.stamps(work))
+
+
+def run_workers(settings: TrainSettings, work: str, task: Task, rows: int) -> tuple[list[dict], Checkpoint]:
+    """Run `train_loop` on all workers, anew where some are lost; the log of all epochs and the checkpoint of the best
+    one. Raises `BadRequest` where the settings lead nowhere."""
     use_gpu = cluster.device_kind() == "GPU"
-    threads = 1 if use_gpu else cluster.cpus_each(settings.workers)
     filesystem, path = storage.locate(work)
-    counter = ray.remote(num_cpus=0)(RowCounter).options(scheduling_strategy=cluster.here()).remote()
-    trainer = ray.train.torch.TorchTrainer(
-        train_loop,  # type: ignore[arg-type]  # may return what it likes
-        train_loop_config=config | {"threads": threads, "counter": counter},
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": threads} | ({"GPU": 1} if use_gpu else {}),
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # ray.train shows checkers the first version's class
-            name="run",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="selected_by", checkpoint_score_order="max"
-            ),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
     on_interrupt = signal.getsignal(signal.SIGINT)
+    lost = 0
     try:
         with (
             Progress("train", rows * settings.epochs, "rows", cluster.waiting_for) as progress,
-            following(counter, progress),
+            following(task.counter, progress),
         ):
-            result = trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        raise first_failure(error) from error
-    except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"the training's {settings.workers} workers did not start or were lost: {error}") from error
+            while True:
+                trainer = ray.train.torch.TorchTrainer(
+                    train_loop,  # type: ignore[arg-type]  # may return what it likes
+                    train_loop_config={"task": task},
+                    scaling_config=ScalingConfig(
+                        num_workers=settings.workers,
+                        use_gpu=use_gpu,
+                        resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": task.threads},
+                    ),
+                    run_config=RunConfig(  # type: ignore[call-arg]  # ray.train shows checkers the first version's class
+                        name="run",  # the same each time: it goes on from the latest checkpoint there
+                        storage_path=path,
+                        storage_filesystem=filesystem,
+                        failure_config=FailureConfig(  # type: ignore[call-arg]
+                            max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                        ),
+                        checkpoint_config=CheckpointConfig(
+                            num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
+                        ),
+                        logging_config=LoggingConfig(log_level="ERROR"),
+                    ),
+                )
+                try:
+                    result = trainer.fit()
+                    break
+                except ray.train.TrainingFailedError as error:
+                    failure = first_failure(error)
+                    lost += 1
+                    if not is_loss(failure):
+                        raise failure from error
+                    if lost > settings.max_failures:
+                        raise RuntimeError(f"workers were lost {lost} times, the last time by: {failure}") from error
+                    progress.say(
+                        f"train: a worker was lost ({describe(failure)[:200]}); going on from the last checkpoint"
+                    )
     except SystemExit:  # Ray's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own behind
-    best = result.get_best_checkpoint("selected_by", "max")
-    return result.return_value, best  # type: ignore[attr-defined,return-value]
+    log = result.return_value  # type: ignore[attr-defined]
+    if isinstance(log, BadRequest):
+        storage.delete_folder(work)
+        raise log
+    return log, result.get_best_checkpoint(SCORE, "max")  # type: ignore[return-value]
 
 
-def first_failure(error: ray.train.WorkerGroupError) -> Exception:
+def first_failure(error: ray.train.TrainingFailedError) -> Exception:
     """Of all workers' exceptions the one that tells most: when one fails, the others lose their connection to it."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return min(failures, key=lost_connection, default=getattr(error, "controller_failure", error))
 
-    def lost_connection(failure: Exception) -> bool:
-        return any(word in str(failure).lower() for word in ("gloo", "nccl", "connection reset", "connection closed"))
 
-    return min(error.worker_failures.values(), key=lost_connection)
+def lost_connection(failure: Exception) -> bool:
+    return any(word in str(failure).lower() for word in ("gloo", "nccl", "connection reset", "connection closed"))
+
+
+def is_loss(failure: Exception) -> bool:
+    """Whether a worker or its node went away, rather than that its code failed."""
+    return type(failure).__module__.partition(".")[0] == "ray" or lost_connection(failure)
 
 
 class RowCounter:
@@ -401,148 +481,3 @@ def following(counter, progress: Progress) -> Iterator[None]:
         stop.set()
         thread.join()
         progress.set(ray.get(counter.total.remote()))
-
-
-@dataclass(frozen=True)
-class Tokenised:
-    tokens: TokenLists
-    labels: np.ndarray  # (n,) int64
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-# --- in every worker -------------------------------------------------------------------------------------------------
-
-
-def train_loop(config: dict) -> list[dict]:
-    """Train on this worker's share; returns the log of the epochs. The best epoch's weights are left as a checkpoint."""
-    settings: TrainSettings = config["settings"]
-    train_part, eval_part = ray.get(config["data"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    dtype = hardware.compute_dtype(device)
-    if device.type == "cpu":
-        torch.set_num_threads(config["threads"])
-
-    torch.manual_seed(settings.seed)
-    with storage.unpacked(ray.get(config["encoder"])) as folder:
-        model = classifier.from_encoder(folder, config["model_config"], settings.head).to(device)
-    if settings.classifier_dropout is not None:
-        classifier.set_head_dropout(model, settings.classifier_dropout)
-    optimizer = make_optimizer(model, settings)
-    steps = settings.epochs * -(-len(train_part) // settings.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
-    wrapped: nn.Module = model
-    if world > 1:
-        # the mlp head leaves the pooler of some encoders without a gradient
-        wrapped = DistributedDataParallel(model, find_unused_parameters=settings.head == "mlp")
-    torch.manual_seed(settings.seed + rank)  # from here on for dropout: each worker its own
-
-    order = np.random.default_rng(settings.seed)
-    best, since_best = None, 0
-    done, told = 0, 0.0  # rows trained on; when the driver last heard of it
-    log = []
-    for epoch in range(1, settings.epochs + 1):
-        start = time.monotonic()
-        losses = torch.zeros(-(-len(train_part) // settings.batch_size), device=device)
-        wrapped.train()
-        for step, rows in enumerate(batches_by_length(train_part.tokens.lengths, settings.batch_size, order)):
-            losses[step] = train_step(
-                wrapped, optimizer, train_part, rows, rank, world, dtype, settings, config["pad_id"]
-            )
-            schedule.step()
-            done += len(rows)
-            if rank == 0 and (time.monotonic() - told > TELL_EVERY or step == len(losses) - 1):
-                config["counter"].put.remote(done)
-                told = time.monotonic()
-        if world > 1:
-            torch.distributed.all_reduce(losses)
-        trained = time.monotonic()
-        logits = predict(model, eval_part, rank, world, dtype, config["pad_id"])
-        if not np.isfinite(logits).all():
-            raise BadRequest(
-                f"the training diverged in epoch {epoch}: its logits are not finite; lower --lr or --head-lr"
-            )
-        scores = metrics.evaluate(metrics.probabilities_of(logits), eval_part.labels, config["label_names"])
-        scores["loss"] = metrics.cross_entropy(logits, eval_part.labels)
-        value = -scores["loss"] if settings.select_by == "loss" else scores[settings.select_by]
-        better = best is None or value > best
-        best, since_best = (value, 0) if better else (best, since_best + 1)
-        record = {
-            "epoch": epoch,
-            "losses": losses.tolist(),
-            "seconds": trained - start,
-            "eval": {name: scores[name] for name in ("loss", "accuracy", "macro_f1", "ece")},
-            "selected_by": value,
-            "device": hardware.device_name(device),
-            "dtype": hardware.short_name(dtype),
-        }
-        log.append(record)
-        with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
-            checkpoint = None
-            if better and rank == 0:
-                safetensors.torch.save_model(model, os.path.join(folder, bundle.WEIGHTS))
-                np.save(os.path.join(folder, LOGITS), logits)
-                checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report(record, checkpoint=checkpoint)
-        if since_best >= settings.patience:
-            break
-    return log
-
-
-def train_step(model, optimizer, part, rows, rank, world, dtype, settings, pad_id) -> torch.Tensor:
-    """One optimiser step on this worker's rows of a global batch; returns its share of the batch's mean loss."""
-    # neighbours in a batch are of similar length, so every world-th row keeps the workers equally busy
-    mine = rows[rank::world]
-    idle = len(mine) == 0  # a last batch smaller than the number of workers: take part in the exchange with weight 0
-    mine = rows[:1] if idle else mine
-    device = next(model.parameters()).device
-    labels = torch.from_numpy(part.labels[mine]).to(device)
-    with hardware.autocast(device, dtype):
-        logits = model(*hardware.put(device, *pad(part.tokens, mine, pad_id)))
-    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") * (0.0 if idle else 1.0 / len(rows))
-    # DDP averages gradients over the workers; the sum over all rows is wanted
-    (loss * world).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
-
-
-def make_optimizer(model: classifier.Classifier, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with the head's own rate and no decay on biases and norms, the parameters of one dimension."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith(model.encoder_prefix), parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": settings.lr if in_encoder else settings.head_lr,
-                "weight_decay": settings.weight_decay if decays else 0.0,
-            }
-            for (in_encoder, decays), parameters in groups.items()
-        ],
-        fused=True,
-    )
-
-
-def predict(model: nn.Module, part: Tokenised, rank: int, world: int, dtype: torch.dtype, pad_id: int) -> np.ndarray:
-    """Logits (n, classes) float32 of all rows, computed in shares and exchanged: every worker gets the same."""
-    device = next(model.parameters()).device
-    model.eval()
-    rows, found = [], []
-    with torch.inference_mode(), hardware.autocast(device, dtype):
-        for batch in batches_by_tokens(part.tokens.lengths, EVAL_TOKENS)[rank::world]:
-            rows.append(batch)
-            found.append(model(*hardware.put(device, *pad(part.tokens, batch, pad_id))).float().cpu().numpy())
-    shares = [(rows, found)]
-    if world > 1:
-        shares = [None] * world  # type: ignore[list-item]
-        torch.distributed.all_gather_object(shares, (rows, found))
-    rows, found = [r for share in shares for r in share[0]], [f for share in shares for f in share[1]]
-    logits = np.empty((len(part), found[0].shape[1]), np.float32)
-    logits[np.concatenate(rows)] = np.concatenate(found)
-    return logits

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from transformers import (
     AlbertConfig,
     AutoModel,
@@ -154,6 +155,16 @@ def test_rows_of_the_same_tokens_are_computed_once(engine):
     np.testing.assert_allclose(again, once[[3, 2, 2, 1, 0, 3, 2]], atol=1e-6)
 
 
+def test_the_logits_of_a_list_s_pieces_are_averaged(tiny_bundle):
+    lists = random_lists([32 * 3, 5, 0, 32 * 2])
+    logits = [np.log(one_by_one(tiny_bundle, TokenLists(ids, np.array([0, len(ids)])))) for ids in
+              (*np.split(lists.ids[:96], 3), *np.split(lists.ids[101:], 2))]  # fmt: skip
+    found, _ = Engine.load(tiny_bundle).probabilities(lists)  # whose maximum is 32
+    expected = [softmax(np.mean(some, axis=0), axis=1)[0] for some in (logits[:3], logits[3:])]
+    np.testing.assert_allclose(found[[0, 3]], expected, atol=0.01)
+    assert np.isnan(found[2]).all()
+
+
 def test_out_of_memory_is_met_by_smaller_batches(packaged_encoder, tmp_path):
     """Memory for 700 tokens at a time, as it were."""
     place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
@@ -164,7 +175,7 @@ def test_out_of_memory_is_met_by_smaller_batches(packaged_encoder, tmp_path):
             raise torch.OutOfMemoryError("no memory")
 
     model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
-    engine = Engine(model, 2, backend="torch")
+    engine = Engine(model, 2, 800, backend="torch")
     lists = random_lists([40] * 60)
     found, _ = engine.probabilities(lists)
     np.testing.assert_allclose(found, Engine.load(place, None, "torch").probabilities(lists)[0], atol=1e-3)

@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tin
     )
     run(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True)
     engine = Engine.load(tiny_bundle)
-    wanted, _ = engine.probabilities(Tokenizer.from_bundle(tiny_bundle).encode(texts, 32)[0])
+    wanted, _ = engine.probabilities(Tokenizer.from_bundle(tiny_bundle).encode(texts)[0])
     assert len(list((tmp_path / "out").glob("a.rows-*.parquet"))) >= 500 / 40
     table = read(tmp_path / "out")
     assert table.column_names == ["id", "nested", "label", "confidence", "probabilities", "status", "source", "row"]

@@ -1,13 +1,17 @@
 """Token ids are those of transformers, whatever the text, the family of tokenizer, or the library that makes them."""
 
+import itertools
 import random
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sentiment_core.encoder import load_tokenizer
+from sentiment_core.preprocessing import OVERLAP, WINDOWS, Preprocessing
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.tokens import EMPTY, NULL, OK, TRUNCATED
 
@@ -86,14 +90,13 @@ def wordpiece(packaged_encoder, tmp_path_factory) -> str:
     return place
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_ids_are_those_of_transformers(folder, side, tmp_path):
+@pytest.mark.parametrize(("truncation", "side"), [("head", "right"), ("tail", "left")])
+def test_ids_are_those_of_transformers(folder, truncation, side):
     theirs = AutoTokenizer.from_pretrained(folder, truncation_side=side)
-    theirs.save_pretrained(tmp_path)
-    ours = Tokenizer.from_bundle(str(tmp_path))
+    ours = Tokenizer.load(folder, Preprocessing(48, truncation))
     rows = 100_000 if ours.ascii and side == "right" else 10_000
     texts = [text for text in fuzzed(rows, seed=2) if text.strip()]
-    lists, status = ours.encode(texts, 48)
+    lists, status = ours.encode(texts)
     expected = theirs(texts, truncation=True, max_length=48)["input_ids"]
     for i, (text, ids) in enumerate(zip(texts, expected, strict=True)):
         found = lists.ids[lists.offsets[i] : lists.offsets[i + 1]].tolist()
@@ -101,11 +104,11 @@ def test_ids_are_those_of_transformers(folder, side, tmp_path):
 
 
 def test_the_fast_way_is_taken_for_bert(wordpiece):
-    assert Tokenizer.from_bundle(wordpiece).ascii is not None
+    assert Tokenizer.load(wordpiece, Preprocessing(48)).ascii is not None
 
 
 def test_status_tells_what_became_of_a_text(wordpiece):
-    lists, status = Tokenizer.from_bundle(wordpiece).encode(TEXTS, 16)
+    lists, status = Tokenizer.load(wordpiece, Preprocessing(16)).encode(TEXTS)
     assert status.tolist() == [OK, EMPTY, EMPTY, NULL, TRUNCATED, OK, EMPTY, OK, OK, EMPTY, OK]
     assert ((lists.lengths == 0) == [s in (EMPTY, NULL) for s in status]).all()
     assert lists.lengths[-1] == 16  # exactly the limit is not truncated
@@ -113,5 +116,65 @@ def test_status_tells_what_became_of_a_text(wordpiece):
 
 @pytest.mark.parametrize("letter", ["o", "ö"])
 def test_a_long_text_is_cut_not_refused(wordpiece, letter):
-    lists, status = Tokenizer.from_bundle(wordpiece).encode([f"hell{letter} world " * 100_000], 32)
+    lists, status = Tokenizer.load(wordpiece, Preprocessing(32)).encode([f"hell{letter} world " * 100_000])
     assert (lists.lengths.tolist(), status.tolist()) == ([32], [TRUNCATED])
+
+
+def test_what_is_kept_of_a_long_text(folder):
+    """Of all but the windows, the special tokens once; the windows stand one after another, each as long as allowed."""
+    text = "said the film was not what she hoped for " * 40
+    theirs = AutoTokenizer.from_pretrained(folder)
+    full = theirs(text)["input_ids"]
+    first, inner, last = full[:1], full[1:-1], full[-1:]
+    for truncation, kept in {
+        "head": [inner[:30]],
+        "tail": [inner[-30:]],
+        "head_tail": [inner[:7] + inner[-23:]],
+    }.items():
+        lists, status = Tokenizer.load(folder, Preprocessing(32, truncation)).encode([text])
+        assert lists.ids.tolist() == [id for part in kept for id in first + part + last]
+        assert status.tolist() == [TRUNCATED]
+    text = text[:800]
+    inner = theirs(text)["input_ids"][1:-1]
+    ours = Tokenizer.load(folder, Preprocessing(64, "window"))
+    lists, status = ours.encode([text, "short", None])
+    pieces, at = lists.pieces(64)
+    assert status.tolist() == [OK, OK, NULL]
+    assert pieces.lengths.tolist() == [64] * at[1] + [len(theirs("short")["input_ids"]), 0]
+    windows = pieces.ids[: 64 * at[1]].reshape(-1, 64)
+    assert windows[0, 1:-1].tolist() == inner[:62]
+    assert windows[-1, 1:-1].tolist() == inner[-62:]
+    assert (windows[:, 0] == first).all()
+    assert (windows[:, -1] == last).all()
+
+
+@given(length=st.integers(0, 4000), room=st.integers(1, 80))
+def test_windows_hold_all_of_a_text_or_it_is_truncated(length, room):
+    parts, cut = Preprocessing(room, "window").kept(range(length), room)
+    assert len(parts) <= WINDOWS
+    assert all(len(part) == room for part in parts) or len(parts) == 1
+    seen = sorted({id for part in parts for id in part})
+    assert seen == list(range(len(seen)))
+    assert cut == (len(seen) < length)
+    overlaps = [before[-1] - after[0] + 1 for before, after in itertools.pairwise(parts)]
+    assert all(overlap >= int(room * OVERLAP) for overlap in overlaps)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Fine.<br /><br />But long.", "Fine.  But long."),
+        ("<p class='a'>a &lt; b &amp; c</p><!-- no\nword -->", " a < b & c  "),
+        ("1 < 2 and 3 > 2 <3 R&B", "1 < 2 and 3 > 2 <3 R&B"),
+    ],
+)
+def test_markup_is_cleaned_where_the_rules_say_so(wordpiece, text, cleaned):
+    rules = Preprocessing(64, clean="markup")
+    assert rules.cleaned(text) == cleaned
+    assert Preprocessing(64).cleaned(text) == text
+    (found, _), (expected, _) = (
+        Tokenizer.load(wordpiece, rules).encode([text]),
+        Tokenizer.load(wordpiece, Preprocessing(64)).encode([cleaned]),
+    )
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert Tokenizer.load(wordpiece, rules).encode(["<br/>"])[1].tolist() == [EMPTY]

@@ -1,0 +1,427 @@
+"""The training loop that Ray Train runs in every worker: plain PyTorch, data-parallel.
+
+Each worker takes its share of the rows of every global batch, so the batches, and but for dropout the losses, are the
+same whatever the number of workers. All that the rest of a run depends on is in its checkpoints: one that goes on from
+there ends as if nothing had happened.
+"""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+import torch.distributed
+from ray.train import Checkpoint
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PretrainedConfig, get_linear_schedule_with_warmup
+
+from sentiment_core import bundle, classifier, hardware, metrics, storage
+from sentiment_core.classifier import Classifier
+from sentiment_core.errors import BadRequest
+from sentiment_core.tokens import TokenLists, batches_by_length, batches_by_tokens, pad
+
+if TYPE_CHECKING:
+    from sentiment_core.training import TrainSettings
+
+STATE, LOGITS = "state-{}.pt", "eval_logits.npy"  # in a checkpoint: of each worker; beside the best epoch's weights
+TELL_EVERY = 0.5  # seconds between two words of progress to the driver
+AGREE_EVERY = 10  # steps after which the workers agree whether it is time for a checkpoint
+AVERAGE_EVERY = 10  # steps between two updates of the averaged weights
+SCORE = "score"  # by which Ray keeps the best checkpoint, besides the latest
+NOT_BEST = -1e30  # the score of a checkpoint without an epoch that is the best so far
+# Tokens computed at a time, padding included: on a CPU what its caches hold, on a GPU more than most fit; halved until
+# the memory suffices.
+TRAIN_TOKENS = {"cpu": 4096, "cuda": 131072}
+LEAST_TOKENS = 512
+EVAL_TOKENS = 8192  # of an evaluation batch: fits any GPU, and a CPU's caches do not mind
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    tokens: TokenLists
+    labels: np.ndarray  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the driver hands to every worker."""
+
+    settings: "TrainSettings"
+    label_names: list[str]
+    model_config: PretrainedConfig
+    pad_id: int
+    threads: int  # on a CPU
+    encoder: ray.ObjectRef  # the files of its folder
+    data: ray.ObjectRef  # training and evaluation part, `Tokenised`
+    counter: Any  # the actor that is told how many rows are done
+
+
+def train_loop(config: dict) -> list[dict] | BadRequest:
+    """Train on this worker's share; returns the log of the epochs, or what was wrong with the settings. Leaves the best
+    epoch's weights as a checkpoint."""
+    try:
+        return Fit(config["task"]).run()
+    except BadRequest as error:  # which all workers find at the same moment
+        return error
+
+
+class Fit:
+    """One worker's part of a training run."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.settings = task, task.settings
+        self.train_part, self.eval_part = ray.get(task.data)
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.dtype = hardware.compute_dtype(self.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(task.threads)
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        with storage.unpacked(ray.get(task.encoder)) as folder:
+            self.model = classifier.from_encoder(folder, task.model_config, settings.head)
+        if settings.classifier_dropout is not None:
+            classifier.set_head_dropout(self.model, settings.classifier_dropout)
+        if self.device.type == "cpu":  # several times as fast as the fused kernel, on short rows
+            self.model.pretrained.set_attn_implementation("eager")  # type: ignore[operator]
+        if settings.gradient_checkpointing:
+            self.model.pretrained.gradient_checkpointing_enable(  # type: ignore[operator]
+                {"use_reentrant": False}
+            )
+        self.vocabulary = Vocabulary(self.model, task.pad_id, self.train_part.tokens, self.eval_part.tokens)
+        self.train_part, self.eval_part = map(self.vocabulary.renumbered, (self.train_part, self.eval_part))
+        self.model.to(self.device)
+        shares = np.bincount(self.train_part.labels, minlength=len(task.label_names)) / len(self.train_part)
+        weights = 1 / (shares * np.count_nonzero(shares)) if settings.class_weights == "balanced" else shares**0
+        self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.steps = -(-len(self.train_part) // settings.batch_size)  # of an epoch
+        steps = settings.epochs * self.steps
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(settings.warmup * steps), steps)
+        self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
+        self.budget = fitting_budget(self._try, TRAIN_TOKENS[self.device.type], self.device)
+        self.wrapped: nn.Module = self.model
+        if self.world > 1:
+            # the mlp head leaves the pooler of some encoders without a gradient
+            self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=settings.head == "mlp")
+        torch.manual_seed(settings.seed + self.rank)  # from here on for dropout: each worker its own
+        self.epoch, self.step = 1, 0  # that comes next; steps are counted from 0 in each epoch
+        self.losses = torch.zeros(self.steps, device=self.device)  # of this epoch; this worker's shares
+        self.seconds = 0.0  # that this epoch has taken
+        self.log: list[dict] = []
+        self.told = 0.0  # when the driver last heard of progress
+        self.saved = time.monotonic()
+
+    def run(self) -> list[dict]:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint:
+            self._restore(checkpoint)
+        while self.epoch <= self.settings.epochs and self._since_best() < self.settings.patience:
+            self._train_epoch()
+            self._end_epoch()
+        return self.log
+
+    def _train_epoch(self) -> None:
+        self.wrapped.train()
+        order = np.random.default_rng([self.settings.seed, self.epoch])
+        batches = batches_by_length(self.train_part.tokens.lengths, self.settings.batch_size, order)
+        started, before = time.monotonic(), self.seconds
+        for rows in batches[self.step :]:
+            self.losses[self.step] = self._train_step(rows)
+            self.step += 1
+            self.seconds = before + time.monotonic() - started
+            self._tell()
+            if self.step < self.steps and self.step % AGREE_EVERY == 0 and self._time_to_save():
+                self._save(NOT_BEST)
+
+    def _train_step(self, rows: np.ndarray) -> torch.Tensor:
+        """One optimiser step on a global batch; returns this worker's share of its mean loss."""
+        loss = self._backward(rows)
+        if self.settings.adversarial:
+            with perturbed(self.vocabulary.embedding, self.settings.adversarial):
+                self._backward(rows)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.average and (self.step + 1) % AVERAGE_EVERY == 0:
+            self.average.update()
+        return loss
+
+    def _backward(self, rows: np.ndarray) -> torch.Tensor:
+        """Add the gradients of the mean loss of a global batch, on all workers the same; returns this one's share of
+        the loss."""
+        # neighbours in a batch are of similar length, so every world-th row keeps the workers equally busy
+        mine = rows[self.rank :: self.world]
+        # a last batch smaller than the number of workers: take part in the exchange with weight 0
+        weight = 1.0 / len(rows) if len(mine) else 0.0
+        mine = mine if len(mine) else rows[:1]
+        parts = batches_by_tokens(self.train_part.tokens.lengths[mine], self.budget)
+        shares = []
+        for i, part in enumerate(parts):
+            alone = self.world > 1 and i < len(parts) - 1  # the last part brings the workers' gradients together
+            with self.wrapped.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+                share = self._loss(self.wrapped, mine[part]) * weight
+                # DDP averages gradients over the workers; the sum over all rows is wanted
+                (share * self.world).backward()
+            shares.append(share.detach())
+        return torch.stack(shares).sum()
+
+    def _loss(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
+        """Sum of the rows' losses."""
+        labels = torch.from_numpy(self.train_part.labels[rows]).to(self.device)
+        with hardware.autocast(self.device, self.dtype):
+            logits = self._logits(model, self.train_part.tokens, rows).float()
+        settings = self.settings
+        each = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=settings.label_smoothing)
+        if settings.focal_gamma:
+            right = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+            each = each * (1 - right) ** settings.focal_gamma
+        return (each * self.class_weights[labels]).sum()
+
+    def _logits(self, model: nn.Module, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
+        """(rows, classes); those of a text in several pieces are averaged."""
+        pieces, first = tokens.take(rows).pieces(self.settings.max_length)
+        found = model(*hardware.put(self.device, *pad(pieces, np.arange(len(pieces)), self.task.pad_id)))
+        if len(pieces) == len(rows):
+            return found
+        counts = np.diff(np.append(first, len(pieces)))
+        of, divisor = hardware.put(self.device, np.repeat(np.arange(len(rows)), counts), counts[:, None])
+        return found.new_zeros(len(rows), found.shape[1]).index_add(0, of, found) / divisor
+
+    def _try(self, budget: int) -> None:
+        """Forward and backward of the longest rows, beside as much memory as the optimiser will take."""
+        reserve = [torch.empty_like(p) for p in self.model.parameters() for _ in range(4)]
+        rows = batches_by_tokens(self.train_part.tokens.lengths, budget)[0][: self.settings.batch_size]
+        self._loss(self.model.train(), rows).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        del reserve
+
+    def _end_epoch(self) -> None:
+        losses = self.losses.clone()
+        if self.world > 1:
+            torch.distributed.all_reduce(losses)
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            logits = self._predict()
+            if not np.isfinite(logits).all():
+                raise BadRequest(
+                    f"the training diverged in epoch {self.epoch}: its logits are not finite; lower --lr or --head-lr"
+                )
+            weights = self.vocabulary.whole_state(self.model)
+        scores = metrics.evaluate(metrics.probabilities_of(logits), self.eval_part.labels, self.task.label_names)
+        scores["loss"] = metrics.cross_entropy(logits, self.eval_part.labels)
+        by = self.settings.select_by
+        self.log.append(
+            {
+                "epoch": self.epoch,
+                "losses": losses.tolist(),
+                "seconds": self.seconds,
+                "eval": {name: scores[name] for name in ("loss", "accuracy", "macro_f1", "ece")},
+                "selected_by": -scores["loss"] if by == "loss" else scores[by],
+                "device": hardware.device_name(self.device),
+                "dtype": hardware.short_name(self.dtype),
+            }
+        )
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.losses.zero_()
+        best = self._since_best() == 0
+        score = self.log[-1]["selected_by"] if best else NOT_BEST
+        self._save(score, (weights, logits) if best else None)
+
+    def _since_best(self) -> int:
+        """Epochs since the best one; of equal ones the first is the best."""
+        values = [record["selected_by"] for record in self.log]
+        return len(values) - 1 - int(np.argmax(values)) if values else 0
+
+    def _predict(self) -> np.ndarray:
+        """Logits (n, classes) float32 of the evaluation part, computed in shares and exchanged: every worker gets the
+        same."""
+        self.model.eval()
+        rows, found = [], []
+        with torch.inference_mode(), hardware.autocast(self.device, self.dtype):
+            for batch in batches_by_tokens(self.eval_part.tokens.lengths, EVAL_TOKENS)[self.rank :: self.world]:
+                rows.append(batch)
+                found.append(self._logits(self.model, self.eval_part.tokens, batch).float().cpu().numpy())
+        shares = [(rows, found)]
+        if self.world > 1:
+            shares = [None] * self.world  # type: ignore[list-item]
+            torch.distributed.all_gather_object(shares, (rows, found))
+        rows, found = [r for share in shares for r in share[0]], [f for share in shares for f in share[1]]
+        logits = np.empty((len(self.eval_part), len(self.task.label_names)), np.float32)
+        logits[np.concatenate(rows)] = np.concatenate(found)
+        return logits
+
+    def _tell(self) -> None:
+        if self.rank == 0 and (time.monotonic() - self.told > TELL_EVERY or self.step == self.steps):
+            rows = (self.epoch - 1) * len(self.train_part) + min(
+                self.step * self.settings.batch_size, len(self.train_part)
+            )
+            self.task.counter.put.remote(rows)
+            self.told = time.monotonic()
+
+    def _time_to_save(self) -> bool:
+        """Whether the first worker finds it is time; all take part."""
+        due = torch.tensor(time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes, device=self.device)
+        if self.world > 1:
+            torch.distributed.broadcast(due, 0)
+        return bool(due)
+
+    def _save(self, score: float, best: tuple[dict, np.ndarray] | None = None) -> None:
+        """Leave a checkpoint: what this worker goes on with and, of the best epoch so far, weights and logits."""
+        state = {
+            "model": self.model.state_dict() if self.rank == 0 else None,  # all workers have the same
+            "optimizer": self.optimizer.state_dict() if self.rank == 0 else None,
+            "average": self.average.state() if self.average and self.rank == 0 else None,
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "at": [self.epoch, self.step, self.seconds],
+            "losses": self.losses,
+            "log": self.log,
+        }
+        with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
+            torch.save(state, os.path.join(folder, STATE.format(self.rank)))
+            if best and self.rank == 0:
+                safetensors.torch.save_file(best[0], os.path.join(folder, bundle.WEIGHTS))
+                np.save(os.path.join(folder, LOGITS), best[1])
+            ray.train.report({SCORE: score}, checkpoint=Checkpoint.from_directory(folder))
+        self.saved = time.monotonic()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        with checkpoint.as_directory() as folder:
+
+            def load(rank: int) -> dict:
+                return torch.load(os.path.join(folder, STATE.format(rank)), map_location="cpu", weights_only=True)
+
+            own, shared = load(self.rank), load(0)
+        self.model.load_state_dict(shared["model"])
+        self.optimizer.load_state_dict(shared["optimizer"])
+        if self.average:
+            self.average.restore(shared["average"])
+        self.schedule.load_state_dict(own["schedule"])
+        torch.set_rng_state(own["random"])
+        if own["random_cuda"] is not None:
+            torch.cuda.set_rng_state(own["random_cuda"], self.device)
+        self.epoch, self.step, self.seconds = own["at"]
+        self.losses, self.log = own["losses"].to(self.device), own["log"]
+
+
+def fitting_budget(attempt: Callable[[int], None], tokens: int, device: torch.device) -> int:
+    """The most tokens, `tokens` or that halved, for which `attempt` does not run out of memory; on all workers the
+    same."""
+    while True:
+        try:
+            attempt(tokens)
+            break
+        except torch.OutOfMemoryError:
+            if tokens <= LEAST_TOKENS:
+                raise
+        torch.cuda.empty_cache()
+        tokens //= 2
+    if torch.distributed.is_initialized():
+        found = torch.tensor(tokens, device=device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        tokens = int(found)
+    return tokens
+
+
+def make_optimizer(model: Classifier, settings: "TrainSettings") -> torch.optim.AdamW:
+    """AdamW with the head's own rate, the encoder's decaying from its last layer to its first, and no weight decay on
+    biases and norms, the parameters of one dimension."""
+    depth = classifier.depths(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        in_encoder = name.startswith(model.encoder_prefix)
+        lr = settings.lr * settings.layer_decay ** depth[name] if in_encoder else settings.head_lr
+        groups.setdefault((lr, settings.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()], fused=True
+    )
+
+
+class Average:
+    """Exponential moving average of the weights (Polyak averaging), which often does better than the last ones."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.parameters: list[torch.Tensor] = list(model.parameters())
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.decay = decay**AVERAGE_EVERY
+        self.updates = 0
+
+    def update(self) -> None:
+        """The first updates forget faster, or the weights of the beginning would stay for long."""
+        self.updates += 1
+        decay = min(self.decay, self.updates / (10 + self.updates))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights meanwhile."""
+        kept = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+            try:
+                yield
+            finally:
+                torch._foreach_copy_(self.parameters, kept)
+
+    def state(self) -> list:
+        return [self.updates, self.average]
+
+    def restore(self, state: list) -> None:
+        self.updates, average = state
+        with torch.no_grad():
+            torch._foreach_copy_(self.average, average)
+
+
+class Vocabulary:
+    """The token ids that the data has. Only their embeddings are trained, which spares the optimiser most of a large
+    vocabulary; no gradient would reach the others."""
+
+    def __init__(self, model: Classifier, pad_id: int, *parts: TokenLists) -> None:
+        # up to the padding, whose number some families count positions by
+        self.used = np.unique(np.concatenate([np.arange(pad_id + 1), *(part.ids for part in parts)]))
+        module = model.encoder.get_input_embeddings()  # type: ignore[operator]
+        self.whole = module.weight.detach().clone()
+        self.embedding = module.weight = nn.Parameter(self.whole[self.used])
+        module.num_embeddings = len(self.used)
+        self.name = next(name for name, p in model.named_parameters() if p is self.embedding)
+
+    def renumbered(self, part: Tokenised) -> Tokenised:
+        ids = np.searchsorted(self.used, part.tokens.ids).astype(np.int32)
+        return Tokenised(TokenLists(ids, part.tokens.offsets), part.labels)
+
+    def whole_state(self, model: Classifier) -> dict[str, torch.Tensor]:
+        """The model's weights with all embeddings, on the CPU."""
+        state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        whole = self.whole.clone()
+        whole[self.used] = state[self.name]
+        return state | {self.name: whole}
+
+
+@contextlib.contextmanager
+def perturbed(embedding: nn.Parameter, length: float) -> Iterator[None]:
+    """The embeddings moved meanwhile by a step of this length up their gradient, to where the loss is greater (Miyato
+    et al. 2017, Adversarial Training Methods for Semi-Supervised Text Classification)."""
+    assert embedding.grad is not None
+    kept = embedding.detach().clone()
+    with torch.no_grad():
+        embedding.add_(embedding.grad * (length / embedding.grad.norm().clamp(min=1e-12)))
+    yield
+    with torch.no_grad():
+        embedding.copy_(kept)
