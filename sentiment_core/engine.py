@@ -17,7 +17,6 @@ from sentiment_core import bundle, hardware
 from sentiment_core.backends import Backend, FirstToken, Padded, Parts, Unfit
 from sentiment_core.classifier import Classifier
 from sentiment_core.openvino_cpu import OpenVino
-from sentiment_core.packed import Packed
 from sentiment_core.tokens import TokenLists, distinct, pooled
 
 FASTEST_FIRST = {"cuda": ("packed", "torch"), "cpu": ("openvino", "torch")}
@@ -118,8 +117,8 @@ def choose(
         expected = _probabilities(Padded(whole, device, torch.float32, pad_id), whole.head, probe)
         parts = _cut(model, device, pad_id, probe, expected) or whole
         candidates: dict[str, Callable[[], Backend]] = {
-            "compiled": lambda: Packed(parts, device, dtype, pad_id, compiled=True),
-            "packed": lambda: Packed(parts, device, dtype, pad_id, compiled=False),
+            "compiled": lambda: _packed(parts, device, dtype, pad_id, compiled=True),
+            "packed": lambda: _packed(parts, device, dtype, pad_id, compiled=False),
             "openvino": lambda: OpenVino(parts, dtype, pad_id, threads, int8=False),
             "int8": lambda: OpenVino(parts, dtype, pad_id, threads, int8=True),
             "torch": lambda: Padded(parts, device, dtype, pad_id),
@@ -138,6 +137,12 @@ def choose(
                 reason = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
                 passed_over.append(f"{name}: {reason}")
     raise ValueError("no backend to choose from")
+
+
+def _packed(parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, compiled: bool) -> Backend:
+    from sentiment_core.packed import Packed  # two seconds, which CPUs need not spend
+
+    return Packed(parts, device, dtype, pad_id, compiled)
 
 
 def _cut(model: Classifier, device: torch.device, pad_id: int, probe: TokenLists, expected: np.ndarray) -> Parts | None:

@@ -5,7 +5,6 @@ Throughout: `probabilities` is (n, classes) float, `labels` (n,) int with the tr
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, f1_score
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 
@@ -17,6 +16,8 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, label_names: list[st
     `macro_f1` is the mean over the classes that occur in `labels` or in the predictions. `brier` is the sum over the
     classes of squared differences, 0 to 2 (Brier 1950).
     """
+    from sklearn.metrics import confusion_matrix, f1_score  # a second, which processes that only compute need not spend
+
     predicted = probabilities.argmax(axis=1)
     classes = np.arange(len(label_names))
     wanted = np.eye(len(label_names))[labels]

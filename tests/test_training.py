@@ -1,18 +1,27 @@
 """Training: it learns, workers agree, calibration reaches the bundle, bad requests are refused."""
 
 import json
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from sentiment_core import bundle, dataset
+from sentiment_core import bundle, classifier, dataset
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
-from sentiment_core.training import Trained, TrainSettings, train
+from sentiment_core.tokens import TokenLists, pad
+from sentiment_core.train_loop import Tokenised, Vocabulary, fitting_budget
+from sentiment_core.training import SNAPSHOT, Trained, TrainSettings, train
 from tests.conftest import make_bundle, sentences
+
+REPO = Path(__file__).resolve().parents[1]
 
 
 def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, labelled, tmp_path):
@@ -48,16 +57,19 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
 
 def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     """The same global batches and seed; without dropout, whose masks are each worker's own. On the way, a bundle of two
-    labels becomes a model of three with the mlp head."""
-    table = sentences(640, seed=0)
-    numbers = pa.array([i % 3 for i in range(640)])
-    pq.write_table(table.set_column(1, "stars", numbers), tmp_path / "d.parquet")
+    labels becomes a model of three with the mlp head, long texts are used in windows, as the bundle tells, and all that
+    changes a step takes part in it."""
+    table = sentences(640, seed=0).to_pydict()
+    texts = [f"<p>{text}</p>" * (1 + 2 * (i % 7 == 0)) for i, text in enumerate(table["text"])]
+    pq.write_table(pa.table({"text": texts, "stars": [i % 3 for i in range(640)]}), tmp_path / "d.parquet")
 
     def trained(workers: int) -> Trained:
         settings = TrainSettings(
             data=str(tmp_path / "d.parquet"), model=tiny_bundle, out=str(tmp_path / f"w{workers}"), workers=workers,
-            label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=1, max_length=32,
-            dropout=0.0, classifier_dropout=0.0, batch_size=27,
+            label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=1, max_length=8,
+            truncation="window", clean="markup", dropout=0.0, classifier_dropout=0.0, batch_size=27, adversarial=0.5,
+            ema_decay=0.9, layer_decay=0.9, label_smoothing=0.1, class_weights="balanced", focal_gamma=1.0,
+            gradient_checkpointing=True,
         )  # fmt: skip
         return train(settings)
 
@@ -67,8 +79,101 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     np.testing.assert_allclose(losses[0][:20], losses[1][:20], atol=1e-3)
     assert two.info.labels == ["low", "middle", "high"]
     assert np.array(two.info.metrics["confusion"]).sum() == two.info.metrics["n"] == 64
-    data = str(tmp_path / "d.parquet")
-    assert evaluate(EvaluateSettings(model=two.place, data=data, label_column="stars"))["labels"] == two.info.labels
+    assert (two.info.truncation, two.info.clean) == ("window", "markup")
+    held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), "text", "stars"), 0.1, 0)[1]
+    pq.write_table(pa.table({"text": held_out.texts, "stars": held_out.labels}), tmp_path / "held.parquet")
+    found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars"))
+    assert found["labels"] == two.info.labels
+    assert found["brier"] == pytest.approx(two.info.metrics["brier"], abs=0.01)
+
+
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny_bundle, tmp_path):
+    """The whole job in its first epoch; then, when the same is asked for again, a worker. Dropout included."""
+    pq.write_table(sentences(2000, seed=0), tmp_path / "d.parquet")
+    flags = {
+        "data": str(tmp_path / "d.parquet"), "model": tiny_bundle, "epochs": 2, "batch_size": 8, "max_length": 16,
+        "ema_decay": 0.9, "dropout": 0.2,
+    }  # fmt: skip
+    calm = train(TrainSettings(**flags, out=str(tmp_path / "calm")))
+    flags |= {"out": str(tmp_path / "killed"), "checkpoint_minutes": 0.005}
+    command = [sys.executable, str(REPO / "jobs" / "train.py")]
+    command += [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    work = tmp_path / "_training-killed"
+    with open(tmp_path / "said", "w") as said:
+        job = psutil.Popen(command, stdout=said, stderr=said)
+        wait_for(lambda: (work / "run" / SNAPSHOT).exists(), job)
+        for process in (*job.children(recursive=True), job):
+            process.kill()
+        job.wait()
+    with pytest.raises(BadRequest, match=r"unfinished training .*\(lr 0.1, then 2e-05\)"):
+        train(TrainSettings(**flags, lr=0.1))
+    before = set(work.glob("run/checkpoint_*/state-0.pt"))
+
+    def kill_worker() -> None:
+        wait_for(lambda: set(work.glob("run/checkpoint_*/state-0.pt")) - before)
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        killed.extend(p.pid for p in workers)
+        for process in workers:
+            process.kill()
+
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_worker)
+    killer.start()
+    again = train(TrainSettings(**flags))
+    killer.join()
+    assert len(killed) == 1
+    assert [record["losses"] for record in again.log] == [record["losses"] for record in calm.log]
+    assert again.info.metrics == calm.info.metrics
+    assert not work.exists()
+
+
+def wait_for(condition, job: psutil.Popen | None = None) -> None:
+    stop = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < stop
+        assert job is None or job.poll() is None
+        time.sleep(0.02)
+
+
+def test_the_memory_that_there_is_decides_how_much_is_computed_at_a_time():
+    tried = []
+
+    def attempt(tokens: int) -> None:
+        tried.append(tokens)
+        if tokens > 1500:
+            raise torch.OutOfMemoryError
+
+    assert fitting_budget(attempt, 4096, torch.device("cpu")) == 1024
+    assert tried == [4096, 2048, 1024]
+    with pytest.raises(torch.OutOfMemoryError):
+        fitting_budget(lambda tokens: attempt(4096), 4096, torch.device("cpu"))
+
+
+def test_embeddings_that_the_data_has_no_token_of_stay_as_they_are(tiny_bundle):
+    model, _ = bundle.load(tiny_bundle)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ids = np.array([101, 2204, 2143, 102, 101, 2919, 102], np.int32)
+    part = Tokenised(TokenLists(ids, np.array([0, 4, 7])), np.array([1, 0]))
+    (expected,) = model(*map(torch.from_numpy, pad(part.tokens, np.array([0]), 0)))
+    vocabulary = Vocabulary(model, 0, part.tokens)
+    assert vocabulary.embedding.shape == (6, 32)
+    small = vocabulary.renumbered(part).tokens
+    (found,) = model(*map(torch.from_numpy, pad(small, np.array([0]), 0)))
+    assert torch.equal(found, expected)
+    with torch.no_grad():
+        vocabulary.embedding.add_(1)
+    after = vocabulary.whole_state(model)
+    assert after.keys() == before.keys()
+    changed = (after[vocabulary.name] != before[vocabulary.name]).any(dim=1).nonzero()[:, 0]
+    assert changed.tolist() == [0, 101, 102, 2143, 2204, 2919]
+
+
+def test_layers_are_told_by_how_deep_they_lie(tiny_bundle):
+    depth = classifier.depths(bundle.load(tiny_bundle)[0])
+    told = {name.partition("bert.")[2]: number for name, number in depth.items()}
+    assert told["embeddings.word_embeddings.weight"] == 2
+    assert told["encoder.layer.0.output.dense.weight"] == 1
+    assert told["encoder.layer.1.output.dense.weight"] == told["pooler.dense.weight"] == 0
 
 
 def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch(ray_here, tiny_bundle, tmp_path):

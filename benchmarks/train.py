@@ -1,0 +1,155 @@
+"""Training speed: this project's loop and the transformers Trainer at its best setting (bf16 where the chip has it,
+rows grouped by length), in turn, on the same rows, encoder, batch size, rates and epochs.
+
+    python benchmarks/train.py --data sst2_train.parquet --eval-data sst2_dev.parquet --model ENCODER --name sst2
+
+Prints rows per second of the training steps alone, and accuracy on the evaluation rows, and writes them as JSON into
+benchmarks/results/. Needs the extra `benchmark`.
+"""
+
+import datetime
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+from sentiment_core import bundle, dataset, hardware
+from sentiment_core.dataset import Labelled
+from sentiment_core.settings import REQUIRED, parse, run_job, setting
+from sentiment_core.training import TrainSettings, train
+
+RESULTS = Path(__file__).parent / "results"
+HEAD_LR = 10  # times the encoder's: this project's loop can tell them apart
+
+
+@dataclass(frozen=True)
+class TrainBenchmarkSettings:
+    data: str = setting(REQUIRED, "labelled text, as for jobs/train.py", "D")
+    eval_data: str = setting(REQUIRED, "labelled text to evaluate on", "D")
+    model: str = setting(REQUIRED, "the encoder: a Hugging Face model folder", "DIR")
+    name: str = setting("train", "what the file in benchmarks/results/ is called: train_NAME.json")
+    rows: int = setting(6_400, "training rows, taken at random")
+    rounds: int = setting(3, "times that both train, in turn")
+    epochs: int = setting(1, "passes over the rows, each time")
+    batch_size: int = setting(64, "rows in a batch")
+    lr: float = setting(1e-4, "peak learning rate")
+    max_length: int = setting(256, "tokens of a text that are used")
+    results: str = setting(str(RESULTS), "folder for the JSON file", "DIR")
+
+
+def main() -> None:
+    settings = parse(TrainBenchmarkSettings, __doc__)
+    data = dataset.read(settings.data, "text", "label")
+    data = data.take(np.random.default_rng(0).permutation(len(data))[: settings.rows])
+    eval_data = dataset.read(settings.eval_data, "text", "label", data.label_names)
+    found: dict[str, list[dict]] = {"Trainer": [], "sentiment-core": []}
+    for seed in range(settings.rounds):
+        for name, contender in (("Trainer", with_trainer), ("sentiment-core", with_this)):
+            found[name].append(contender(settings, data, eval_data, seed))
+            print(
+                f"{name}: {found[name][-1]['rows_per_second']:.1f} rows/s, accuracy {found[name][-1]['accuracy']:.4f}"
+            )
+    medians = {name: float(np.median([run["rows_per_second"] for run in runs])) for name, runs in found.items()}
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "device": hardware.device_name(hardware.device()),
+        "cpus": os.cpu_count(),
+        "settings": {name: value for name, value in asdict(settings).items() if name not in ("results", "model")}
+        | {name: Path(getattr(settings, name)).name for name in ("data", "eval_data")},
+        "rows_per_second": medians,
+        "ratio": medians["sentiment-core"] / medians["Trainer"],
+        "accuracy": {name: float(np.mean([run["accuracy"] for run in runs])) for name, runs in found.items()},
+        "runs": found,
+        "libraries": bundle.library_versions(),
+    }
+    print(f"medians: {', '.join(f'{name} {rate:.1f}' for name, rate in medians.items())}; ratio {report['ratio']:.2f}")
+    Path(settings.results, f"train_{settings.name}.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def with_trainer(settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int) -> dict:
+    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        settings.model, num_labels=len(data.label_names), dtype=torch.float32
+    )
+
+    def tokenised(part: Labelled) -> datasets.Dataset:
+        rows = datasets.Dataset.from_dict({"text": part.texts, "label": part.labels})
+        cut = {"truncation": True, "max_length": settings.max_length}
+        return rows.map(lambda some: tokenizer(some["text"], **cut), batched=True, remove_columns="text")
+
+    datasets.disable_progress_bars()
+    device = hardware.device()
+    with tempfile.TemporaryDirectory() as place:
+        trainer = Trainer(
+            model,
+            TrainingArguments(
+                place,
+                per_device_train_batch_size=settings.batch_size,
+                num_train_epochs=settings.epochs,
+                learning_rate=settings.lr,
+                warmup_steps=0.1,
+                weight_decay=0.01,
+                bf16=hardware.compute_dtype(device) == torch.bfloat16,
+                use_cpu=device.type == "cpu",
+                train_sampling_strategy="group_by_length",
+                seed=seed,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=tokenised(data),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        seconds = trainer.train().metrics["train_runtime"]
+        predicted = trainer.predict(tokenised(eval_data)).predictions.argmax(axis=1)
+    return {
+        "rows_per_second": len(data) * settings.epochs / seconds,
+        "accuracy": float((predicted == eval_data.labels).mean()),
+    }
+
+
+def with_this(settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int) -> dict:
+    with tempfile.TemporaryDirectory() as place:
+        for name, part in (("train", data), ("eval", eval_data)):
+            labels = [part.label_names[i] for i in part.labels]
+            pq.write_table(pa.table({"text": part.texts, "label": labels}), f"{place}/{name}.parquet")
+        trained = train(
+            TrainSettings(
+                data=f"{place}/train.parquet",
+                eval_data=f"{place}/eval.parquet",
+                model=settings.model,
+                out=f"{place}/bundle",
+                epochs=settings.epochs,
+                batch_size=settings.batch_size,
+                lr=settings.lr,
+                head_lr=HEAD_LR * settings.lr,
+                max_length=settings.max_length,
+                patience=settings.epochs,
+                seed=seed,
+            )
+        )
+    last = trained.log[-1]  # the Trainer keeps the last epoch too
+    return {
+        "rows_per_second": len(data) * len(trained.log) / sum(record["seconds"] for record in trained.log),
+        "accuracy": last["eval"]["accuracy"],
+    }
+
+
+if __name__ == "__main__":
+    run_job(main)
