@@ -52,8 +52,11 @@ def evaluate(settings: EvaluateSettings) -> dict:
     return found
 
 
+WANTED = (0.9, 0.95, 0.98, 0.99)  # accuracies for which `describe` tells what to abstain from
+
+
 def describe(found: dict) -> str:
-    """The metrics as a few lines for the terminal, the confusion matrix as a table."""
+    """The metrics as a few lines for the terminal, the confusion matrix and what abstaining gains as tables."""
     corner = "true \\ predicted"
     width = max(len(name) for name in [*found["labels"], corner])
     lines = [
@@ -63,4 +66,12 @@ def describe(found: dict) -> str:
     ]
     for name, row in zip(found["labels"], found["confusion"], strict=True):
         lines.append(" ".join([f"{name:>{width}}", *(f"{number:9,}" for number in row)]))
+    curve = found["risk_coverage"]
+    points = list(zip(curve["accuracy"], curve["min_confidence"], curve["coverage"], strict=True))
+    for wanted in (wanted for wanted in WANTED if wanted > found["accuracy"]):
+        reached = [point for point in points if point[0] >= wanted]
+        if reached:
+            accuracy, confidence, coverage = max(reached, key=lambda point: point[2])
+            share = f"{100 * coverage:.0f} % of the rows"
+            lines.append(f"--min-confidence {confidence:.3f} labels {share}, {accuracy:.3f} of them right")
     return "\n".join(lines)

@@ -7,11 +7,12 @@ import numpy as np
 from scipy.special import softmax
 
 BINS = 15  # of equal width, as in Guo et al. 2017
+CURVE_POINTS = 100  # of a risk-coverage curve, at most
 
 
 def evaluate(probabilities: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict:
     """What a metrics file holds: n, accuracy, macro_f1, ece, brier, confusion (rows true, columns predicted), labels,
-    reliability.
+    reliability, risk_coverage.
 
     `macro_f1` is the mean over the classes that occur in `labels` or in the predictions. `brier` is the sum over the
     classes of squared differences, 0 to 2 (Brier 1950).
@@ -30,6 +31,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, label_names: list[st
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
         "labels": list(label_names),
         "reliability": reliability(probabilities, labels),
+        "risk_coverage": risk_coverage(probabilities, labels),
     }
 
 
@@ -45,6 +47,22 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list
         "confidence": (np.bincount(bins, confidence, BINS)[used] / count[used]).tolist(),
         "accuracy": (np.bincount(bins, right, BINS)[used] / count[used]).tolist(),
         "rows": count[used].tolist(),
+    }
+
+
+def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """Points of a risk-coverage curve (Geifman and El-Yaniv 2017): for thresholds `min_confidence`, from high to low,
+    the share of rows with at least that confidence, and the accuracy on them."""
+    confidence = probabilities.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, right = confidence[order], (probabilities.argmax(axis=1) == labels)[order]
+    last = np.append(confidence[1:] < confidence[:-1], True)  # rows of the same confidence stay together
+    kept = np.flatnonzero(last) + 1
+    kept = kept[np.unique(np.linspace(0, len(kept) - 1, CURVE_POINTS).round().astype(int))]
+    return {
+        "min_confidence": confidence[kept - 1].tolist(),
+        "coverage": (kept / len(labels)).tolist(),
+        "accuracy": (np.cumsum(right)[kept - 1] / kept).tolist(),
     }
 
 

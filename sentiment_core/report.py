@@ -22,6 +22,7 @@ def model_card(info: "BundleInfo", log: list[dict]) -> dict[str, bytes]:
         "loss.png": loss_curve(log),
         "confusion.png": confusion_matrix(info.metrics),
         "reliability.png": reliability_diagram(info.metrics),
+        "risk_coverage.png": risk_coverage_curve(info.metrics),
         "confidence.png": confidence_histogram(info.reference["confidence_histogram"]),
     }
     m, c, t, s = info.metrics, info.calibration, info.training, info.training["settings"]
@@ -53,7 +54,8 @@ The best epoch was chosen and the temperature ({c["temperature"]:.3f}) fitted on
 less on others. The temperature is folded into the last layer: whoever loads the model gets calibrated confidences.
 
 ![Confusion matrix](confusion.png) ![Reliability diagram](reliability.png)
-![Confidences](confidence.png) ![Loss](loss.png)
+![Confidences](confidence.png) ![Accuracy by coverage](risk_coverage.png)
+![Loss](loss.png)
 
 ## Training
 
@@ -109,6 +111,27 @@ def reliability_diagram(metrics: dict) -> Figure:
     axes.plot(points["confidence"], points["accuracy"], color=BLUE)
     axes.scatter(points["confidence"], points["accuracy"], s=10 + 190 * rows / rows.max(), color=BLUE)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    return figure
+
+
+def risk_coverage_curve(metrics: dict) -> Figure:
+    """Accuracy on the most confident rows, over their share of all."""
+    points = metrics["risk_coverage"]
+    figure, axes = _figure("What abstaining gains", "share of rows labelled", "accuracy on them")
+    axes.plot(points["coverage"], points["accuracy"], color=BLUE)
+    few = np.linspace(0, len(points["coverage"]) - 1, 6).round().astype(int)[1:]
+    for i in few:
+        x, y = points["coverage"][i], points["accuracy"][i]
+        axes.annotate(f"{points['min_confidence'][i]:.2f}", (x, y), (0, 5), textcoords="offset points", ha="right")
+    axes.plot(
+        [points["coverage"][i] for i in few],
+        [points["accuracy"][i] for i in few],
+        "o",
+        color=BLUE,
+        label="confidence at least",
+    )
+    axes.set_xlim(0, 1.02)
+    axes.legend(frameon=False, loc="lower left")
     return figure
 
 

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 from sentiment_core import corpus, storage
 from sentiment_core.corpus import SUFFIXES, Unit
 from sentiment_core.errors import BadRequest
-from sentiment_core.tokens import STATUS_NAMES
+from sentiment_core.tokens import ABSTAINED, OK, STATUS_NAMES, TRUNCATED
 
 COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
 RUN_FILE, SUMMARY_FILE = "_run.json", "_summary.json"
 ORIGIN_KEY, COUNTS_KEY = b"sentiment_core.origin", b"sentiment_core.counts"
 HISTOGRAM_BINS = 20  # of confidence, from 0 to 1
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+LABELLED = (OK, TRUNCATED)  # what has a label
 # By how much a probability may differ that other hardware, or other batches, computed.
 BF16_TOLERANCE, INT8_TOLERANCE = 0.02, 0.12
 
@@ -39,6 +40,7 @@ class Run:
     probabilities: bool
     limit: int | None
     int8: bool
+    min_confidence: float
     format_version: int = FORMAT_VERSION
 
 
@@ -99,15 +101,22 @@ def origin(run: Run, unit: Unit) -> dict:
     return {"run": asdict(run), "unit": shown}
 
 
+def decided(status: np.ndarray, probabilities: np.ndarray, min_confidence: float) -> np.ndarray:
+    """The status codes (n,) with `ABSTAINED` for the rows whose best probability is below `min_confidence`."""
+    with np.errstate(invalid="ignore"):
+        return np.where(probabilities.max(axis=1, initial=0) < np.float32(min_confidence), ABSTAINED, status)
+
+
 def make_table(
     unit: Unit, kept: pa.Table, status: np.ndarray, probabilities: np.ndarray, labels: list[str], with_all: bool
 ) -> pa.Table:
     """The scored rows of a unit. `status` (n,) codes, `probabilities` (n, classes), NaN where there is no score."""
     scored = ~np.isnan(probabilities).any(axis=1)
-    best = np.where(scored, probabilities.argmax(axis=1), 0).astype(np.int32)
+    labelled = scored & np.isin(status, LABELLED)
+    best = np.where(labelled, probabilities.argmax(axis=1), 0).astype(np.int32)
     confidence = probabilities.max(axis=1, initial=0)
     columns = {
-        "label": pa.DictionaryArray.from_arrays(pa.array(best, mask=~scored), pa.array(labels, pa.string())),
+        "label": pa.DictionaryArray.from_arrays(pa.array(best, mask=~labelled), pa.array(labels, pa.string())),
         "confidence": pa.array(confidence, pa.float32(), mask=~scored),
     }
     if with_all:
@@ -123,7 +132,7 @@ def make_table(
 
 def count(status: np.ndarray, probabilities: np.ndarray, labels: list[str], tokens: int) -> Counts:
     scored = probabilities[~np.isnan(probabilities).any(axis=1)]
-    by_label = np.bincount(scored.argmax(axis=1), minlength=len(labels))
+    by_label = np.bincount(probabilities[np.isin(status, LABELLED)].argmax(axis=1), minlength=len(labels))
     return Counts(
         1,
         {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)},
@@ -189,30 +198,38 @@ class Different(OSError):
     """An output is not what its input, its bundle and its settings make."""
 
 
-def check_same(found: pa.Table, expected: pa.Table, probabilities: np.ndarray, labels: list[str], int8: bool) -> None:
+def check_same(found: pa.Table, expected: pa.Table, probabilities: np.ndarray, labels: list[str], run: Run) -> None:
     """Raise `Different` unless `found` holds the rows of `expected`, which `make_table` made of `probabilities`: the
-    same to the bit, but that what was computed may differ a little, and with it a label that is close to another."""
+    same to the bit, but that what was computed may differ a little, and with it a label that is close to another, or
+    whether there is one."""
     if found.schema != expected.schema:
         raise Different(f"its columns are {_columns(found)}; expected {_columns(expected)}")
+    abstained, now_abstained = (
+        pc.fill_null(pc.equal(table["status"], STATUS_NAMES[ABSTAINED]), False).to_numpy()
+        for table in (found, expected)
+    )
     for name in expected.column_names:
         if name in ("label", "confidence", "probabilities") or found[name].equals(expected[name]):
             continue
         pairs = zip(found[name].to_pylist(), expected[name].to_pylist(), strict=True)
-        rows = [row for row, (one, other) in enumerate(pairs) if repr(one) != repr(other)]  # no number is as another
-        if rows:
-            row = rows[0]
+        # no number is as another
+        unlike = np.array([repr(one) != repr(other) for one, other in pairs], bool)
+        rows = np.flatnonzero(unlike & ~(abstained | now_abstained) if name == "status" else unlike)
+        if len(rows):
+            row = int(rows[0])
             raise Different(
                 f"{name} differs in {len(rows):,} of {len(found):,} rows; row {expected['row'][row]}: "
                 f"{found[name][row]!s:.60}, expected {expected[name][row]!s:.60}"
             )
-    near = INT8_TOLERANCE if int8 else BF16_TOLERANCE
+    near = INT8_TOLERANCE if run.int8 else BF16_TOLERANCE
     unscored = np.isnan(probabilities).any(axis=1)
     code = pc.fill_null(pc.index_in(found["label"].cast(pa.string()), pa.array(labels)), -1).to_numpy()
     confidence = found["confidence"].to_numpy()
     with np.errstate(invalid="ignore"):
-        now = probabilities[np.arange(len(found)), code]
+        now = np.where(abstained, probabilities.max(axis=1), probabilities[np.arange(len(found)), code])
         wrong = ~(np.abs(confidence - now) <= near) | ~(probabilities.max(axis=1) - now <= 2 * near)
-        wrong = np.where(unscored, ~np.isnan(confidence), wrong) | (unscored != (code < 0))
+        wrong |= abstained != (confidence < np.float32(run.min_confidence))
+        wrong = np.where(unscored, ~np.isnan(confidence), wrong) | ((unscored | abstained) != (code < 0))
         if "probabilities" in found.column_names:
             flat = found["probabilities"].combine_chunks().fill_null([np.nan] * len(labels)).flatten().to_numpy()
             wrong |= ~unscored & ~(np.abs(flat.reshape(probabilities.shape) - probabilities) <= near).all(axis=1)

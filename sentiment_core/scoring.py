@@ -31,6 +31,11 @@ class ScoreSettings:
         None, "input columns to keep in the output; without it all but the text, with '' none", "A,B"
     )
     probabilities: bool = setting(False, "also write the probabilities of all labels")
+    min_confidence: float = setting(
+        0.0,
+        "leave rows without a label (status abstained) whose best label is less probable; jobs/evaluate.py shows which value gives which accuracy",
+        "P",
+    )
     int8: bool = setting(
         False,
         "compute in 8 bits on CPUs (OpenVINO), if the bundle's labels were seen to stay the same in 99.5 % of rows",
@@ -51,6 +56,7 @@ class ScoreSettings:
         for name in ("workers", "limit"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")
+        check(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "a probability from 0 to 1")
         check(0 < self.task_minutes <= WEEK, "task_minutes", self.task_minutes, f"more than 0 and at most {WEEK}")
 
 
@@ -153,6 +159,7 @@ def prepare(settings: ScoreSettings) -> Work:
         probabilities=settings.probabilities,
         limit=settings.limit,
         int8=settings.int8,
+        min_confidence=settings.min_confidence,
     )
     storage.check_lasting(settings.out)
     place = scored.place_of(settings.out, settings.limit)

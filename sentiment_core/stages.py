@@ -161,7 +161,7 @@ def compare(task: pa.Table, job: Job, guard: Guard, outputs: dict[str, Unit]) ->
         whole = outputs.get(unit.output, unit)
         found = scored.read(job.place, whole.output).slice(unit.start - whole.start, unit.rows)
         try:
-            scored.check_same(found, table, probabilities, job.labels, job.run.int8)
+            scored.check_same(found, table, probabilities, job.labels, job.run)
         except scored.Different as error:
             where = "" if whole.output == unit.source else f"{whole.output}: "
             raise scored.Different(f"{where}{error}") from None
@@ -178,6 +178,7 @@ def _finish(
         task[name].chunk(0).flatten().to_numpy() for name in ("status", "lengths", "probabilities")
     )
     probabilities = flat.reshape(-1, len(job.labels))
+    status = scored.decided(status, probabilities, job.run.min_confidence)
     units, errors, lost = units_of(task), task["errors"][0].as_py(), task["lost"][0].as_py()
     done = {}
     try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-OK, TRUNCATED, EMPTY, NULL = range(4)
-STATUS_NAMES = ("ok", "truncated", "empty", "null")  # the `status` column, by the codes above
+OK, TRUNCATED, EMPTY, NULL, ABSTAINED = range(5)
+STATUS_NAMES = ("ok", "truncated", "empty", "null", "abstained")  # the `status` column, by the codes above
 
 
 @dataclass(frozen=True)

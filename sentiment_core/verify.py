@@ -167,16 +167,16 @@ def _fault_of(place: str, output: Output) -> str:
     unit, counts = output.origin["unit"], output.counts
     try:
         table = scored.read(place, output.path, CHECKED)
-        missing = [name for name in CHECKED if table.column_names.count(name) != 1]
-        if missing:
-            return f"has no column {missing[0]!r}, or several"
+        absent = [name for name in CHECKED if table.column_names.count(name) != 1]
+        if absent:
+            return f"has no column {absent[0]!r}, or several"
         if not np.array_equal(table["row"].to_numpy(), np.arange(unit["start"], unit["stop"])):
             return f"its rows are not {unit['start']} to {unit['stop'] - 1} in order"
         if len(table) and pc.unique(table["source"]).to_pylist() != [unit["source"]]:
             return f"its rows are not all of {unit['source']}"
-        unscored = pc.is_in(table["status"], pa.array(["empty", "null"]))
-        for column in ("label", "confidence"):
-            if pc.any(pc.not_equal(pc.is_null(table[column]), unscored)).as_py():
+        for column, without in (("confidence", ["empty", "null"]), ("label", ["empty", "null", "abstained"])):
+            missing = pc.is_in(table["status"], pa.array(without))
+            if pc.any(pc.not_equal(pc.is_null(table[column]), missing)).as_py():
                 return f"{column} is null where status says it is scored, or the other way round"
         for column, told in (("status", counts.status), ("label", counts.labels)):
             found = Counter(value for value in table[column].to_pylist() if value is not None)

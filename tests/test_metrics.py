@@ -36,6 +36,20 @@ def test_calibration_error_of_a_known_case():
     assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(0.15)
 
 
+def test_what_abstaining_gains_of_a_known_case():
+    # confidences 0.9 (right), 0.8 (right), twice 0.7 (one right), 0.6 (wrong)
+    probabilities = np.array([[0.7, 0.3], [0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
+    curve = metrics.risk_coverage(probabilities, np.array([0, 0, 1, 1, 1]))
+    assert curve["min_confidence"] == [0.9, 0.8, 0.7, 0.6]
+    assert curve["coverage"] == [0.2, 0.4, 0.8, 1.0]
+    assert curve["accuracy"] == [1.0, 1.0, 0.75, 0.6]
+    logits, labels = draw(5_000, 3)
+    curve = metrics.risk_coverage(metrics.probabilities_of(logits), labels)
+    assert len(curve["coverage"]) == metrics.CURVE_POINTS
+    assert curve["accuracy"][-1] == (logits.argmax(axis=1) == labels).mean()
+    assert curve["coverage"][-1] == 1.0
+
+
 def test_a_class_that_is_missing_from_the_data_keeps_its_place():
     found = metrics.evaluate(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), np.array([0, 2]), ["a", "b", "c"])
     assert found["confusion"] == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]

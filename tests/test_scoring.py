@@ -125,9 +125,10 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tin
         {"id": range(500), "text": texts, "nested": [{"x": [i]} for i in range(500)]},
         row_group_size=60,
     )
-    run(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True)
     engine = Engine.load(tiny_bundle)
     wanted, _ = engine.probabilities(Tokenizer.from_bundle(tiny_bundle).encode(texts)[0])
+    limit = float(np.median(wanted.max(axis=1)))
+    done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True, min_confidence=limit)
     assert len(list((tmp_path / "out").glob("a.rows-*.parquet"))) >= 500 / 40
     table = read(tmp_path / "out")
     assert table.column_names == ["id", "nested", "label", "confidence", "probabilities", "status", "source", "row"]
@@ -137,6 +138,12 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tin
     assert table.schema.field("row").type == pa.int64()
     assert table["id"].to_pylist() == table["row"].to_pylist() == list(range(500))
     np.testing.assert_allclose(table["probabilities"].to_pylist(), wanted, atol=1e-2)
+    sure = np.array(table["confidence"].to_pylist()) >= np.float32(limit)
+    assert 200 < sure.sum() < 300
+    assert [label is not None for label in table["label"].to_pylist()] == sure.tolist()
+    assert [status == "abstained" for status in table["status"].to_pylist()] == (~sure).tolist()
+    assert done.summary["status"]["abstained"] == sum(~sure) == 500 - sum(done.summary["labels"].values())
+    assert verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"))).exit_code == 0
     assert table["nested"].to_pylist()[7] == {"x": [7]}
     assert verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"))).exit_code == 0
 

@@ -24,15 +24,32 @@ from tests.conftest import make_bundle, sentences
 REPO = Path(__file__).resolve().parents[1]
 
 
-def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, labelled, tmp_path):
-    out = tmp_path / "bundle"
-    trained = train(TrainSettings(data=labelled, model=packaged_encoder, out=str(out), epochs=2, lr=1e-4, head_lr=1e-3))
+@pytest.fixture(scope="module")
+def flags(packaged_encoder, labelled) -> dict:
+    return {
+        "data": labelled, "model": packaged_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(ray_here, flags, tmp_path_factory) -> Trained:
+    return train(TrainSettings(**flags, out=str(tmp_path_factory.mktemp("trained") / "bundle")))
+
+
+def test_training_learns_and_leaves_a_whole_bundle(trained, labelled, tmp_path):
+    out = Path(trained.place)
     assert trained.info.metrics["accuracy"] > 0.95
     assert trained.info.labels == ["negative", "positive"]
-    assert {"model.safetensors", "config.json", "tokenizer.json", "sentiment.json", "README.md", "confusion.png"} <= {
-        path.name for path in out.iterdir()
-    }
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]  # no work folder left
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "sentiment.json",
+        "README.md",
+        "confusion.png",
+        "risk_coverage.png",
+    } <= {path.name for path in out.iterdir()}
+    assert sorted(path.name for path in out.parent.iterdir()) == ["bundle"]  # no work folder left
     losses = [np.mean(record["losses"]) for record in trained.log]
     assert losses[-1] < losses[0]
     assert f"{trained.info.metrics['accuracy']:.4f}" in (out / "README.md").read_text()
@@ -87,15 +104,9 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     assert found["brier"] == pytest.approx(two.info.metrics["brier"], abs=0.01)
 
 
-def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny_bundle, tmp_path):
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(trained, flags, tmp_path):
     """The whole job in its first epoch; then, when the same is asked for again, a worker. Dropout included."""
-    pq.write_table(sentences(2000, seed=0), tmp_path / "d.parquet")
-    flags = {
-        "data": str(tmp_path / "d.parquet"), "model": tiny_bundle, "epochs": 2, "batch_size": 8, "max_length": 16,
-        "ema_decay": 0.9, "dropout": 0.2,
-    }  # fmt: skip
-    calm = train(TrainSettings(**flags, out=str(tmp_path / "calm")))
-    flags |= {"out": str(tmp_path / "killed"), "checkpoint_minutes": 0.005}
+    flags = flags | {"out": str(tmp_path / "killed"), "checkpoint_minutes": 0.005}
     command = [sys.executable, str(REPO / "jobs" / "train.py")]
     command += [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
     work = tmp_path / "_training-killed"
@@ -105,8 +116,8 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
         for process in (*job.children(recursive=True), job):
             process.kill()
         job.wait()
-    with pytest.raises(BadRequest, match=r"unfinished training .*\(lr 0.1, then 2e-05\)"):
-        train(TrainSettings(**flags, lr=0.1))
+    with pytest.raises(BadRequest, match=r"unfinished training .*\(lr 0.1, then 0.0001\)"):
+        train(TrainSettings(**flags | {"lr": 0.1}))
     before = set(work.glob("run/checkpoint_*/state-0.pt"))
 
     def kill_worker() -> None:
@@ -122,8 +133,8 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
     again = train(TrainSettings(**flags))
     killer.join()
     assert len(killed) == 1
-    assert [record["losses"] for record in again.log] == [record["losses"] for record in calm.log]
-    assert again.info.metrics == calm.info.metrics
+    assert [record["losses"] for record in again.log] == [record["losses"] for record in trained.log]
+    assert again.info.metrics == trained.info.metrics
     assert not work.exists()
 
 

@@ -39,11 +39,10 @@ def write_output(out, unit, rows=None):
     rows = unit.rows if rows is None else rows
     status = np.zeros(rows, np.int8)
     probabilities = np.full((rows, 2), 0.5, np.float32)
-    run = Run("in", "digest", "text", None, False, None, False)
     kept = pa.table({})
     shown = replace(unit, stop=unit.start + rows)
     table = scored.make_table(shown, kept, status, probabilities, LABELS, False)
-    scored.commit(str(out), run, unit, table, scored.count(status, probabilities, LABELS, rows))
+    scored.commit(str(out), RUN, unit, table, scored.count(status, probabilities, LABELS, rows))
 
 
 def look(folders):
@@ -102,7 +101,7 @@ def test_foreign_and_truncated_files_are_found(folders):
 
 
 def test_outputs_of_another_run_are_found(folders):
-    (folders[1] / scored.RUN_FILE).write_text(json.dumps(asdict(Run("in", "other", "text", None, False, None, False))))
+    (folders[1] / scored.RUN_FILE).write_text(json.dumps(asdict(replace(RUN, bundle="other"))))
     found = look(folders)
     assert found.exit_code == 1
     assert len(found.stale) == 4
@@ -121,13 +120,14 @@ def test_an_output_that_is_not_there_is_refused(folders):
         verify(VerifySettings(input=str(folders[0]), out=str(folders[1] / "nowhere")))
 
 
+RUN = Run("in", "digest", "text", None, False, None, False, 0.0)
 SCORES = np.array([[0.9, 0.1], [0.51, 0.49], [np.nan, np.nan]], np.float32)
 
 
-def scored_rows(probabilities: np.ndarray, numbers=(1.0, float("nan"), None)) -> pa.Table:
+def scored_rows(probabilities: np.ndarray, numbers=(1.0, float("nan"), None), min_confidence=0.0) -> pa.Table:
     unit = corpus.Unit("a.parquet", 0, 3, 3, 1, 1, 1)
     kept = pa.table({"n": pa.array(numbers, pa.float64()), "nested": [[1.0], [float("nan")], None]})
-    status = np.array([0, 0, 3], np.int8)
+    status = scored.decided(np.array([0, 0, 3], np.int8), probabilities, min_confidence)
     return scored.make_table(unit, kept, status, probabilities, LABELS, True)
 
 
@@ -140,7 +140,7 @@ def scored_rows(probabilities: np.ndarray, numbers=(1.0, float("nan"), None)) ->
         (SCORES[:, ::-1], (1.0, float("nan"), None), "1 of 3 rows are scored otherwise; row 0: no with 0.8"),
         (SCORES + np.array([[0], [0.03], [0]]), (1.0, float("nan"), None), "row 1: no with 0.5"),
         (SCORES[[0, 2, 2]], (1.0, float("nan"), None), "row 1: no with 0.5"),
-        (SCORES[[0, 1, 1]], (1.0, float("nan"), None), "row 2: None with None, expected no"),
+        (SCORES[[0, 1, 1]], (1.0, float("nan"), None), "row 2: None with None, expected None with 0.5"),
         (SCORES, (1.0, 2.0, None), "n differs in 1 of 3 rows; row 1: nan, expected 2.0"),
     ],
 )
@@ -148,13 +148,34 @@ def test_rows_are_the_same_but_for_what_hardware_changes(now, numbers, words):
     now = now.astype(np.float32)
 
     def look():
-        scored.check_same(scored_rows(SCORES), scored_rows(now, numbers), now, LABELS, False)
+        scored.check_same(scored_rows(SCORES), scored_rows(now, numbers), now, LABELS, RUN)
 
     if not words:
         look()
     else:
         with pytest.raises(scored.Different, match=words):
             look()
+
+
+def test_whether_a_row_abstains_may_change_only_near_the_limit():
+    def look(before: np.ndarray, now: np.ndarray, limit: float) -> None:
+        before, now = before.astype(np.float32), now.astype(np.float32)
+        found, expected = scored_rows(before, min_confidence=limit), scored_rows(now, min_confidence=limit)
+        scored.check_same(found, expected, now, LABELS, replace(RUN, min_confidence=limit))
+
+    assert scored_rows(SCORES, min_confidence=0.6)["status"].to_pylist() == ["ok", "abstained", "null"]
+    look(SCORES, SCORES, 0.6)
+    look(SCORES, SCORES + np.float32(0.01), 0.515)
+    with pytest.raises(scored.Different, match=r"1 of 3 rows are scored otherwise; row 1: None with 0\.5"):
+        look(SCORES, SCORES + np.array([[0], [0.2], [0]]), 0.6)
+    with pytest.raises(scored.Different, match=r"row 1: no with 0\.5"):
+        scored.check_same(
+            scored_rows(SCORES),
+            scored_rows(SCORES, min_confidence=0.6),
+            SCORES,
+            LABELS,
+            replace(RUN, min_confidence=0.6),
+        )
 
 
 def test_outputs_beyond_what_was_asked_for_are_found(folders):
