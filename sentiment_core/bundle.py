@@ -28,7 +28,7 @@ CARD = "sentiment.json"
 WEIGHTS = "model.safetensors"
 LOG = "training_log.jsonl"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ray", "pyarrow")
-FOR_PEOPLE = (".md", ".png", ".jsonl")  # files that decide no label: changing them leaves the digest as it is
+FOR_PEOPLE = (".md", ".png", ".jsonl", ".html")  # files that decide no label: changing them leaves the digest as it is
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class BundleInfo:
     int8: dict = field(default_factory=dict)  # share of rows with the same label in 8 bits, or why that is not known
     truncation: Truncation = "head"  # of a text over max_length
     clean: Clean = "none"
+    ordinal: bool = False  # the labels are steps of a scale, in their order
     format_version: int = FORMAT_VERSION
     libraries: dict = field(default_factory=lambda: library_versions())
 

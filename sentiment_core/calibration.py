@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from sentiment_core.metrics import cross_entropy
+from sentiment_core.metrics import cross_entropy, probabilities_of
 
 RANGE = (0.05, 20.0)  # a separable evaluation set would ask for temperature 0
 
@@ -21,6 +21,17 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         lambda log_t: cross_entropy(logits / np.exp(log_t), labels), bounds=np.log(RANGE), method="bounded"
     )
     return float(np.exp(found.x))
+
+
+def cross_fitted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Probabilities (n, classes) in which each half of the rows, parted at random, is scaled by the temperature of the
+    other half: they show how well calibrated rows are that the temperature was not fitted on."""
+    half = np.random.default_rng(0).permutation(len(labels)) % 2
+    scaled = np.empty(logits.shape)
+    for own in (0, 1):
+        others = half != own
+        scaled[~others] = logits[~others] / fit_temperature(logits[others], labels[others])
+    return probabilities_of(scaled)
 
 
 def fold_temperature(layer: nn.Linear, temperature: float) -> None:

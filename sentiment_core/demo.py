@@ -244,7 +244,7 @@ def make_page(trained: Trained, held_out: dict, scored: Scored, shares: dict, se
         lead,
         [
             ("Held-out sentences", numbers),
-            ("Pictures", report.pictures(figures)),
+            ("Pictures", report.pictures({name: report.png(figure) for name, figure in figures.items()})),
             ("Most confident", tables["most confident"]),
             ("Least confident", tables["least confident"]),
         ],

@@ -44,7 +44,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     scored = ~np.isnan(probabilities).any(axis=1)
     if not scored.any():
         raise BadRequest(f"{settings.data} has no text the tokenizer makes anything of; expected labelled text")
-    found = metrics.evaluate(probabilities[scored], data.labels[scored], labels)
+    found = metrics.evaluate(probabilities[scored], data.labels[scored], labels, info.ordinal)
     found["dropped"] = data.origin["dropped"] | {"without_tokens": int((~scored).sum())}
     found["bundle"] = bundle.digest_of(files)
     if settings.out:
@@ -61,7 +61,8 @@ def describe(found: dict) -> str:
     width = max(len(name) for name in [*found["labels"], corner])
     lines = [
         f"{found['n']:,} rows: accuracy {found['accuracy']:.4f}, macro-F1 {found['macro_f1']:.4f}, "
-        f"calibration error {found['ece']:.4f}, Brier score {found['brier']:.4f}",
+        f"calibration error {found['ece']:.4f}, Brier score {found['brier']:.4f}"
+        + (f", mean absolute error {found['mae']:.4f} labels" if "mae" in found else ""),
         " ".join([f"{corner:>{width}}", *(f"{name:>9}" for name in found["labels"])]),
     ]
     for name, row in zip(found["labels"], found["confusion"], strict=True):

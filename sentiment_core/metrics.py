@@ -10,12 +10,13 @@ BINS = 15  # of equal width, as in Guo et al. 2017
 CURVE_POINTS = 100  # of a risk-coverage curve, at most
 
 
-def evaluate(probabilities: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict:
+def evaluate(probabilities: np.ndarray, labels: np.ndarray, label_names: list[str], ordinal: bool = False) -> dict:
     """What a metrics file holds: n, accuracy, macro_f1, ece, brier, confusion (rows true, columns predicted), labels,
     reliability, risk_coverage.
 
     `macro_f1` is the mean over the classes that occur in `labels` or in the predictions. `brier` is the sum over the
-    classes of squared differences, 0 to 2 (Brier 1950).
+    classes of squared differences, 0 to 2 (Brier 1950). Of `ordinal` labels, which are given in order, also `mae`:
+    by how many labels the prediction is off, on average.
     """
     from sklearn.metrics import confusion_matrix, f1_score  # a second, which processes that only compute need not spend
 
@@ -32,7 +33,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, label_names: list[st
         "labels": list(label_names),
         "reliability": reliability(probabilities, labels),
         "risk_coverage": risk_coverage(probabilities, labels),
-    }
+    } | ({"mae": float(np.abs(predicted - labels).mean())} if ordinal else {})
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:

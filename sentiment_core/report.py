@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,17 +15,26 @@ if TYPE_CHECKING:
 
 BLUE, GREY, RED = "#2f6db5", "#8a8f98", "#c8553d"
 SIZE = (5.2, 3.9)  # inches
+PICTURES = ("confusion.png", "reliability.png", "confidence.png", "risk_coverage.png", "loss.png")  # of a bundle
 
 
-def model_card(info: "BundleInfo", log: list[dict]) -> dict[str, bytes]:
-    """The bundle's README.md and the pictures it shows, by file name."""
-    pictures = {
-        "loss.png": loss_curve(log),
-        "confusion.png": confusion_matrix(info.metrics),
-        "reliability.png": reliability_diagram(info.metrics),
-        "risk_coverage.png": risk_coverage_curve(info.metrics),
-        "confidence.png": confidence_histogram(info.reference["confidence_histogram"]),
+def evidence(info: "BundleInfo", log: list[dict], command: str, mistakes: list[dict]) -> dict[str, bytes]:
+    """What a bundle shows people, by file name: the model card README.md, the pictures in it, and a page with these and
+    more. `command` is how it was made, `mistakes` are rows of label, predicted, confidence, text."""
+    figures = {
+        "Confusion matrix": confusion_matrix(info.metrics),
+        "Reliability diagram": reliability_diagram(info.metrics),
+        "Confidences": confidence_histogram(info.reference["confidence_histogram"]),
+        "Accuracy by coverage": risk_coverage_curve(info.metrics),
+        "Loss": loss_curve(log),
     }
+    images = {name: png(figure) for name, figure in figures.items()}
+    files = dict(zip(PICTURES, images.values(), strict=True))
+    page = training_page(info, log, command, mistakes, images)
+    return files | {"README.md": model_card(info, log).encode(), "report.html": page.encode()}
+
+
+def model_card(info: "BundleInfo", log: list[dict]) -> str:
     m, c, t, s = info.metrics, info.calibration, info.training, info.training["settings"]
     encoder = t["encoder"]["name"] + (f" at revision {t['encoder']['revision']}" if t["encoder"]["revision"] else "")
     epochs = "\n".join(
@@ -32,7 +42,7 @@ def model_card(info: "BundleInfo", log: list[dict]) -> dict[str, bytes]:
         f"{r['eval']['loss']:.4f} | {r['eval']['accuracy']:.4f} | {r['eval']['macro_f1']:.4f} |"
         for r in log
     )
-    card = f"""---
+    return f"""---
 library_name: transformers
 pipeline_tag: text-classification
 tags: [sentiment-core]
@@ -40,14 +50,15 @@ tags: [sentiment-core]
 
 # Text classifier: {", ".join(info.labels)}
 
-Fine-tuned from `{encoder}` (head: {info.head}) with sentiment-core {info.libraries["sentiment-core"]}. Texts are cut to
-their first {info.max_length} tokens.
+Fine-tuned from `{encoder}` (head: {info.head}) with sentiment-core {info.libraries["sentiment-core"]}.
+{reading(info)}
 
 | on {m["n"]:,} held-out rows | |
 | --- | --- |
 | accuracy | {m["accuracy"]:.4f} |
 | macro-F1 | {m["macro_f1"]:.4f} |
 | expected calibration error | {m["ece"]:.4f} ({c["ece_before"]:.4f} before calibration) |
+| the same, each half of the rows with the other half's temperature | {c["ece_cross_fitted"]:.4f} |
 | Brier score | {m["brier"]:.4f} |
 
 The best epoch was chosen and the temperature ({c["temperature"]:.3f}) fitted on these same rows, so expect slightly
@@ -68,7 +79,91 @@ labels {", ".join(f"{name} {100 * share:.1f} %" for name, share in t["label_shar
 batches of {s["batch_size"]}, peak learning rates {s["lr"]:g} (encoder) and {s["head_lr"]:g} (head),
 {t["epochs"]} epochs, {t["dtype"]} on {t["device"]}, {t["seconds"]:.0f} s. All else is in `sentiment.json`.
 """
-    return {"README.md": card.encode()} | {name: png(figure) for name, figure in pictures.items()}
+
+
+def reading(info: "BundleInfo") -> str:
+    """How the bundle reads a text, in a sentence or two."""
+    used = {
+        "head": f"Of a longer text the first {info.max_length} tokens are used.",
+        "tail": f"Of a longer text the last {info.max_length} tokens are used.",
+        "head_tail": f"Of a longer text {info.max_length} tokens are used, a quarter from its beginning, the rest from "
+        "its end.",
+        "window": f"A longer text is used in overlapping windows of {info.max_length} tokens, with their mean logits.",
+    }
+    cleaned = {"none": "", "markup": "HTML tags and character references are replaced first. "}
+    return cleaned[info.clean] + used[info.truncation]
+
+
+def training_page(
+    info: "BundleInfo", log: list[dict], command: str, mistakes: list[dict], images: dict[str, bytes]
+) -> str:
+    """The evidence of a training run as a page: figures, pictures, the worst mistakes, and how to repeat it."""
+    m, c, t, r = info.metrics, info.calibration, info.training, info.reference
+    numbers = html_table(
+        ["measure", "value"],
+        [
+            ["accuracy", m["accuracy"]],
+            ["macro-F1", m["macro_f1"]],
+            ["expected calibration error", m["ece"]],
+            ["the same before calibration", c["ece_before"]],
+            ["the same, each half with the other half's temperature", c["ece_cross_fitted"]],
+            ["Brier score", m["brier"]],
+            *([["mean absolute error, in labels", m["mae"]]] if "mae" in m else []),
+            ["evaluation rows", m["n"]],
+            ["training rows", t["data"]["train_rows"]],
+            ["training rows/s", t["rows_per_second"]],
+        ],
+    )
+    epochs = html_table(
+        ["epoch", "training loss", "evaluation loss", "accuracy", "macro-F1", "seconds"],
+        [
+            [
+                f"{record['epoch']}{', kept' if record['epoch'] == t['best_epoch'] else ''}",
+                float(np.mean(record["losses"])),
+                *(record["eval"][name] for name in ("loss", "accuracy", "macro_f1")),
+                record["seconds"],
+            ]
+            for record in log
+        ],
+    )
+    lengths = html_table(
+        ["tokens of a text", *(f"{100 * float(q):.0f} % have at most" for q in r["tokens_quantiles"])],
+        [["evaluation rows", *(int(tokens) for tokens in r["tokens_quantiles"].values())]],
+    )
+    share = html_table(
+        ["label", "share of training rows", "share predicted"],
+        [[name, t["label_shares"][name], r["predicted_shares"][name]] for name in info.labels],
+    )
+    worst = html_table(
+        ["label", "predicted", "confidence", "text"],
+        [[row["label"], row["predicted"], row["confidence"], row["text"]] for row in mistakes],
+    )
+    cut = t["eval_data"]["truncated_rows"] / m["n"]
+    versions = html_table(["library", "version"], [list(pair) for pair in info.libraries.items()])
+    told = html.escape(json.dumps(t, indent=2, ensure_ascii=False))
+    lead = (
+        f"Fine-tuned from {html.escape(t['encoder']['name'])} in {t['seconds']:.0f} s, {t['dtype']} on "
+        f"{html.escape(t['device'])}. The best epoch was chosen, and the temperature fitted, on the evaluation rows."
+    )
+    return page(
+        f"Text classifier: {', '.join(info.labels)}",
+        lead,
+        [
+            ("Figures", numbers + epochs),
+            ("Pictures", pictures(images)),
+            ("Worst mistakes", worst),
+            (
+                "Texts and labels",
+                f"<p>{reading(info)} That leaves out some of {100 * cut:.1f} % of the evaluation rows; "
+                f"{100 * r['unknown_token_share']:.2f} % of their tokens are unknown.</p>{lengths}{share}",
+            ),
+            (
+                "How it was made",
+                f"<pre>{html.escape(command)}</pre>"
+                f"<details><summary>all of it</summary><pre>{told}</pre></details>{versions}",
+            ),
+        ],
+    )
 
 
 def loss_curve(log: list[dict]) -> Figure:
@@ -184,6 +279,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #1d2129; max-width: 1080px;
 h1 {{ margin-bottom: 0.2rem; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #d9dce1; }}
 table {{ border-collapse: collapse; margin: 0.6rem 0; }}
 td, th {{ padding: 0.25rem 0.8rem; border-bottom: 1px solid #eceef1; text-align: left; vertical-align: top; }}
+pre {{ white-space: pre-wrap; background: #f6f7f9; padding: 0.6rem; font-size: 13px; }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .pictures {{ display: flex; flex-wrap: wrap; gap: 1rem; }} .pictures img {{ width: 500px; max-width: 100%; }}
 </style></head>
@@ -194,13 +290,13 @@ td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; w
 """
 
 
-def pictures(figures: dict[str, Figure]) -> str:
-    """Figures as HTML, by their alternative text."""
-    images = [
-        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
-        for name, figure in figures.items()
+def pictures(images: dict[str, bytes]) -> str:
+    """PNG images as HTML, by their alternative text."""
+    found = [
+        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+        for name, image in images.items()
     ]
-    return f'<div class="pictures">{"".join(images)}</div>'
+    return f'<div class="pictures">{"".join(found)}</div>'
 
 
 def html_table(head: list[str], rows: list[list]) -> str:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import shlex
 import signal
 import sys
 import types
@@ -59,6 +60,16 @@ def parse(settings_class: type[Settings], description: str | None, argv: list[st
         flags = ", ".join("--" + name.replace("_", "-") for name in missing)
         raise BadRequest(f"{flags} must be given, as a flag or in the --config file; see --help")
     return settings_class(**values)
+
+
+def command(job: str, settings: Any) -> str:
+    """The command line that gives these settings to a job."""
+    words = ["python", f"jobs/{job}.py"]
+    for field in dataclasses.fields(settings):
+        value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        if field.default is REQUIRED or value != field.default:
+            words += [flag] if value is True else [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+    return shlex.join(words)
 
 
 def run_job(main: Callable[[], int | None]) -> NoReturn:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -36,10 +37,10 @@ from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
 from sentiment_core.preprocessing import Clean, Preprocessing, Truncation
 from sentiment_core.progress import Progress
-from sentiment_core.settings import REQUIRED, check, setting
+from sentiment_core.settings import REQUIRED, check, command, setting
 from sentiment_core.storage import describe
 from sentiment_core.tokenizer import Tokenizer
-from sentiment_core.tokens import TokenLists
+from sentiment_core.tokens import TRUNCATED, TokenLists
 from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, train_loop
 
 # the folder of a run that is not done, what was asked for, and what Ray writes of its checkpoints
@@ -50,6 +51,7 @@ OF_NO_EFFECT = ("out", "checkpoint_minutes", "max_failures")  # on the outcome: 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
 
+SHOWN_MISTAKES, SHOWN_CHARACTERS = 25, 400  # in the report
 # labelled rows, and tokens of them, whose labels are compared with those of 8 bits: 1 in 200 shows, within a minute
 INT8_ROWS, INT8_TOKENS = 10_000, 300_000
 
@@ -79,6 +81,9 @@ class TrainSettings:
     label_column: str = setting("label", "column with the label: text or a whole number")
     label_names: tuple[str, ...] = setting(
         (), "names for the labels 0, 1, ... of the data, such as negative,positive", "A,B"
+    )
+    ordinal: bool = setting(
+        False, "the labels, in their order, are steps of a scale: report the mean absolute error too"
     )
     head: classifier.Head = setting(  # noqa: RUF009
         "standard",
@@ -243,7 +248,7 @@ def train(settings: TrainSettings) -> Trained:
     temperature = calibration.fit_temperature(logits, eval_part.labels)
     calibration.fold_temperature(classifier.last_layer(model, len(labels)), temperature)
     before, after = metrics.probabilities_of(logits), metrics.probabilities_of(logits / temperature)
-    final = metrics.evaluate(after, eval_part.labels, labels)
+    final = metrics.evaluate(after, eval_part.labels, labels, settings.ordinal)
     best_epoch = max(log, key=lambda record: record["selected_by"])
     info = bundle.BundleInfo(
         head=settings.head,
@@ -251,6 +256,7 @@ def train(settings: TrainSettings) -> Trained:
         max_length=settings.max_length,
         truncation=settings.truncation,
         clean=settings.clean,
+        ordinal=settings.ordinal,
         metrics=final,
         calibration={
             "method": "temperature scaling, folded into the last linear layer",
@@ -258,6 +264,9 @@ def train(settings: TrainSettings) -> Trained:
             "rows": len(eval_part),
             "ece_before": metrics.expected_calibration_error(before, eval_part.labels),
             "ece_after": final["ece"],
+            "ece_cross_fitted": metrics.expected_calibration_error(
+                calibration.cross_fitted(logits, eval_part.labels), eval_part.labels
+            ),
         },
         training={
             "settings": asdict(settings),
@@ -277,7 +286,7 @@ def train(settings: TrainSettings) -> Trained:
     )
     from sentiment_core import report  # matplotlib; the workers, which import this file, do without
 
-    extra = report.model_card(info, log)
+    extra = report.evidence(info, log, command("train", settings), worst_mistakes(after, eval_part))
     extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
     bundle.write(settings.out, model, model_config, tokenizer, info, extra)
     return Trained(settings.out, info, log)
@@ -334,14 +343,30 @@ def reference_statistics(
     }
 
 
+def worst_mistakes(probabilities: np.ndarray, part: Labelled) -> list[dict]:
+    """The rows that got a wrong label with the most confidence: label, predicted, confidence, text."""
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != part.labels)
+    return [
+        {
+            "label": part.label_names[part.labels[row]],
+            "predicted": part.label_names[predicted[row]],
+            "confidence": float(confidence[row]),
+            "text": textwrap.shorten(part.texts[row], SHOWN_CHARACTERS, placeholder=" ..."),
+        }
+        for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN_MISTAKES]
+    ]
+
+
 def tokenise(part: Labelled, tokenizer: Tokenizer) -> tuple[Labelled, TokenLists]:
     """The rows' tokens; rows of which the tokenizer leaves nothing (control characters only) are dropped and counted."""
-    tokens, _ = tokenizer.encode(part.texts)
+    tokens, status = tokenizer.encode(part.texts)
     keep = np.flatnonzero(tokens.lengths)
     if not len(keep):
         raise BadRequest(f"{part.origin['place']} has no text the tokenizer makes anything of; expected labelled text")
     dropped = part.origin["dropped"] | {"without_tokens": len(part) - len(keep)}
-    return replace(part.take(keep), origin=part.origin | {"dropped": dropped}), tokens.take(keep)
+    origin = part.origin | {"dropped": dropped, "truncated_rows": int((status == TRUNCATED).sum())}
+    return replace(part.take(keep), origin=origin), tokens.take(keep)
 
 
 @contextlib.contextmanager

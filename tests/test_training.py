@@ -47,12 +47,16 @@ def test_training_learns_and_leaves_a_whole_bundle(trained, labelled, tmp_path):
         "sentiment.json",
         "README.md",
         "confusion.png",
-        "risk_coverage.png",
+        "report.html",
     } <= {path.name for path in out.iterdir()}
     assert sorted(path.name for path in out.parent.iterdir()) == ["bundle"]  # no work folder left
     losses = [np.mean(record["losses"]) for record in trained.log]
     assert losses[-1] < losses[0]
     assert f"{trained.info.metrics['accuracy']:.4f}" in (out / "README.md").read_text()
+    page = (out / "report.html").read_text()
+    assert f"python jobs/train.py --data {labelled} " in page
+    assert "--lr 0.0001 --head-lr 0.001 --ema-decay 0.9" in page
+    assert page.count("<img ") == 5
     log = [json.loads(line) for line in (out / bundle.LOG).read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2]
     assert trained.info.int8["agreement"] > 0.95
@@ -86,7 +90,7 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
             label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=1, max_length=8,
             truncation="window", clean="markup", dropout=0.0, classifier_dropout=0.0, batch_size=27, adversarial=0.5,
             ema_decay=0.9, layer_decay=0.9, label_smoothing=0.1, class_weights="balanced", focal_gamma=1.0,
-            gradient_checkpointing=True,
+            gradient_checkpointing=True, ordinal=True,
         )  # fmt: skip
         return train(settings)
 
@@ -102,6 +106,8 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars"))
     assert found["labels"] == two.info.labels
     assert found["brier"] == pytest.approx(two.info.metrics["brier"], abs=0.01)
+    off = np.array(found["confusion"]) * np.abs(np.subtract.outer(range(3), range(3)))
+    assert found["mae"] == pytest.approx(off.sum() / 64)
 
 
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(trained, flags, tmp_path):
