@@ -1,13 +1,9 @@
 """Training: it learns, workers agree, calibration reaches the bundle, bad requests are refused."""
 
 import json
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,26 +14,14 @@ from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.tokens import TokenLists, pad
 from sentiment_core.train_loop import Tokenised, Vocabulary, fitting_budget
-from sentiment_core.training import SNAPSHOT, Trained, TrainSettings, train
+from sentiment_core.training import Trained, TrainSettings, train
 from tests.conftest import make_bundle, sentences
 
-REPO = Path(__file__).resolve().parents[1]
 
-
-@pytest.fixture(scope="module")
-def flags(packaged_encoder, labelled) -> dict:
-    return {
-        "data": labelled, "model": packaged_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(ray_here, flags, tmp_path_factory) -> Trained:
-    return train(TrainSettings(**flags, out=str(tmp_path_factory.mktemp("trained") / "bundle")))
-
-
-def test_training_learns_and_leaves_a_whole_bundle(trained, labelled, tmp_path):
-    out = Path(trained.place)
+def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, labelled, tmp_path):
+    out = tmp_path / "trained" / "bundle"
+    flags = {"data": labelled, "model": packaged_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9}
+    trained = train(TrainSettings(**flags, out=str(out)))
     assert trained.info.metrics["accuracy"] > 0.95
     assert trained.info.labels == ["negative", "positive"]
     assert {
@@ -108,48 +92,6 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     assert found["brier"] == pytest.approx(two.info.metrics["brier"], abs=0.01)
     off = np.array(found["confusion"]) * np.abs(np.subtract.outer(range(3), range(3)))
     assert found["mae"] == pytest.approx(off.sum() / 64)
-
-
-def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(trained, flags, tmp_path):
-    """The whole job in its first epoch; then, when the same is asked for again, a worker. Dropout included."""
-    flags = flags | {"out": str(tmp_path / "killed"), "checkpoint_minutes": 0.005}
-    command = [sys.executable, str(REPO / "jobs" / "train.py")]
-    command += [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
-    work = tmp_path / "_training-killed"
-    with open(tmp_path / "said", "w") as said:
-        job = psutil.Popen(command, stdout=said, stderr=said)
-        wait_for(lambda: (work / "run" / SNAPSHOT).exists(), job)
-        for process in (*job.children(recursive=True), job):
-            process.kill()
-        job.wait()
-    with pytest.raises(BadRequest, match=r"unfinished training .*\(lr 0.1, then 0.0001\)"):
-        train(TrainSettings(**flags | {"lr": 0.1}))
-    before = set(work.glob("run/checkpoint_*/state-0.pt"))
-
-    def kill_worker() -> None:
-        wait_for(lambda: set(work.glob("run/checkpoint_*/state-0.pt")) - before)
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-        killed.extend(p.pid for p in workers)
-        for process in workers:
-            process.kill()
-
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_worker)
-    killer.start()
-    again = train(TrainSettings(**flags))
-    killer.join()
-    assert len(killed) == 1
-    assert [record["losses"] for record in again.log] == [record["losses"] for record in trained.log]
-    assert again.info.metrics == trained.info.metrics
-    assert not work.exists()
-
-
-def wait_for(condition, job: psutil.Popen | None = None) -> None:
-    stop = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < stop
-        assert job is None or job.poll() is None
-        time.sleep(0.02)
 
 
 def test_the_memory_that_there_is_decides_how_much_is_computed_at_a_time():

@@ -1,0 +1,61 @@
+"""Kill a training, and go on.
+
+make chaos MINUTES=10
+"""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sentiment_core.errors import BadRequest
+from sentiment_core.training import SNAPSHOT, TrainSettings, train
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, packaged_encoder, labelled, tmp_path):
+    """The whole job in its first epoch; then, when the same is asked for again, a worker. Dropout included."""
+    flags = {"data": labelled, "model": tiny_encoder, "epochs": 2, "lr": 1e-4, "batch_size": 8, "ema_decay": 0.9}
+    calm = train(TrainSettings(**flags, out=str(tmp_path / "calm")))
+    flags |= {"out": str(tmp_path / "killed"), "checkpoint_minutes": 0.005}
+    command = [sys.executable, str(REPO / "jobs" / "train.py")]
+    command += [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    work = tmp_path / "_training-killed"
+    with open(tmp_path / "said", "w") as said:
+        job = psutil.Popen(command, stdout=said, stderr=said)
+        wait_for(lambda: (work / "run" / SNAPSHOT).exists(), job)
+        for process in (*job.children(recursive=True), job):
+            process.kill()
+        job.wait()
+    with pytest.raises(BadRequest, match=r"unfinished training .*\(lr 0.1, then 0.0001\)"):
+        train(TrainSettings(**flags | {"lr": 0.1}))
+    before = set(work.glob("run/checkpoint_*/state-0.pt"))
+
+    def kill_worker() -> None:
+        wait_for(lambda: set(work.glob("run/checkpoint_*/state-0.pt")) - before)
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        killed.extend(p.pid for p in workers)
+        for process in workers:
+            process.kill()
+
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_worker)
+    killer.start()
+    again = train(TrainSettings(**flags))
+    killer.join()
+    assert len(killed) == 1
+    assert [record["losses"] for record in again.log] == [record["losses"] for record in calm.log]
+    assert again.info.metrics == calm.info.metrics
+    assert not work.exists()
+
+
+def wait_for(condition, job: psutil.Popen | None = None) -> None:
+    stop = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < stop
+        assert job is None or job.poll() is None
+        time.sleep(0.02)
