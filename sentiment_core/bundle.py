@@ -152,14 +152,10 @@ def read_files(place: str) -> tuple[BundleInfo, dict[str, bytes]]:
 
 def digest_of(files: dict[str, bytes]) -> str:
     """sha256 over all that decides a label: weights, configuration, tokenizer, and how texts are cut."""
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        if name != CARD and not name.endswith(FOR_PEOPLE):
-            digest.update(name.encode() + hashlib.sha256(files[name]).digest())
+    deciding = {name: content for name, content in files.items() if name != CARD and not name.endswith(FOR_PEOPLE)}
     info = json.loads(files[CARD])
     rules = [info["head"], info["labels"], info["max_length"], info["truncation"], info.get("clean", "none")]
-    digest.update(json.dumps(rules).encode())
-    return digest.hexdigest()
+    return hashlib.sha256((storage.digest(deciding) + json.dumps(rules)).encode()).hexdigest()
 
 
 def load(folder: str) -> tuple["Classifier", BundleInfo]:

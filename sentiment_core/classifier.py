@@ -133,6 +133,15 @@ def from_config(config: PretrainedConfig, head: Head) -> Classifier:
     return _with_mlp(AutoModel.from_config(config, dtype=torch.float32), config)
 
 
+def check(config: PretrainedConfig, head: Head, labels: list[str], gradient_checkpointing: bool) -> None:
+    """Refuse an encoder that cannot be trained so. Builds it without its weights."""
+    with torch.device("meta"):
+        model = from_config(config, head)
+    last_layer(model, len(labels))
+    if gradient_checkpointing and not getattr(model.pretrained, "supports_gradient_checkpointing", False):
+        raise BadRequest(f"--gradient-checkpointing: {config.model_type} encoders do not know it; leave it out")
+
+
 def _with_mlp(encoder: nn.Module, config: PretrainedConfig) -> MlpClassifier:
     return MlpClassifier(encoder, config.hidden_size, len(config.id2label or {}), MLP_DROPOUT)
 

@@ -1,6 +1,7 @@
 """Evaluate a bundle on labelled text, on this machine."""
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,5 +75,7 @@ def describe(found: dict) -> str:
         if reached:
             accuracy, confidence, coverage = max(reached, key=lambda point: point[2])
             share = f"{100 * coverage:.0f} % of the rows"
-            lines.append(f"--min-confidence {confidence:.3f} labels {share}, {accuracy:.3f} of them right")
+            lines.append(
+                f"--min-confidence {math.floor(confidence * 1e4) / 1e4} labels {share}, {accuracy:.3f} of them right"
+            )
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import numpy as np
 Clean = Literal["none", "markup"]
 Truncation = Literal["head", "tail", "head_tail", "window"]
 
-TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
+TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?(?:-->|\Z)", re.DOTALL)
 HEAD_SHARE = 0.25  # of head_tail, about the 128 of 510 tokens that did best in Sun et al. 2019
 OVERLAP = 0.25  # of a window, at least, with the next one
 WINDOWS = 16  # of one text, at most; what does not fit into them is cut off

@@ -68,7 +68,8 @@ def command(job: str, settings: Any) -> str:
     for field in dataclasses.fields(settings):
         value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
         if field.default is REQUIRED or value != field.default:
-            words += [flag] if value is True else [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += [flag] if value is True else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(words)
 
 

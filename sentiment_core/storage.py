@@ -6,6 +6,7 @@ A place is a local path or a URI (`s3://bucket/key`, `gs://...`). Credentials co
 import contextlib
 import fnmatch
 import functools
+import hashlib
 import itertools
 import os
 import random
@@ -302,6 +303,14 @@ def read_folder(place: str, names: tuple[str, ...] = ("*",)) -> dict[str, bytes]
     if stamps(place) != before:
         raise Changed(f"{place} changed while it was read")
     return files
+
+
+def digest(files: dict[str, bytes]) -> str:
+    """sha256 over names and contents."""
+    found = hashlib.sha256()
+    for name in sorted(files):
+        found.update(name.encode() + hashlib.sha256(files[name]).digest())
+    return found.hexdigest()
 
 
 def check_writable(place: str) -> None:

@@ -11,6 +11,7 @@ from sentiment_core import bundle
 from sentiment_core.preprocessing import Preprocessing
 from sentiment_core.tokens import EMPTY, NULL, OK, TRUNCATED, TokenLists
 
+PROBES = ("a", "the", "0", ".", "人")  # one of which a tokenizer knows, so that the special tokens around it show
 ROWS = 1_024  # texts handed to the library at once: bounds the memory of its intermediate objects
 
 
@@ -24,13 +25,18 @@ class Tokenizer:
         if self.fast:
             self.fast.no_padding()
             self.fast.no_truncation()
-            whole = self.fast.encode("a")
-            framed, special = whole.ids, whole.special_tokens_mask
+        for word in PROBES:
+            if self.fast:
+                whole = self.fast.encode(word)
+                framed, special = whole.ids, whole.special_tokens_mask
+            else:
+                framed = backend(word)["input_ids"]
+                special = backend.get_special_tokens_mask(framed, already_has_special_tokens=True)
+            if 0 in special:
+                break
         else:
-            framed = backend("a")["input_ids"]
-            special = backend.get_special_tokens_mask(framed, already_has_special_tokens=True)
-        before = special.index(0) if 0 in special else len(special)
-        after = special[::-1].index(0) if 0 in special else 0
+            raise ValueError(f"the tokenizer knows none of {', '.join(PROBES)}")
+        before, after = special.index(0), special[::-1].index(0)
         self.prefix, self.suffix = framed[:before], framed[len(framed) - after :]
         if self.fast:
             self.ascii = _AsciiTokenizer.of(self.fast, self.prefix, self.suffix)

@@ -28,7 +28,7 @@ class TokenLists:
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray) -> "TokenLists":
-        lengths = self.lengths[rows]
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return TokenLists(self.ids[np.repeat(self.offsets[rows], lengths) + within], offsets)

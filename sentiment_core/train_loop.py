@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 STATE, LOGITS = "state-{}.pt", "eval_logits.npy"  # in a checkpoint: of each worker; beside the best epoch's weights
 TELL_EVERY = 0.5  # seconds between two words of progress to the driver
 AGREE_EVERY = 10  # steps after which the workers agree whether it is time for a checkpoint
-AVERAGE_EVERY = 10  # steps between two updates of the averaged weights
+AVERAGE_EVERY = 10  # steps between two updates of the averaged weights, besides those at each epoch's end
 SCORE = "score"  # by which Ray keeps the best checkpoint, besides the latest
 NOT_BEST = -1e30  # the score of a checkpoint without an epoch that is the best so far
 # Tokens computed at a time, padding included: on a CPU what its caches hold, on a GPU more than most fit; halved until
@@ -63,6 +63,7 @@ class Task:
     label_names: list[str]
     model_config: PretrainedConfig
     pad_id: int
+    used_ids: np.ndarray  # of the vocabulary: the tokens are numbered by their place in it
     threads: int  # on a CPU
     encoder: ray.ObjectRef  # the files of its folder
     data: ray.ObjectRef  # training and evaluation part, `Tokenised`
@@ -72,10 +73,11 @@ class Task:
 def train_loop(config: dict) -> list[dict] | BadRequest:
     """Train on this worker's share; returns the log of the epochs, or what was wrong with the settings. Leaves the best
     epoch's weights as a checkpoint."""
-    try:
-        return Fit(config["task"]).run()
-    except BadRequest as error:  # which all workers find at the same moment
-        return error
+    return Fit(config["task"]).run()
+
+
+class Diverged(Exception):
+    """The model gives no finite numbers any more."""
 
 
 class Fit:
@@ -84,6 +86,7 @@ class Fit:
     def __init__(self, task: Task) -> None:
         self.task, self.settings = task, task.settings
         self.train_part, self.eval_part = ray.get(task.data)
+        self.lengths = self.train_part.tokens.lengths
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -102,8 +105,7 @@ class Fit:
             self.model.pretrained.gradient_checkpointing_enable(  # type: ignore[operator]
                 {"use_reentrant": False}
             )
-        self.vocabulary = Vocabulary(self.model, task.pad_id, self.train_part.tokens, self.eval_part.tokens)
-        self.train_part, self.eval_part = map(self.vocabulary.renumbered, (self.train_part, self.eval_part))
+        self.vocabulary = Vocabulary(self.model, task.used_ids)
         self.model.to(self.device)
         shares = np.bincount(self.train_part.labels, minlength=len(task.label_names)) / len(self.train_part)
         weights = 1 / (shares * np.count_nonzero(shares)) if settings.class_weights == "balanced" else shares**0
@@ -116,8 +118,7 @@ class Fit:
         self.budget = fitting_budget(self._try, TRAIN_TOKENS[self.device.type], self.device)
         self.wrapped: nn.Module = self.model
         if self.world > 1:
-            # the mlp head leaves the pooler of some encoders without a gradient
-            self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=settings.head == "mlp")
+            self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=self.some_unused)
         torch.manual_seed(settings.seed + self.rank)  # from here on for dropout: each worker its own
         self.epoch, self.step = 1, 0  # that comes next; steps are counted from 0 in each epoch
         self.losses = torch.zeros(self.steps, device=self.device)  # of this epoch; this worker's shares
@@ -126,24 +127,29 @@ class Fit:
         self.told = 0.0  # when the driver last heard of progress
         self.saved = time.monotonic()
 
-    def run(self) -> list[dict]:
+    def run(self) -> list[dict] | BadRequest:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint:
             self._restore(checkpoint)
-        while self.epoch <= self.settings.epochs and self._since_best() < self.settings.patience:
-            self._train_epoch()
-            self._end_epoch()
+        try:
+            while self.epoch <= self.settings.epochs and self._since_best() < self.settings.patience:
+                self._train_epoch()
+                self._end_epoch()
+        except Diverged:  # which all workers find at the same moment
+            if not self.log:
+                return BadRequest("the training diverged: its logits are not finite; lower --lr or --head-lr")
+            self.log[-1]["diverged_after"] = True
         return self.log
 
     def _train_epoch(self) -> None:
         self.wrapped.train()
         order = np.random.default_rng([self.settings.seed, self.epoch])
-        batches = batches_by_length(self.train_part.tokens.lengths, self.settings.batch_size, order)
-        started, before = time.monotonic(), self.seconds
+        batches = batches_by_length(self.lengths, self.settings.batch_size, order)
         for rows in batches[self.step :]:
+            started = time.monotonic()
             self.losses[self.step] = self._train_step(rows)
             self.step += 1
-            self.seconds = before + time.monotonic() - started
+            self.seconds += time.monotonic() - started
             self._tell()
             if self.step < self.steps and self.step % AGREE_EVERY == 0 and self._time_to_save():
                 self._save(NOT_BEST)
@@ -158,7 +164,8 @@ class Fit:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        if self.average and (self.step + 1) % AVERAGE_EVERY == 0:
+        done = (self.epoch - 1) * self.steps + self.step + 1
+        if self.average and (done % AVERAGE_EVERY == 0 or self.step + 1 == self.steps):
             self.average.update()
         return loss
 
@@ -170,7 +177,7 @@ class Fit:
         # a last batch smaller than the number of workers: take part in the exchange with weight 0
         weight = 1.0 / len(rows) if len(mine) else 0.0
         mine = mine if len(mine) else rows[:1]
-        parts = batches_by_tokens(self.train_part.tokens.lengths[mine], self.budget)
+        parts = batches_by_tokens(self.lengths[mine], self.budget)
         shares = []
         for i, part in enumerate(parts):
             alone = self.world > 1 and i < len(parts) - 1  # the last part brings the workers' gradients together
@@ -185,18 +192,18 @@ class Fit:
         """Sum of the rows' losses."""
         labels = torch.from_numpy(self.train_part.labels[rows]).to(self.device)
         with hardware.autocast(self.device, self.dtype):
-            logits = self._logits(model, self.train_part.tokens, rows).float()
+            logits = self._logits(model, self.train_part.tokens, rows)
         settings = self.settings
         each = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=settings.label_smoothing)
         if settings.focal_gamma:
             right = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
-            each = each * (1 - right) ** settings.focal_gamma
+            each = each * (1 - right).clamp(min=1e-6) ** settings.focal_gamma
         return (each * self.class_weights[labels]).sum()
 
     def _logits(self, model: nn.Module, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
-        """(rows, classes); those of a text in several pieces are averaged."""
+        """(rows, classes) float32; those of a text in several pieces are averaged."""
         pieces, first = tokens.take(rows).pieces(self.settings.max_length)
-        found = model(*hardware.put(self.device, *pad(pieces, np.arange(len(pieces)), self.task.pad_id)))
+        found = model(*hardware.put(self.device, *pad(pieces, np.arange(len(pieces)), self.task.pad_id))).float()
         if len(pieces) == len(rows):
             return found
         counts = np.diff(np.append(first, len(pieces)))
@@ -206,8 +213,10 @@ class Fit:
     def _try(self, budget: int) -> None:
         """Forward and backward of the longest rows, beside as much memory as the optimiser will take."""
         reserve = [torch.empty_like(p) for p in self.model.parameters() for _ in range(4)]
-        rows = batches_by_tokens(self.train_part.tokens.lengths, budget)[0][: self.settings.batch_size]
+        rows = batches_by_tokens(self.lengths, budget)[0][: self.settings.batch_size]
         self._loss(self.model.train(), rows).backward()
+        # some heads leave the encoder's pooler without a gradient
+        self.some_unused = any(p.grad is None for p in self.model.parameters())
         self.optimizer.zero_grad(set_to_none=True)
         del reserve
 
@@ -218,29 +227,26 @@ class Fit:
         with self.average.in_place() if self.average else contextlib.nullcontext():
             logits = self._predict()
             if not np.isfinite(logits).all():
-                raise BadRequest(
-                    f"the training diverged in epoch {self.epoch}: its logits are not finite; lower --lr or --head-lr"
-                )
-            weights = self.vocabulary.whole_state(self.model)
-        scores = metrics.evaluate(metrics.probabilities_of(logits), self.eval_part.labels, self.task.label_names)
-        scores["loss"] = metrics.cross_entropy(logits, self.eval_part.labels)
-        by = self.settings.select_by
-        self.log.append(
-            {
-                "epoch": self.epoch,
-                "losses": losses.tolist(),
-                "seconds": self.seconds,
-                "eval": {name: scores[name] for name in ("loss", "accuracy", "macro_f1", "ece")},
-                "selected_by": -scores["loss"] if by == "loss" else scores[by],
-                "device": hardware.device_name(self.device),
-                "dtype": hardware.short_name(self.dtype),
-            }
-        )
+                raise Diverged
+            scores = metrics.evaluate(metrics.probabilities_of(logits), self.eval_part.labels, self.task.label_names)
+            scores["loss"] = metrics.cross_entropy(logits, self.eval_part.labels)
+            by = self.settings.select_by
+            self.log.append(
+                {
+                    "epoch": self.epoch,
+                    "losses": losses.tolist(),
+                    "seconds": self.seconds,
+                    "eval": {name: scores[name] for name in ("loss", "accuracy", "macro_f1", "ece")},
+                    "selected_by": -scores["loss"] if by == "loss" else scores[by],
+                    "device": hardware.device_name(self.device),
+                    "dtype": hardware.short_name(self.dtype),
+                }
+            )
+            best = self._since_best() == 0
+            weights = self.vocabulary.whole_state(self.model) if best and self.rank == 0 else {}
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.losses.zero_()
-        best = self._since_best() == 0
-        score = self.log[-1]["selected_by"] if best else NOT_BEST
-        self._save(score, (weights, logits) if best else None)
+        self._save(self.log[-1]["selected_by"] if best else NOT_BEST, (weights, logits) if best else None)
 
     def _since_best(self) -> int:
         """Epochs since the best one; of equal ones the first is the best."""
@@ -255,7 +261,7 @@ class Fit:
         with torch.inference_mode(), hardware.autocast(self.device, self.dtype):
             for batch in batches_by_tokens(self.eval_part.tokens.lengths, EVAL_TOKENS)[self.rank :: self.world]:
                 rows.append(batch)
-                found.append(self._logits(self.model, self.eval_part.tokens, batch).float().cpu().numpy())
+                found.append(self._logits(self.model, self.eval_part.tokens, batch).cpu().numpy())
         shares = [(rows, found)]
         if self.world > 1:
             shares = [None] * self.world  # type: ignore[list-item]
@@ -291,6 +297,7 @@ class Fit:
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "at": [self.epoch, self.step, self.seconds],
             "losses": self.losses,
+            "budget": self.budget,
             "log": self.log,
         }
         with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
@@ -317,6 +324,7 @@ class Fit:
         if own["random_cuda"] is not None:
             torch.cuda.set_rng_state(own["random_cuda"], self.device)
         self.epoch, self.step, self.seconds = own["at"]
+        self.budget = own["budget"]  # other parts would draw other dropout
         self.losses, self.log = own["losses"].to(self.device), own["log"]
 
 
@@ -389,22 +397,33 @@ class Average:
             torch._foreach_copy_(self.average, average)
 
 
-class Vocabulary:
-    """The token ids that the data has. Only their embeddings are trained, which spares the optimiser most of a large
-    vocabulary; no gradient would reach the others."""
+def used_ids(keep: int, *parts: TokenLists) -> np.ndarray:
+    """The token ids that the data has, in order, and all up to `keep`."""
+    seen = np.zeros(max(keep, *(int(part.ids.max()) for part in parts)) + 1, bool)
+    seen[: keep + 1] = True
+    for part in parts:
+        seen[part.ids] = True
+    return np.flatnonzero(seen)
 
-    def __init__(self, model: Classifier, pad_id: int, *parts: TokenLists) -> None:
-        # up to the padding, whose number some families count positions by
-        self.used = np.unique(np.concatenate([np.arange(pad_id + 1), *(part.ids for part in parts)]))
+
+def renumbered(tokens: TokenLists, used: np.ndarray) -> TokenLists:
+    """The lists with the place of each id among those `used`."""
+    number = np.zeros(used[-1] + 1, np.int32)
+    number[used] = np.arange(len(used), dtype=np.int32)
+    return TokenLists(number[tokens.ids], tokens.offsets)
+
+
+class Vocabulary:
+    """Of the embeddings only those of the `used` token ids are trained, which spares the optimiser most of a large
+    vocabulary; no gradient would reach the others. The model is then given `renumbered` tokens."""
+
+    def __init__(self, model: Classifier, used: np.ndarray) -> None:
+        self.used = torch.from_numpy(used)
         module = model.encoder.get_input_embeddings()  # type: ignore[operator]
         self.whole = module.weight.detach().clone()
         self.embedding = module.weight = nn.Parameter(self.whole[self.used])
-        module.num_embeddings = len(self.used)
+        module.num_embeddings = len(used)
         self.name = next(name for name, p in model.named_parameters() if p is self.embedding)
-
-    def renumbered(self, part: Tokenised) -> Tokenised:
-        ids = np.searchsorted(self.used, part.tokens.ids).astype(np.int32)
-        return Tokenised(TokenLists(ids, part.tokens.offsets), part.labels)
 
     def whole_state(self, model: Classifier) -> dict[str, torch.Tensor]:
         """The model's weights with all embeddings, on the CPU."""

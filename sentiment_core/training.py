@@ -41,7 +41,7 @@ from sentiment_core.settings import REQUIRED, check, command, setting
 from sentiment_core.storage import describe
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.tokens import TRUNCATED, TokenLists
-from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, train_loop
+from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, renumbered, train_loop, used_ids
 
 # the folder of a run that is not done, what was asked for, and what Ray writes of its checkpoints
 UNFINISHED, REQUEST, SNAPSHOT = "_training-", "request.json", "checkpoint_manager_snapshot.json"
@@ -175,6 +175,8 @@ class Trained:
                 f"{r['epoch']:5}  {np.mean(r['losses']):10.4f}  {r['eval']['loss']:9.4f}  {r['eval']['accuracy']:8.4f}  "
                 f"{r['eval']['macro_f1']:8.4f}  {rows / r['seconds']:6.1f}{best}"
             )
+        if self.log[-1].get("diverged_after"):
+            lines.append(f"epoch {len(self.log) + 1} diverged; the best one before it is kept; lower --lr or --head-lr")
         c, m = self.info.calibration, self.info.metrics
         dropped = {  # by place: without --eval-data both parts have the same
             f"{number:,} rows of {origin['place']} dropped: {reason.replace('_', ' ')}": None
@@ -207,6 +209,7 @@ def train(settings: TrainSettings) -> Trained:
         raise BadRequest(f"--model {settings.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
     rules = Preprocessing(settings.max_length, settings.truncation, settings.clean)
+    classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)
     texts_to_tokens = Tokenizer.from_transformers(tokenizer, rules)
     train_part, train_tokens = tokenise(train_part, texts_to_tokens)
     eval_part, eval_tokens = tokenise(eval_part, texts_to_tokens)
@@ -219,8 +222,11 @@ def train(settings: TrainSettings) -> Trained:
     beside = storage.parent(settings.out)
     storage.check_writable(beside)
     cluster.check_shared(beside, "--out", writable=True)
+    pad_id = tokenizer.pad_token_id or 0
+    # up to the padding, the configuration's too, by whose number some families count positions
+    used = used_ids(max(pad_id, getattr(model_config, "pad_token_id", None) or 0), train_tokens, eval_tokens)
     request = json.loads(json.dumps(asdict(settings))) | {
-        "revision": start_from.revision,
+        "encoder_sha256": storage.digest(files),
         "data_sha256": train_part.fingerprint(),
         "eval_data_sha256": eval_part.fingerprint(),
     }
@@ -232,10 +238,16 @@ def train(settings: TrainSettings) -> Trained:
                 settings,
                 labels,
                 model_config,
-                tokenizer.pad_token_id or 0,
+                pad_id,
+                used,
                 cluster.cpus_each(settings.workers),
                 ray.put(files),
-                ray.put([Tokenised(train_tokens, train_part.labels), Tokenised(eval_tokens, eval_part.labels)]),
+                ray.put(
+                    [
+                        Tokenised(renumbered(train_tokens, used), train_part.labels),
+                        Tokenised(renumbered(eval_tokens, used), eval_part.labels),
+                    ]
+                ),
                 ray.remote(num_cpus=0)(RowCounter).options(scheduling_strategy=cluster.here()).remote(),
             ),
             rows=len(train_part),
@@ -244,51 +256,50 @@ def train(settings: TrainSettings) -> Trained:
         with checkpoint.as_directory() as folder:
             safetensors.torch.load_model(model, os.path.join(folder, bundle.WEIGHTS))
             logits = np.load(os.path.join(folder, LOGITS))
+        temperature = calibration.fit_temperature(logits, eval_part.labels)
+        calibration.fold_temperature(classifier.last_layer(model, len(labels)), temperature)
+        before, after = metrics.probabilities_of(logits), metrics.probabilities_of(logits / temperature)
+        final = metrics.evaluate(after, eval_part.labels, labels, settings.ordinal)
+        best_epoch = max(log, key=lambda record: record["selected_by"])
+        info = bundle.BundleInfo(
+            head=settings.head,
+            labels=labels,
+            max_length=settings.max_length,
+            truncation=settings.truncation,
+            clean=settings.clean,
+            ordinal=settings.ordinal,
+            metrics=final,
+            calibration={
+                "method": "temperature scaling, folded into the last linear layer",
+                "temperature": temperature,
+                "rows": len(eval_part),
+                "ece_before": metrics.expected_calibration_error(before, eval_part.labels),
+                "ece_after": final["ece"],
+                "ece_cross_fitted": metrics.expected_calibration_error(
+                    calibration.cross_fitted(logits, eval_part.labels), eval_part.labels
+                ),
+            },
+            training={
+                "settings": asdict(settings),
+                "encoder": {"name": start_from.name, "revision": start_from.revision},
+                "data": train_part.origin | {"train_rows": len(train_part), "fingerprint": train_part.fingerprint()},
+                "eval_data": eval_part.origin | {"eval_rows": len(eval_part), "fingerprint": eval_part.fingerprint()},
+                "label_shares": dataset.label_shares(train_part.labels, labels),
+                "best_epoch": best_epoch["epoch"],
+                "epochs": len(log),
+                "device": best_epoch["device"],
+                "dtype": best_epoch["dtype"],
+                "rows_per_second": len(train_part) * len(log) / sum(record["seconds"] for record in log),
+                "seconds": time.monotonic() - started,
+            },
+            reference=reference_statistics(eval_tokens, after, labels, tokenizer.unk_token_id),
+            int8=check_int8(model, len(labels), settings.max_length, eval_tokens, train_tokens),
+        )
+        from sentiment_core import report  # matplotlib; the workers, which import this file, do without
 
-    temperature = calibration.fit_temperature(logits, eval_part.labels)
-    calibration.fold_temperature(classifier.last_layer(model, len(labels)), temperature)
-    before, after = metrics.probabilities_of(logits), metrics.probabilities_of(logits / temperature)
-    final = metrics.evaluate(after, eval_part.labels, labels, settings.ordinal)
-    best_epoch = max(log, key=lambda record: record["selected_by"])
-    info = bundle.BundleInfo(
-        head=settings.head,
-        labels=labels,
-        max_length=settings.max_length,
-        truncation=settings.truncation,
-        clean=settings.clean,
-        ordinal=settings.ordinal,
-        metrics=final,
-        calibration={
-            "method": "temperature scaling, folded into the last linear layer",
-            "temperature": temperature,
-            "rows": len(eval_part),
-            "ece_before": metrics.expected_calibration_error(before, eval_part.labels),
-            "ece_after": final["ece"],
-            "ece_cross_fitted": metrics.expected_calibration_error(
-                calibration.cross_fitted(logits, eval_part.labels), eval_part.labels
-            ),
-        },
-        training={
-            "settings": asdict(settings),
-            "encoder": {"name": start_from.name, "revision": start_from.revision},
-            "data": train_part.origin | {"train_rows": len(train_part), "fingerprint": train_part.fingerprint()},
-            "eval_data": eval_part.origin | {"eval_rows": len(eval_part), "fingerprint": eval_part.fingerprint()},
-            "label_shares": dataset.label_shares(train_part.labels, labels),
-            "best_epoch": best_epoch["epoch"],
-            "epochs": len(log),
-            "device": best_epoch["device"],
-            "dtype": best_epoch["dtype"],
-            "rows_per_second": len(train_part) * len(log) / sum(record["seconds"] for record in log),
-            "seconds": time.monotonic() - started,
-        },
-        reference=reference_statistics(eval_tokens, after, labels, tokenizer.unk_token_id),
-        int8=check_int8(model, len(labels), settings.max_length, eval_tokens, train_tokens),
-    )
-    from sentiment_core import report  # matplotlib; the workers, which import this file, do without
-
-    extra = report.evidence(info, log, command("train", settings), worst_mistakes(after, eval_part))
-    extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
-    bundle.write(settings.out, model, model_config, tokenizer, info, extra)
+        extra = report.evidence(info, log, command("train", settings), worst_mistakes(after, eval_part))
+        extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
+        bundle.write(settings.out, model, model_config, tokenizer, info, extra)
     return Trained(settings.out, info, log)
 
 
@@ -377,6 +388,13 @@ def unfinished(out: str, request: dict) -> Iterator[str]:
     place = storage.join(work, REQUEST)
     if has_checkpoint(work):
         try:
+            json.loads(storage.read_file(storage.join(work, "run", SNAPSHOT)))
+        except (OSError, ValueError):  # written in place: a run that died just then leaves half of it
+            raise BadRequest(
+                f"{work} holds an unfinished training for this --out that cannot be gone on with: its {SNAPSHOT} is "
+                "damaged; delete that folder to begin anew"
+            ) from None
+        try:
             before = json.loads(storage.read_file(place))
         except (OSError, ValueError):
             before = {}
@@ -390,13 +408,17 @@ def unfinished(out: str, request: dict) -> Iterator[str]:
     else:
         storage.delete_folder(work)
         storage.write_file(place, json.dumps(request, indent=2).encode())
-    done = False
     try:
         yield work
-        done = True
-    finally:
-        if done or not has_checkpoint(work):
-            storage.delete_folder(work)
+    except BadRequest:
+        storage.delete_folder(work)
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError, BadRequest):  # what happened is worth more than what the store says
+            if not has_checkpoint(work):
+                storage.delete_folder(work)
+        raise
+    storage.delete_folder(work)
 
 
 def has_checkpoint(work: str) -> bool:
@@ -440,7 +462,7 @@ def run_workers(settings: TrainSettings, work: str, task: Task, rows: int) -> tu
                 try:
                     result = trainer.fit()
                     break
-                except ray.train.TrainingFailedError as error:
+                except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
                     failure = first_failure(error)
                     lost += 1
                     if not is_loss(failure):
@@ -453,15 +475,15 @@ def run_workers(settings: TrainSettings, work: str, task: Task, rows: int) -> tu
     except SystemExit:  # Ray's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own behind
+        with contextlib.suppress(ValueError):  # not the main thread: nor has Ray set one then
+            signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own behind
     log = result.return_value  # type: ignore[attr-defined]
     if isinstance(log, BadRequest):
-        storage.delete_folder(work)
         raise log
     return log, result.get_best_checkpoint(SCORE, "max")  # type: ignore[return-value]
 
 
-def first_failure(error: ray.train.TrainingFailedError) -> Exception:
+def first_failure(error: Exception) -> Exception:
     """Of all workers' exceptions the one that tells most: when one fails, the others lose their connection to it."""
     failures = getattr(error, "worker_failures", {}).values()
     return min(failures, key=lost_connection, default=getattr(error, "controller_failure", error))
@@ -502,7 +524,7 @@ def following(counter, progress: Progress) -> Iterator[None]:
     thread.start()
     try:
         yield
+        progress.set(ray.get(counter.total.remote()))
     finally:
         stop.set()
         thread.join()
-        progress.set(ray.get(counter.total.remote()))

@@ -104,21 +104,27 @@ def test_tries_have_an_end(store, error, tries):
     assert len(tried) == tries
 
 
-def test_scoring_from_store_to_store(server, tiny_bundle, tmp_path, monkeypatch):
-    """With a throttled and a dropped request on the way; credentials from the environment, and nowhere else."""
+def s3_keys(port: int) -> list[str]:
+    return [found["Key"] for found in s3.client(port).list_objects_v2(Bucket=s3.BUCKET).get("Contents", [])]
+
+
+def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path, monkeypatch):
+    """Scored with a throttled and a dropped request on the way; credentials from the environment, and nowhere else."""
     (tmp_path / "in").mkdir()
     for shard in range(3):
         pq.write_table(sentences(50, seed=shard), tmp_path / "in" / f"{shard}.parquet")
     with s3.misbehaving(server) as (port, faults):
         env = os.environ | s3.environment(port)
         files = s3.filesystem(server)
-        for name, folder in (("in", tmp_path / "in"), ("model", tiny_bundle)):
-            pyarrow.fs.copy_files(str(folder), f"{s3.BUCKET}/{name}", destination_filesystem=files)
-        faults.key, faults.throttle, faults.drop = ".parquet", 1, 1
+        pyarrow.fs.copy_files(str(tmp_path / "in"), f"{s3.BUCKET}/in", destination_filesystem=files)
         places = ["--input", f"s3://{s3.BUCKET}/in", "--out", f"s3://{s3.BUCKET}/out"]
         model = ["--model", f"s3://{s3.BUCKET}/model", "--keep", ""]
         said = ""
-        for command in (["score.py", *model, *places], ["verify.py", *places]):
+        training = ["--data", f"s3://{s3.BUCKET}/in", "--model", tiny_encoder, "--out", f"s3://{s3.BUCKET}/model"]
+        training += ["--epochs", "1", "--batch-size", "4", "--checkpoint-minutes", "0.001"]
+        for command in (["train.py", *training], ["score.py", *model, *places], ["verify.py", *places]):
+            if command[0] == "score.py":
+                faults.key, faults.throttle, faults.drop = ".parquet", 1, 1
             done = subprocess.run(
                 [sys.executable, REPO / "jobs" / command[0], *command[1:]],
                 env=env, capture_output=True, text=True, check=False, timeout=240,
@@ -126,6 +132,7 @@ def test_scoring_from_store_to_store(server, tiny_bundle, tmp_path, monkeypatch)
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout + done.stderr
         assert faults.done == 2
+        assert not [path for path in s3_keys(server) if path.startswith("_training-")]
         for name, value in s3.environment(port).items():
             monkeypatch.setenv(name, value)
         storage._bucket.cache_clear()

@@ -165,6 +165,7 @@ def test_windows_hold_all_of_a_text_or_it_is_truncated(length, room):
     [
         ("Fine.<br /><br />But long.", "Fine.  But long."),
         ("<p class='a'>a &lt; b &amp; c</p><!-- no\nword -->", " a < b & c  "),
+        ("So <b>it</b> ends <!-- here " + "<!--" * 100_000, "So  it  ends  "),
         ("1 < 2 and 3 > 2 <3 R&B", "1 < 2 and 3 > 2 <3 R&B"),
     ],
 )
