@@ -1,5 +1,6 @@
 """Training speed: this project's loop and the transformers Trainer at its best setting (bf16 where the chip has it,
-rows grouped by length), in turn, on the same rows, encoder, batch size, rates and epochs.
+rows grouped by length), in turn, on the same rows, encoder, batch size, rates and epochs; each with the encoder's own
+dropout and without.
 
     python benchmarks/train.py --data sst2_train.parquet --eval-data sst2_dev.parquet --model ENCODER --name sst2
 
@@ -27,7 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from sentiment_core import bundle, dataset, hardware
+from sentiment_core import bundle, classifier, dataset, hardware
 from sentiment_core.dataset import Labelled
 from sentiment_core.settings import REQUIRED, parse, run_job, setting
 from sentiment_core.training import TrainSettings, train
@@ -56,10 +57,15 @@ def main() -> None:
     data = dataset.read(settings.data, "text", "label")
     data = data.take(np.random.default_rng(0).permutation(len(data))[: settings.rows])
     eval_data = dataset.read(settings.eval_data, "text", "label", data.label_names)
-    found: dict[str, list[dict]] = {"Trainer": [], "sentiment-core": []}
+    contenders = {
+        f"{name}{', no dropout' if dropout == 0 else ''}": (train_so, dropout)
+        for dropout in (None, 0.0)
+        for name, train_so in (("Trainer", with_trainer), ("sentiment-core", with_this))
+    }
+    found: dict[str, list[dict]] = {name: [] for name in contenders}
     for seed in range(settings.rounds):
-        for name, contender in (("Trainer", with_trainer), ("sentiment-core", with_this)):
-            found[name].append(contender(settings, data, eval_data, seed))
+        for name, (train_so, dropout) in contenders.items():
+            found[name].append(train_so(settings, data, eval_data, seed, dropout))
             print(
                 f"{name}: {found[name][-1]['rows_per_second']:.1f} rows/s, accuracy {found[name][-1]['accuracy']:.4f}"
             )
@@ -71,21 +77,23 @@ def main() -> None:
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("results", "model")}
         | {name: Path(getattr(settings, name)).name for name in ("data", "eval_data")},
         "rows_per_second": medians,
-        "ratio": medians["sentiment-core"] / medians["Trainer"],
+        "times_trainer": {name: rate / medians["Trainer"] for name, rate in medians.items()},
         "accuracy": {name: float(np.mean([run["accuracy"] for run in runs])) for name, runs in found.items()},
         "runs": found,
         "libraries": bundle.library_versions(),
     }
-    print(f"medians: {', '.join(f'{name} {rate:.1f}' for name, rate in medians.items())}; ratio {report['ratio']:.2f}")
+    for name, rate in medians.items():
+        print(f"{name:28} {rate:7.1f} rows/s, {report['times_trainer'][name]:.2f} times the Trainer's")
     Path(settings.results, f"train_{settings.name}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def with_trainer(settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int) -> dict:
+def with_trainer(
+    settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int, dropout: float | None
+) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        settings.model, num_labels=len(data.label_names), dtype=torch.float32
-    )
+    config = classifier.make_config(settings.model, data.label_names, dropout)
+    model = AutoModelForSequenceClassification.from_pretrained(settings.model, config=config, dtype=torch.float32)
 
     def tokenised(part: Labelled) -> datasets.Dataset:
         rows = datasets.Dataset.from_dict({"text": part.texts, "label": part.labels})
@@ -117,14 +125,16 @@ def with_trainer(settings: TrainBenchmarkSettings, data: Labelled, eval_data: La
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         seconds = trainer.train().metrics["train_runtime"]
-        predicted = trainer.predict(tokenised(eval_data)).predictions.argmax(axis=1)
+        predicted = trainer.predict(tokenised(eval_data))  # in an order of its own
     return {
         "rows_per_second": len(data) * settings.epochs / seconds,
-        "accuracy": float((predicted == eval_data.labels).mean()),
+        "accuracy": float((predicted.predictions.argmax(axis=1) == predicted.label_ids).mean()),
     }
 
 
-def with_this(settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int) -> dict:
+def with_this(
+    settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int, dropout: float | None
+) -> dict:
     with tempfile.TemporaryDirectory() as place:
         for name, part in (("train", data), ("eval", eval_data)):
             labels = [part.label_names[i] for i in part.labels]
@@ -140,6 +150,7 @@ def with_this(settings: TrainBenchmarkSettings, data: Labelled, eval_data: Label
                 lr=settings.lr,
                 head_lr=HEAD_LR * settings.lr,
                 max_length=settings.max_length,
+                dropout=dropout,
                 patience=settings.epochs,
                 seed=seed,
             )
