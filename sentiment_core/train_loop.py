@@ -99,7 +99,7 @@ class Fit:
             self.model = classifier.from_encoder(folder, task.model_config, settings.head)
         if settings.classifier_dropout is not None:
             classifier.set_head_dropout(self.model, settings.classifier_dropout)
-        if self.device.type == "cpu":  # several times as fast as the fused kernel, on short rows
+        if self.device.type == "cpu":  # faster there than the fused kernel, on short rows
             self.model.pretrained.set_attn_implementation("eager")  # type: ignore[operator]
         if settings.gradient_checkpointing:
             self.model.pretrained.gradient_checkpointing_enable(  # type: ignore[operator]
@@ -418,7 +418,7 @@ class Vocabulary:
     vocabulary; no gradient would reach the others. The model is then given `renumbered` tokens."""
 
     def __init__(self, model: Classifier, used: np.ndarray) -> None:
-        self.used = torch.from_numpy(used)
+        self.used = torch.tensor(used)
         module = model.encoder.get_input_embeddings()  # type: ignore[operator]
         self.whole = module.weight.detach().clone()
         self.embedding = module.weight = nn.Parameter(self.whole[self.used])

@@ -410,9 +410,6 @@ def unfinished(out: str, request: dict) -> Iterator[str]:
         storage.write_file(place, json.dumps(request, indent=2).encode())
     try:
         yield work
-    except BadRequest:
-        storage.delete_folder(work)
-        raise
     except BaseException:
         with contextlib.suppress(OSError, BadRequest):  # what happened is worth more than what the store says
             if not has_checkpoint(work):
@@ -479,6 +476,7 @@ def run_workers(settings: TrainSettings, work: str, task: Task, rows: int) -> tu
             signal.signal(signal.SIGINT, on_interrupt)  # Ray leaves its own behind
     log = result.return_value  # type: ignore[attr-defined]
     if isinstance(log, BadRequest):
+        storage.delete_folder(work)  # there is nothing in it to go on with
         raise log
     return log, result.get_best_checkpoint(SCORE, "max")  # type: ignore[return-value]
 
