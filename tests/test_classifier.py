@@ -1,11 +1,15 @@
 """Heads on encoders of several families, all with random weights."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
 
 from sentiment_core import classifier
-from sentiment_core.training import TrainSettings, make_optimizer
+from sentiment_core.errors import BadRequest
+from sentiment_core.tokens import TokenLists, pad
+from sentiment_core.train_loop import Vocabulary, make_optimizer, renumbered, used_ids
+from sentiment_core.training import TrainSettings
 
 SMALL = {
     "vocab_size": 100,
@@ -75,6 +79,31 @@ def test_the_head_learns_at_its_own_rate_and_norms_and_biases_do_not_decay(confi
         rate == 1e-5 for n, p in parameters.items() if n.startswith(model.encoder_prefix) for rate, _ in [found[id(p)]]
     )
     assert all(decay == 0.0 for p in parameters.values() if p.ndim == 1 for _, decay in [found[id(p)]])
+
+
+@pytest.mark.parametrize("head", ["standard", "mlp"])
+def test_every_family_is_the_same_with_the_vocabulary_that_is_used(config, head):
+    """In batches with padding, by which some families count positions."""
+    classifier.check(config, head, ["a", "b", "c"], gradient_checkpointing=False)
+    model = classifier.from_config(config, head).eval()
+    tokens = TokenLists(np.array([50, 7, 90, 7, 13, 50], np.int32), np.array([0, 2, 6]))
+    pad_id = config.pad_token_id or 0
+
+    def logits(lists: TokenLists) -> torch.Tensor:
+        with torch.no_grad():
+            return model(*map(torch.from_numpy, pad(lists, np.array([0, 1]), pad_id)))
+
+    expected = logits(tokens)
+    used = used_ids(pad_id, tokens)
+    Vocabulary(model, used)
+    torch.testing.assert_close(logits(renumbered(tokens, used)), expected)
+
+
+def test_families_that_cannot_save_memory_say_so(tmp_path):
+    AutoConfig.for_model("albert", **FAMILIES["albert"]).save_pretrained(tmp_path)
+    config = classifier.make_config(str(tmp_path), ["a", "b"])
+    with pytest.raises(BadRequest, match="--gradient-checkpointing: albert"):
+        classifier.check(config, "standard", ["a", "b"], gradient_checkpointing=True)
 
 
 def test_the_mlp_head_is_the_one_described(tiny_encoder):
