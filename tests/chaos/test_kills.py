@@ -25,11 +25,11 @@ import pytest
 
 from sentiment_core.verify import VerifySettings, verify
 from tests import s3
+from tests.chaos import MINUTES, needs_minutes
 from tests.conftest import sentences
 from tests.nodes import ray_command, two_nodes
 
 REPO = Path(__file__).resolve().parents[2]
-MINUTES = float(os.environ.get("CHAOS_MINUTES", "0"))  # for each of disk and store
 SHARDS, ROWS = 40, 5_000
 RUN_TIMEOUT_S = 300
 # what can be killed, by a part of its command line, and how often it is chosen
@@ -42,7 +42,6 @@ VICTIMS = {
     "ray::Tries": 1,
 }
 PATIENCE_S = 3  # to find one: some live for a moment only
-needs_minutes = pytest.mark.skipif(not MINUTES, reason="needs CHAOS_MINUTES, as `make chaos` sets it")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in Linux's /proc")
 
 
