@@ -1,6 +1,6 @@
 """Texts to token ids: the very ids that transformers gives, without importing it (seconds), faster where possible."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -80,7 +80,8 @@ class Tokenizer:
             else:
                 other_rows.append(row)
         room = self.rules.max_length - len(self.prefix) - len(self.suffix)
-        for rows, encode in ((ascii_rows, self._encode_ascii), (other_rows, self._encode_any)):
+        encode_ascii: Callable[[list], list[list[int]]] = self.ascii.encode if self.ascii else self._encode_any
+        for rows, encode in ((ascii_rows, encode_ascii), (other_rows, self._encode_any)):
             for start in range(0, len(rows), ROWS):
                 some = rows[start : start + ROWS]
                 for row, ids in zip(some, encode([cleaned[r] for r in some]), strict=True):
@@ -88,15 +89,11 @@ class Tokenizer:
                         status[row] = EMPTY
                         continue
                     parts, cut = self.rules.kept(ids, room)
-                    lists[row] = [id for part in parts for id in (*self.prefix, *part, *self.suffix)]
+                    lists[row] = list(chain.from_iterable((*self.prefix, *part, *self.suffix) for part in parts))
                     status[row] = TRUNCATED if cut else OK
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
         return TokenLists(np.fromiter(chain.from_iterable(lists), np.int32, count=offsets[-1]), offsets), status
-
-    def _encode_ascii(self, texts: list) -> list[list[int]]:
-        assert self.ascii
-        return self.ascii.encode(texts)
 
     def _encode_any(self, texts: list) -> list[list[int]]:
         if self.fast:

@@ -282,8 +282,9 @@ def train(settings: TrainSettings) -> Trained:
             training={
                 "settings": asdict(settings),
                 "encoder": {"name": start_from.name, "revision": start_from.revision},
-                "data": train_part.origin | {"train_rows": len(train_part), "fingerprint": train_part.fingerprint()},
-                "eval_data": eval_part.origin | {"eval_rows": len(eval_part), "fingerprint": eval_part.fingerprint()},
+                "data": train_part.origin | {"train_rows": len(train_part), "fingerprint": request["data_sha256"]},
+                "eval_data": eval_part.origin
+                | {"eval_rows": len(eval_part), "fingerprint": request["eval_data_sha256"]},
                 "label_shares": dataset.label_shares(train_part.labels, labels),
                 "best_epoch": best_epoch["epoch"],
                 "epochs": len(log),
