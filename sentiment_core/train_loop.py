@@ -97,6 +97,7 @@ class Fit:
         torch.manual_seed(settings.seed)
         with storage.unpacked(ray.get(task.encoder)) as folder:
             self.model = classifier.from_encoder(folder, task.model_config, settings.head)
+        classifier.spare_other_tokens(self.model.eval(), self.model.encoder)
         if settings.classifier_dropout is not None:
             classifier.set_head_dropout(self.model, settings.classifier_dropout)
         if self.device.type == "cpu":  # faster there than the fused kernel, on short rows

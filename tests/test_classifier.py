@@ -113,3 +113,27 @@ def test_the_mlp_head_is_the_one_described(tiny_encoder):
     bound = (6 / (32 + 16)) ** 0.5  # Xavier, uniform
     assert 0.9 * bound < model.dense.weight.abs().max() <= bound
     assert not model.dense.bias.any()
+
+
+@pytest.mark.parametrize("head", ["standard", "mlp"])
+def test_last_layer_is_spared_what_the_head_does_not_see(config, head):
+    torch.manual_seed(0)
+    model = classifier.from_config(config, head).eval()
+    lists = TokenLists(np.arange(5, 35, dtype=np.int32), np.array([0, 1, 11, 30]))
+    batch = [torch.from_numpy(x) for x in pad(lists, np.arange(3), config.pad_token_id or 0)]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(*batch), torch.tensor([0, 1, 2])).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    seen = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.startswith(model.encoder_prefix):
+            module.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    # a family whose layers are one and the same cannot leave the last one's work out
+    assert classifier.spare_other_tokens(model, model.encoder) == (config.model_type != "albert")
+    seen.clear()
+    torch.testing.assert_close(gradients(), expected)
+    assert (1 in seen) == (config.model_type != "albert")
