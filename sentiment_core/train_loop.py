@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sentiment_core.training import TrainSettings
 
 STATE, LOGITS = "state-{}.pt", "eval_logits.npy"  # in a checkpoint: of each worker; beside the best epoch's weights
-TELL_EVERY = 0.5  # seconds between two words of progress to the driver
+TELL_EVERY = 0.5  # seconds between two words to the driver
 AGREE_EVERY = 10  # steps after which the workers agree whether it is time for a checkpoint
 AVERAGE_EVERY = 10  # steps between two updates of the averaged weights, besides those at each epoch's end
 SCORE = "score"  # by which Ray keeps the best checkpoint, besides the latest
@@ -67,7 +67,7 @@ class Task:
     threads: int  # on a CPU
     encoder: ray.ObjectRef  # the files of its folder
     data: ray.ObjectRef  # training and evaluation part, `Tokenised`
-    counter: Any  # the actor that is told how many rows are done
+    monitor: Any  # the actor that is told how far the run is, and its curves
 
 
 def train_loop(config: dict) -> list[dict] | BadRequest:
@@ -125,7 +125,7 @@ class Fit:
         self.losses = torch.zeros(self.steps, device=self.device)  # of this epoch; this worker's shares
         self.seconds = 0.0  # that this epoch has taken
         self.log: list[dict] = []
-        self.told = 0.0  # when the driver last heard of progress
+        self.told, self.told_step = 0.0, 0  # when the driver last heard of progress, and up to which step of the epoch
         self.saved = time.monotonic()
 
     def run(self) -> list[dict] | BadRequest:
@@ -151,7 +151,7 @@ class Fit:
             self.losses[self.step] = self._train_step(rows)
             self.step += 1
             self.seconds += time.monotonic() - started
-            self._tell()
+            self._tell_progress()
             if self.step < self.steps and self.step % AGREE_EVERY == 0 and self._time_to_save():
                 self._save(NOT_BEST)
 
@@ -165,8 +165,7 @@ class Fit:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        done = (self.epoch - 1) * self.steps + self.step + 1
-        if self.average and (done % AVERAGE_EVERY == 0 or self.step + 1 == self.steps):
+        if self.average and ((self._steps_done + 1) % AVERAGE_EVERY == 0 or self.step + 1 == self.steps):
             self.average.update()
         return loss
 
@@ -243,9 +242,11 @@ class Fit:
                     "dtype": hardware.short_name(self.dtype),
                 }
             )
+            if self.rank == 0:
+                self._tell({f"eval/{name}": value for name, value in self.log[-1]["eval"].items()})
             best = self._since_best() == 0
             weights = self.vocabulary.whole_state(self.model) if best and self.rank == 0 else {}
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.epoch, self.step, self.told_step, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.losses.zero_()
         self._save(self.log[-1]["selected_by"] if best else NOT_BEST, (weights, logits) if best else None)
 
@@ -272,13 +273,22 @@ class Fit:
         logits[np.concatenate(rows)] = np.concatenate(found)
         return logits
 
-    def _tell(self) -> None:
+    @property
+    def _steps_done(self) -> int:
+        return (self.epoch - 1) * self.steps + self.step
+
+    def _tell_progress(self) -> None:
         if self.rank == 0 and (time.monotonic() - self.told > TELL_EVERY or self.step == self.steps):
-            rows = (self.epoch - 1) * len(self.train_part) + min(
-                self.step * self.settings.batch_size, len(self.train_part)
-            )
-            self.task.counter.put.remote(rows)
-            self.told = time.monotonic()
+            loss = self.world * float(self.losses[self.told_step : self.step].mean())  # about: its own shares
+            group = self.optimizer.param_groups[0]
+            lr = self.settings.lr * group["lr"] / group["initial_lr"]
+            self._tell({"train/loss": loss, "train/learning_rate": lr})
+            self.told, self.told_step = time.monotonic(), self.step
+
+    def _tell(self, values: dict[str, float]) -> None:
+        rows = (self.epoch - 1) * len(self.train_part)
+        rows += min(self.step * self.settings.batch_size, len(self.train_part))
+        self.task.monitor.put.remote(rows, self._steps_done, values)
 
     def _time_to_save(self) -> bool:
         """Whether the first worker finds it is time; all take part."""
@@ -325,6 +335,7 @@ class Fit:
         if own["random_cuda"] is not None:
             torch.cuda.set_rng_state(own["random_cuda"], self.device)
         self.epoch, self.step, self.seconds = own["at"]
+        self.told_step = self.step
         self.budget = own["budget"]  # other parts would draw other dropout
         self.losses, self.log = own["losses"].to(self.device), own["log"]
 

@@ -11,7 +11,7 @@ import signal
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -31,6 +31,7 @@ from sentiment_core import (
     encoder,
     metrics,
     storage,
+    tracking,
 )
 from sentiment_core.backends import Unfit
 from sentiment_core.dataset import Labelled
@@ -45,7 +46,12 @@ from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, renumbered
 
 # the folder of a run that is not done, what was asked for, and what Ray writes of its checkpoints
 UNFINISHED, REQUEST, SNAPSHOT = "_training-", "request.json", "checkpoint_manager_snapshot.json"
-OF_NO_EFFECT = ("out", "checkpoint_minutes", "max_failures")  # on the outcome: they may change between two starts
+OF_NO_EFFECT = (
+    "out",
+    "checkpoint_minutes",
+    "max_failures",
+    "tensorboard",
+)  # on the outcome: they may change between two starts
 # read by Ray when training starts: a worker's report or error is seen at once, and CPUs or GPUs that another job holds
 # are waited for this long (those the cluster has not at all are refused before)
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -130,6 +136,7 @@ class TrainSettings:
     gradient_checkpointing: bool = setting(False, "take less memory and a third more time")
     checkpoint_minutes: float = setting(10.0, "time between two checkpoints within an epoch")
     max_failures: int = setting(10, "how often lost workers are replaced; the run goes on from its last checkpoint")
+    tensorboard: str | None = setting(None, "folder for TensorBoard's files: curves to be looked at meanwhile", "DIR")
     seed: int = setting(0, "of the split, the order of rows, the head's first weights and dropout")
 
     def __post_init__(self) -> None:
@@ -230,10 +237,14 @@ def train(settings: TrainSettings) -> Trained:
         "data_sha256": train_part.fingerprint(),
         "eval_data_sha256": eval_part.fingerprint(),
     }
-    with unfinished(settings.out, request) as work:
+    with (
+        unfinished(settings.out, request) as work,
+        tracking.logging_to(tracking.wanted(asdict(settings), work)) as track,
+    ):
         log, checkpoint = run_workers(
             settings,
             work,
+            track,
             Task(
                 settings,
                 labels,
@@ -248,7 +259,7 @@ def train(settings: TrainSettings) -> Trained:
                         Tokenised(renumbered(eval_tokens, used), eval_part.labels),
                     ]
                 ),
-                ray.remote(num_cpus=0)(RowCounter).options(scheduling_strategy=cluster.here()).remote(),
+                ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=cluster.here()).remote(),
             ),
             rows=len(train_part),
         )
@@ -260,6 +271,8 @@ def train(settings: TrainSettings) -> Trained:
         calibration.fold_temperature(classifier.last_layer(model, len(labels)), temperature)
         before, after = metrics.probabilities_of(logits), metrics.probabilities_of(logits / temperature)
         final = metrics.evaluate(after, eval_part.labels, labels, settings.ordinal)
+        for name in ("ece", "brier"):
+            track(sum(len(record["losses"]) for record in log), {f"calibrated/{name}": final[name]})
         best_epoch = max(log, key=lambda record: record["selected_by"])
         info = bundle.BundleInfo(
             head=settings.head,
@@ -423,9 +436,11 @@ def has_checkpoint(work: str) -> bool:
     return storage.exists(work) and any(SNAPSHOT in stamp.path for stamp in storage.stamps(work))
 
 
-def run_workers(settings: TrainSettings, work: str, task: Task, rows: int) -> tuple[list[dict], Checkpoint]:
+def run_workers(
+    settings: TrainSettings, work: str, track: Callable[[int, dict], None], task: Task, rows: int
+) -> tuple[list[dict], Checkpoint]:
     """Run `train_loop` on all workers, anew where some are lost; the log of all epochs and the checkpoint of the best
-    one. Raises `BadRequest` where the settings lead nowhere."""
+    one. `track` is given the curves. Raises `BadRequest` where the settings lead nowhere."""
     use_gpu = cluster.device_kind() == "GPU"
     filesystem, path = storage.locate(work)
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -433,7 +448,7 @@ def run_workers(settings: TrainSettings, work: str, task: Task, rows: int) -> tu
     try:
         with (
             Progress("train", rows * settings.epochs, "rows", cluster.waiting_for) as progress,
-            following(task.counter, progress),
+            following(task.monitor, progress, track),
         ):
             while True:
                 trainer = ray.train.torch.TorchTrainer(
@@ -497,33 +512,42 @@ def is_loss(failure: Exception) -> bool:
     return type(failure).__module__.partition(".")[0] == "ray" or lost_connection(failure)
 
 
-class RowCounter:
-    """Rows done, told by the first worker and asked for by the driver."""
+class Monitor:
+    """What the first worker tells of the run, until the driver asks."""
 
     def __init__(self) -> None:
         self.rows = 0
+        self.curves: list[tuple[int, dict[str, float]]] = []  # steps done, values by name
 
-    def put(self, rows: int) -> None:
+    def put(self, rows: int, step: int, values: dict[str, float]) -> None:
         self.rows = rows
+        self.curves.append((step, values))
 
-    def total(self) -> int:
-        return self.rows
+    def take(self) -> tuple[int, list[tuple[int, dict[str, float]]]]:
+        curves, self.curves = self.curves, []
+        return self.rows, curves
 
 
 @contextlib.contextmanager
-def following(counter, progress: Progress) -> Iterator[None]:
-    """Keeps a progress bar at the counter's total, from a thread: `trainer.fit()` holds the driver until the end."""
+def following(monitor, progress: Progress, track: Callable[[int, dict], None]) -> Iterator[None]:
+    """Passes on what the monitor is told, from a thread: `trainer.fit()` holds the driver until the end."""
     stop = threading.Event()
+
+    def pass_on() -> None:
+        rows, curves = ray.get(monitor.take.remote())
+        progress.set(rows)
+        for step, values in curves:
+            track(step, values)
 
     def follow() -> None:
         while not stop.wait(0.5):
-            progress.set(ray.get(counter.total.remote()))
+            pass_on()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield
-        progress.set(ray.get(counter.total.remote()))
     finally:
         stop.set()
         thread.join()
+    pass_on()

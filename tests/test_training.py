@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.numpy import load_file
+from tensorboardX.proto.event_pb2 import Event
 
-from sentiment_core import bundle, classifier, dataset
+from sentiment_core import bundle, classifier, dataset, tracking
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.tokens import TokenLists, pad
@@ -19,10 +21,12 @@ from sentiment_core.training import Trained, TrainSettings, train
 from tests.conftest import make_bundle, sentences
 
 
-def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, labelled, tmp_path):
+def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, labelled, tmp_path, monkeypatch):
     out = tmp_path / "trained" / "bundle"
     flags = {"data": labelled, "model": packaged_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9}
-    trained = train(TrainSettings(**flags, out=str(out)))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    trained = train(TrainSettings(**flags, out=str(out), tensorboard=str(tmp_path / "curves")))
     assert trained.info.metrics["accuracy"] > 0.95
     assert trained.info.labels == ["negative", "positive"]
     assert {
@@ -46,6 +50,21 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert [record["epoch"] for record in log] == [1, 2]
     assert trained.info.int8["agreement"] > 0.95
     assert trained.info.int8["rows"] == len(dataset.read(labelled, "text", "label"))
+    # the curves, elsewhere too
+    curves = tensorboard_scalars(tmp_path / "curves")
+    steps = len(log[0]["losses"])
+    assert [step for step, _ in curves["eval/accuracy"]] == [steps, 2 * steps]
+    assert [value for _, value in curves["eval/accuracy"]] == pytest.approx([r["eval"]["accuracy"] for r in log])
+    assert curves["calibrated/ece"][0][1] == pytest.approx(trained.info.calibration["ece_after"])
+    assert curves["train/learning_rate"][-1] == (2 * steps, 0)
+    assert curves["train/loss"][-1][1] < curves["train/loss"][0][1]
+    client = MlflowClient()
+    (run,) = client.search_runs(["0"])
+    assert (run.info.run_name, run.info.status) == ("bundle", "FINISHED")
+    assert run.data.params["lr"] == "0.0001"
+    for name, values in curves.items():
+        found = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+        assert found == [(step, pytest.approx(value)) for step, value in values]
     # what the bundle says of itself, calibrated, is what a fresh look finds
     _, held_out = dataset.split(dataset.read(labelled, "text", "label"), 0.1, 0)
     names = [held_out.label_names[i] for i in held_out.labels]
@@ -59,6 +78,29 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert trained.info.calibration["temperature"] != pytest.approx(1.0, abs=0.01)
     assert found["ece"] == pytest.approx(trained.info.calibration["ece_after"], abs=0.02)
     assert found["brier"] == pytest.approx(trained.info.metrics["brier"], abs=0.01)
+
+
+def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) by name, of the one event file in a folder: records of 8 bytes of length, 4 of checksum, an event,
+    4 of checksum."""
+    (file,) = folder.iterdir()
+    content, found = file.read_bytes(), {}
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + size])
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+        content = content[16 + size :]
+    return found
+
+
+def test_curves_that_cannot_be_logged_cost_no_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = {"tensorboard": str(tmp_path / "file"), "out": "b"}
+    with tracking.logging_to(tracking.wanted(settings, str(tmp_path))) as log:
+        log(1, {"train/loss": 0.5})
+    assert "nothing is logged to TensorBoard from here on" in capsys.readouterr().err
 
 
 def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
