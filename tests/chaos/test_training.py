@@ -3,6 +3,8 @@
 make chaos MINUTES=10
 """
 
+import random
+import signal
 import sys
 import threading
 import time
@@ -20,25 +22,41 @@ REPO = Path(__file__).resolve().parents[2]
 
 @needs_minutes
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny_encoder, labelled, tmp_path):
-    """The whole job in its first epoch; then, when the same is asked for again, a worker. Dropout included."""
+    """The whole job twice, then a worker, each at a random moment after a new checkpoint. Dropout included."""
     flags = {"data": labelled, "model": tiny_encoder, "epochs": 2, "lr": 1e-4, "batch_size": 8, "ema_decay": 0.9}
     calm = train(TrainSettings(**flags, out=str(tmp_path / "calm")))
     flags |= {"out": str(tmp_path / "killed"), "checkpoint_minutes": 0.005}
     command = [sys.executable, str(REPO / "jobs" / "train.py")]
     command += [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
     work = tmp_path / "_training-killed"
-    with open(tmp_path / "said", "w") as said:
-        job = psutil.Popen(command, stdout=said, stderr=said)
-        wait_for(lambda: (work / "run" / SNAPSHOT).exists(), job)
-        for process in (*job.children(recursive=True), job):
-            process.kill()
-        job.wait()
+    chance = random.Random(int(time.time()))
+    known: set[Path] = set()
+
+    def wait_for_checkpoint(job: psutil.Popen | None = None) -> None:
+        """One that was not there before, and a moment more."""
+        stop = time.monotonic() + 120
+        while (
+            not (found := set(work.glob("run/checkpoint_*/state-0.pt"))) - known
+            or not (work / "run" / SNAPSHOT).exists()
+        ):
+            assert time.monotonic() < stop
+            assert job is None or job.poll() is None
+            time.sleep(0.02)
+        known.update(found)
+        time.sleep(chance.uniform(0, 0.7))
+
+    for turn in range(2):
+        with open(tmp_path / f"said{turn}", "w") as said:
+            job = psutil.Popen(command, stdout=said, stderr=said)
+            wait_for_checkpoint(job)
+            for process in (*job.children(recursive=True), job):
+                process.kill()
+            assert job.wait() == -signal.SIGKILL  # it was not done
     with pytest.raises(BadRequest, match=r"unfinished training .*\(lr 0.1, then 0.0001\)"):
         train(TrainSettings(**flags | {"lr": 0.1}))
-    before = set(work.glob("run/checkpoint_*/state-0.pt"))
 
     def kill_worker() -> None:
-        wait_for(lambda: set(work.glob("run/checkpoint_*/state-0.pt")) - before)
+        wait_for_checkpoint()
         workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
         killed.extend(p.pid for p in workers)
         for process in workers:
@@ -53,11 +71,3 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
     assert [record["losses"] for record in again.log] == [record["losses"] for record in calm.log]
     assert again.info.metrics == calm.info.metrics
     assert not work.exists()
-
-
-def wait_for(condition, job: psutil.Popen | None = None) -> None:
-    stop = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < stop
-        assert job is None or job.poll() is None
-        time.sleep(0.02)
