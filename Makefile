@@ -2,8 +2,8 @@
 # make test     the tests
 # make lint     ruff and mypy
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
-# make chaos    kills what scores at random, for MINUTES into a folder and into a store, and what trains, and compares
-#               what comes out with undisturbed runs
+# make chaos    kills what scores at random, for MINUTES into a folder and into a store, what trains and what searches,
+#               and compares what comes out with undisturbed runs
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 

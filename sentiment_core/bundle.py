@@ -93,6 +93,12 @@ def write(
         _publish(work, place)
 
 
+def copy(source: str, place: str, extra: dict[str, bytes]) -> None:
+    """Write the bundle at `source` with `extra` files to another place, whole or not at all."""
+    with storage.unpacked(read_files(source)[1] | extra) as folder:
+        _publish(Path(folder), place)
+
+
 def _publish(work: Path, place: str) -> None:
     if storage.is_local(place):
         final = Path(storage.locate(place)[1])

@@ -238,6 +238,31 @@ def confidence_histogram(counts: list[int]) -> Figure:
     return figure
 
 
+def search_results(trials: list[dict], score: str) -> Figure:
+    """Of a search: the trials' scores by epoch, and the best of each by every setting that was searched for. `trials`:
+    `settings` and `scores`, as `tuning` records them."""
+    trials = [trial for trial in trials if trial["scores"]]
+    names = list(trials[0]["settings"])
+    figure = Figure(figsize=(SIZE[0] * 2, SIZE[1] * (1 + len(names) // 3)), layout="constrained")
+    panels = figure.subplots(1 + len(names) // 3, 3, sharey=True, squeeze=False).ravel()
+    best = [abs(max(trial["scores"])) for trial in trials]
+    for trial in trials:
+        panels[0].plot(range(1, len(trial["scores"]) + 1), np.abs(trial["scores"]), marker=".")
+    panels[0].set(title="Trials", xlabel="epoch", ylabel=score)
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
+    for panel, name in zip(panels[1:], names, strict=False):
+        values = [trial["settings"][name] for trial in trials]
+        continuous = len(set(values)) == len(values) > 2 and all(isinstance(value, float) for value in values)
+        panel.scatter(values if continuous else list(map(str, values)), best)
+        panel.set_title(name)
+        if continuous:
+            panel.set_xscale("log")
+            panel.xaxis.set_minor_formatter("")  # would overlap
+    for panel in panels[1 + len(names) :]:
+        panel.set_axis_off()
+    return figure
+
+
 def label_shares(shares: dict[str, dict[str, float]]) -> Figure:
     """Shares of the labels (inner names) in each group (outer names), as stacked bars."""
     figure, axes = _figure("Labels by kind of text", "share", "")

@@ -62,6 +62,14 @@ def parse(settings_class: type[Settings], description: str | None, argv: list[st
     return settings_class(**values)
 
 
+def parse_value(settings_class: type, name: str, text: str) -> Any:
+    """The value that a setting's flag makes of a text. Raises `BadRequest`."""
+    parser = _Parser(add_help=False)
+    field = next(f for f in dataclasses.fields(settings_class) if f.name == name)
+    _add_flag(parser, name, typing.get_type_hints(settings_class)[name], field)
+    return getattr(parser.parse_args([f"--{name.replace('_', '-')}={text.strip()}"]), name)
+
+
 def command(job: str, settings: Any) -> str:
     """The command line that gives these settings to a job."""
     words = ["python", f"jobs/{job}.py"]

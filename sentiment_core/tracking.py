@@ -66,9 +66,9 @@ class MlFlow:
         self.mlflow.end_run("FINISHED" if done else "KILLED")
 
 
-def wanted(settings: dict[str, Any], work: str) -> dict[str, Callable[[], Tracker]]:
+def wanted(settings: dict[str, Any], work: str, also: Tracker | None = None) -> dict[str, Callable[[], Tracker]]:
     """By name, what makes the trackers that a training was asked to log to."""
-    found: dict[str, Callable[[], Tracker]] = {}
+    found: dict[str, Callable[[], Tracker]] = {"Ray Tune": lambda: also} if also else {}
     if settings["tensorboard"]:
         found["TensorBoard"] = lambda: TensorBoard(settings["tensorboard"])
     if os.environ.get(MLFLOW_ADDRESS):

@@ -243,7 +243,8 @@ class Fit:
                 }
             )
             if self.rank == 0:
-                self._tell({f"eval/{name}": value for name, value in self.log[-1]["eval"].items()})
+                found = {f"eval/{name}": value for name, value in self.log[-1]["eval"].items()}
+                self._tell(found | {"epoch": self.epoch})
             best = self._since_best() == 0
             weights = self.vocabulary.whole_state(self.model) if best and self.rank == 0 else {}
         self.epoch, self.step, self.told_step, self.seconds = self.epoch + 1, 0, 0, 0.0

@@ -44,8 +44,8 @@ from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.tokens import TRUNCATED, TokenLists
 from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, renumbered, train_loop, used_ids
 
-# the folder of a run that is not done, what was asked for, and what Ray writes of its checkpoints
-UNFINISHED, REQUEST, SNAPSHOT = "_training-", "request.json", "checkpoint_manager_snapshot.json"
+# in the folder of a run that is not done: what was asked for, and what Ray writes of its checkpoints
+REQUEST, SNAPSHOT = "request.json", "checkpoint_manager_snapshot.json"
 OF_NO_EFFECT = (
     "out",
     "checkpoint_minutes",
@@ -201,11 +201,15 @@ class Trained:
         return "\n".join(lines)
 
 
-def train(settings: TrainSettings) -> Trained:
-    """Fine-tune, calibrate, write the bundle. Raises `BadRequest` before any work if the request cannot be met."""
+def train(settings: TrainSettings, place: str | None = None, tracker: tracking.Tracker | None = None) -> Trained:
+    """Fine-tune, calibrate, write the bundle. Raises `BadRequest` before any work if the request cannot be met.
+
+    `place`: where the bundle goes for now, instead of `--out`. `tracker`: one more that follows the curves.
+    """
     started = time.monotonic()
-    storage.check_lasting(settings.out)
-    bundle.check_free(settings.out)
+    place = place or settings.out
+    storage.check_lasting(place)
+    bundle.check_free(place)
     start_from = encoder.fetch(settings.model)
     train_part, eval_part = read_parts(settings)
     labels = train_part.label_names
@@ -222,11 +226,11 @@ def train(settings: TrainSettings) -> Trained:
     eval_part, eval_tokens = tokenise(eval_part, texts_to_tokens)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
     # three checkpoints, one of them being written, of weights, their average and the optimiser's two numbers for each
-    storage.check_space(settings.out, 12 * sum(map(len, files.values())))
+    storage.check_space(place, 12 * sum(map(len, files.values())))
 
     cluster.connect()
     cluster.require(settings.workers)
-    beside = storage.parent(settings.out)
+    beside = storage.parent(place)
     storage.check_writable(beside)
     cluster.check_shared(beside, "--out", writable=True)
     pad_id = tokenizer.pad_token_id or 0
@@ -238,8 +242,8 @@ def train(settings: TrainSettings) -> Trained:
         "eval_data_sha256": eval_part.fingerprint(),
     }
     with (
-        unfinished(settings.out, request) as work,
-        tracking.logging_to(tracking.wanted(asdict(settings), work)) as track,
+        unfinished("_training-", place, request, has_checkpoint) as work,
+        tracking.logging_to(tracking.wanted(asdict(settings), work, tracker)) as track,
     ):
         log, checkpoint = run_workers(
             settings,
@@ -313,8 +317,8 @@ def train(settings: TrainSettings) -> Trained:
 
         extra = report.evidence(info, log, command("train", settings), worst_mistakes(after, eval_part))
         extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
-        bundle.write(settings.out, model, model_config, tokenizer, info, extra)
-    return Trained(settings.out, info, log)
+        bundle.write(place, model, model_config, tokenizer, info, extra)
+    return Trained(place, info, log)
 
 
 def read_parts(settings: TrainSettings) -> tuple[Labelled, Labelled]:
@@ -395,19 +399,13 @@ def tokenise(part: Labelled, tokenizer: Tokenizer) -> tuple[Labelled, TokenLists
 
 
 @contextlib.contextmanager
-def unfinished(out: str, request: dict) -> Iterator[str]:
-    """The folder of a training run until it is done, beside the bundle's place. Afterwards it is deleted, but for that
-    of a run that broke off and left a checkpoint. Raises `BadRequest` if such a one asked for something else."""
-    work = storage.join(storage.parent(out), UNFINISHED + storage.absolute(out).rpartition("/")[2])
+def unfinished(kind: str, out: str, request: dict, begun: Callable[[str], bool]) -> Iterator[str]:
+    """The folder of a run until it is done, beside the bundle's place; its name begins with `kind`. Afterwards it is
+    deleted, but for that of a run that broke off with what it had `begun` to go on with. Raises `BadRequest` if such a
+    one asked for something else."""
+    work = storage.join(storage.parent(out), kind + storage.absolute(out).rpartition("/")[2])
     place = storage.join(work, REQUEST)
-    if has_checkpoint(work):
-        try:
-            json.loads(storage.read_file(storage.join(work, "run", SNAPSHOT)))
-        except (OSError, ValueError):  # written in place: a run that died just then leaves half of it
-            raise BadRequest(
-                f"{work} holds an unfinished training for this --out that cannot be gone on with: its {SNAPSHOT} is "
-                "damaged; delete that folder to begin anew"
-            ) from None
+    if begun(work):
         try:
             before = json.loads(storage.read_file(place))
         except (OSError, ValueError):
@@ -416,7 +414,7 @@ def unfinished(out: str, request: dict) -> Iterator[str]:
         if different:
             told = ", ".join(f"{name} {request[name]!r}, then {before.get(name)!r}" for name in different)
             raise BadRequest(
-                f"{work} holds an unfinished training for this --out that was asked for something else ({told}); ask "
+                f"{work} holds an unfinished run for this --out that was asked for something else ({told}); ask "
                 "for the same to go on with it, or delete that folder to begin anew"
             )
     else:
@@ -426,14 +424,24 @@ def unfinished(out: str, request: dict) -> Iterator[str]:
         yield work
     except BaseException:
         with contextlib.suppress(OSError, BadRequest):  # what happened is worth more than what the store says
-            if not has_checkpoint(work):
+            if not begun(work):
                 storage.delete_folder(work)
         raise
     storage.delete_folder(work)
 
 
 def has_checkpoint(work: str) -> bool:
-    return storage.exists(work) and any(SNAPSHOT in stamp.path for stamp in storage.stamps(work))
+    """Whether a training can go on from there. Raises `BadRequest` if what Ray left of it is damaged."""
+    if not storage.exists(work) or not any(SNAPSHOT in stamp.path for stamp in storage.stamps(work)):
+        return False
+    try:
+        json.loads(storage.read_file(storage.join(work, "run", SNAPSHOT)))
+    except (OSError, ValueError):  # written in place: a run that died just then leaves half of it
+        raise BadRequest(
+            f"{work} holds an unfinished training for this --out that cannot be gone on with: its {SNAPSHOT} is "
+            "damaged; delete that folder to begin anew"
+        ) from None
+    return True
 
 
 def run_workers(

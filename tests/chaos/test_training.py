@@ -52,7 +52,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
             for process in (*job.children(recursive=True), job):
                 process.kill()
             assert job.wait() == -signal.SIGKILL  # it was not done
-    with pytest.raises(BadRequest, match=r"unfinished training .*\(lr 0.1, then 0.0001\)"):
+    with pytest.raises(BadRequest, match=r"unfinished run .*\(lr 0.1, then 0.0001\)"):
         train(TrainSettings(**flags | {"lr": 0.1}))
 
     def kill_worker() -> None:

@@ -1,0 +1,210 @@
+"""Search for settings: Ray Tune runs trainings with settings taken at random and stops those that fall behind (ASHA: Li
+et al. 2020, A System for Massively Parallel Hyperparameter Tuning). The best one's bundle is kept.
+"""
+
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler
+
+from sentiment_core import bundle, cluster, storage
+from sentiment_core.errors import BadRequest
+from sentiment_core.settings import check, parse_value, setting
+from sentiment_core.training import TrainSettings, train, unfinished
+
+# in the environment of whoever runs trials: relative paths keep their meaning, Ctrl-C stops the search, no boxes
+os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+
+KEEP_ONE_IN = 2  # of the trials that come to each of ASHA's rungs, after 1, 2, 4, ... epochs
+TRIAL_BYTES = 2**30  # of memory, for what runs a trial beside its workers
+PICTURE, LOG = "tuning.png", "tuning.jsonl"  # in the bundle
+NO_SEARCH = ("data", "eval_data", "model", "out", "tensorboard", "label_names")
+
+
+@dataclass(frozen=True)
+class TuneSettings(TrainSettings):
+    search: tuple[str, ...] = setting(
+        (
+            "lr=1e-5..2e-4",
+            "head_lr=1e-4..2e-3",
+            "batch_size=16/32/64",
+            "dropout=0/0.1",
+            "adversarial=0/1",
+            "ema_decay=0/0.999",
+        ),
+        "what to search: NAME=LOW..HIGH (taken evenly on a logarithmic scale) or NAME=A/B/C",
+        "S,S",
+    )
+    trials: int = setting(16, "trainings to begin")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.trials >= 1, "trials", self.trials, "1 or more")
+        for name, domain in self.space().items():
+            for value in domain if isinstance(domain, list) else domain[:2]:
+                replace(self.base(), **{name: value})  # type: ignore[arg-type]  # refuses what a training would
+
+    def base(self) -> TrainSettings:
+        """What all trials have in common."""
+        return TrainSettings(**{field.name: getattr(self, field.name) for field in fields(TrainSettings)})
+
+    def space(self) -> dict[str, list | tuple[float, float]]:
+        """By setting, the values to choose from, or the two ends of a range."""
+        return dict(map(_domain, self.search))
+
+
+def _domain(text: str) -> tuple[str, list | tuple[float, float]]:
+    """One part of --search. Raises `BadRequest`."""
+    name, _, values = text.partition("=")
+    name = name.strip().replace("-", "_")
+    known = {field.name for field in fields(TrainSettings)} - set(NO_SEARCH)
+    check(name in known, "search", text, f"NAME=LOW..HIGH or NAME=A/B/C, the name one of {', '.join(sorted(known))}")
+    low, dots, high = values.partition("..")
+    if not dots:
+        return name, [parse_value(TrainSettings, name, value) for value in values.split("/")]
+    ends = tuple(parse_value(TrainSettings, name, value) for value in (low, high))
+    check(
+        all(isinstance(end, float) for end in ends) and 0 < ends[0] < ends[1],
+        "search",
+        text,
+        "two numbers above 0, the smaller first, of a setting that is not a whole number",
+    )
+    return name, ends
+
+
+def tune(settings: TuneSettings) -> str:
+    """Search and write the best bundle; returns a few lines for the terminal. Raises `BadRequest`."""
+    storage.check_lasting(settings.out)
+    bundle.check_free(settings.out)
+    cluster.connect()
+    cluster.require(settings.workers)
+    beside = storage.parent(settings.out)
+    storage.check_writable(beside)
+    cluster.check_shared(beside, "--out", writable=True)
+    at_once = cluster.largest("GPU") // settings.workers if cluster.device_kind() == "GPU" else 1
+    with unfinished("_tuning-", settings.out, json.loads(json.dumps(asdict(settings))), _begun) as work:
+        results = _search(settings, work, at_once)
+        trials = [_record(result) for result in results]
+        done = [t for t in trials if t["scores"] and storage.exists(storage.join(work, "trials", t["id"], bundle.CARD))]
+        if not done:
+            raise next(error for result in results if (error := _cause(result.error)))
+        best = max(done, key=lambda trial: max(trial["scores"]))
+        from sentiment_core import report
+
+        extra = {
+            PICTURE: report.png(report.search_results(trials, settings.select_by)),
+            LOG: "".join(json.dumps(trial) + "\n" for trial in trials).encode(),
+        }
+        bundle.copy(storage.join(work, "trials", best["id"]), settings.out, extra)
+    return _summary(settings, trials, best)
+
+
+def _begun(work: str) -> bool:
+    return storage.exists(storage.join(work, "run"))
+
+
+def _search(settings: TuneSettings, work: str, at_once: int) -> Any:
+    filesystem, path = storage.locate(work)
+    base, places = settings.base(), storage.absolute(storage.join(work, "trials"))
+
+    def trial(config: dict) -> None:
+        place = storage.join(places, ray_tune.get_context().get_trial_id())
+        if storage.exists(storage.join(place, bundle.CARD)):  # the search broke off before it knew
+            for line in storage.read_file(storage.join(place, bundle.LOG)).splitlines():
+                record = json.loads(line)
+                ray_tune.report({"epoch": record["epoch"], "score": record["selected_by"]})
+        else:
+            train(replace(base, **config), place, Reported(base.select_by))
+
+    # Tune insists on something; CPUs are for the workers that a trial starts
+    trainable = ray_tune.with_resources(trial, {"memory": TRIAL_BYTES})
+    # a trial that comes to `max_t` is stopped too, before its bundle is written
+    scheduler = ASHAScheduler(
+        time_attr="epoch", max_t=settings.epochs + 1, grace_period=1, reduction_factor=KEEP_ONE_IN
+    )
+    where = storage.join(path, "run")
+    if ray_tune.Tuner.can_restore(where, storage_filesystem=filesystem):
+        tuner = ray_tune.Tuner.restore(where, trainable, storage_filesystem=filesystem, resume_unfinished=True)
+    else:
+        space = {
+            name: ray_tune.choice(domain) if isinstance(domain, list) else ray_tune.loguniform(*domain)
+            for name, domain in settings.space().items()
+        }
+        tuner = ray_tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=ray_tune.TuneConfig(
+                metric="score",
+                mode="max",
+                scheduler=scheduler,
+                num_samples=settings.trials,
+                max_concurrent_trials=max(1, at_once),
+            ),
+            run_config=ray_tune.RunConfig(
+                name="run", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Told(settings)]
+            ),
+        )
+    return tuner.fit()
+
+
+class Reported:
+    """Tells Ray Tune of each epoch."""
+
+    def __init__(self, select_by: str) -> None:
+        self.select_by = select_by
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if "epoch" in values:
+            score = values[f"eval/{self.select_by}"]
+            ray_tune.report({"epoch": int(values["epoch"]), "score": -score if self.select_by == "loss" else score})
+
+    def end(self, done: bool) -> None:
+        pass
+
+
+class Told(ray_tune.Callback):
+    """A line for each epoch of each trial."""
+
+    def __init__(self, settings: TuneSettings) -> None:
+        self.settings = settings
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        place = [t.trial_id for t in trials].index(trial.trial_id) + 1
+        print(
+            f"tune: trial {place} of {self.settings.trials}, epoch {result['epoch']}: {self.settings.select_by} "
+            f"{abs(result['score']):.4f} with {_told(trial.config)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _record(result: Any) -> dict:
+    """Of a trial: its id, what it was given, and its score after each epoch."""
+    table = result.metrics_dataframe
+    scores = [] if table is None else table.drop_duplicates("epoch", keep="last")["score"].tolist()
+    id = (result.metrics or {}).get("trial_id", "")
+    return {"id": id, "settings": result.config, "scores": [s for s in scores if math.isfinite(s)]}
+
+
+def _cause(error: Exception | None) -> Exception | None:
+    """A user's mistake as it was raised in the trial."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BadRequest) else error
+
+
+def _told(config: dict) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value:.3g}" if isinstance(value, float)
+                    else f"--{name.replace('_', '-')} {value}" for name, value in config.items())  # fmt: skip
+
+
+def _summary(settings: TuneSettings, trials: list[dict], best: dict) -> str:
+    lines = [f"{settings.select_by:>9}  epochs  settings"]
+    for trial in sorted(trials, key=lambda t: -max(t["scores"], default=-math.inf)):
+        score = f"{abs(max(trial['scores'])):9.4f}" if trial["scores"] else f"{'failed':>9}"
+        lines.append(f"{score}  {len(trial['scores']):6}  {_told(trial['settings'])}")
+    return "\n".join([*lines, f"best: {_told(best['settings'])}", f"bundle: {settings.out}"])
