@@ -1,6 +1,6 @@
 """Training speed: this project's loop and the transformers Trainer at its best setting (bf16 where the chip has it,
-rows grouped by length), in turn, on the same rows, encoder, batch size, rates and epochs; each with the encoder's own
-dropout and without.
+rows grouped by length, either kind of attention), in turn, on the same rows, encoder, batch size, rates and epochs;
+each with the encoder's own dropout and without.
 
     python benchmarks/train.py --data sst2_train.parquet --eval-data sst2_dev.parquet --model ENCODER --name sst2
 
@@ -9,6 +9,7 @@ benchmarks/results/. Needs the extra `benchmark`.
 """
 
 import datetime
+import functools
 import json
 import os
 import tempfile
@@ -19,6 +20,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -58,42 +60,58 @@ def main() -> None:
     data = data.take(np.random.default_rng(0).permutation(len(data))[: settings.rows])
     eval_data = dataset.read(settings.eval_data, "text", "label", data.label_names)
     contenders = {
-        f"{name}{', no dropout' if dropout == 0 else ''}": (train_so, dropout)
-        for dropout in (None, 0.0)
-        for name, train_so in (("Trainer", with_trainer), ("sentiment-core", with_this))
+        "Trainer, sdpa": functools.partial(with_trainer, attention="sdpa"),
+        "Trainer, eager": functools.partial(with_trainer, attention="eager"),
+        "sentiment-core": with_this,
     }
-    found: dict[str, list[dict]] = {name: [] for name in contenders}
+    dropouts = {"the encoder's dropout": None, "no dropout": 0.0}
+    runs: dict[str, dict[str, list[dict]]] = {of: {name: [] for name in contenders} for of in dropouts}
     for seed in range(settings.rounds):
-        for name, (train_so, dropout) in contenders.items():
-            found[name].append(train_so(settings, data, eval_data, seed, dropout))
-            print(
-                f"{name}: {found[name][-1]['rows_per_second']:.1f} rows/s, accuracy {found[name][-1]['accuracy']:.4f}"
-            )
-    medians = {name: float(np.median([run["rows_per_second"] for run in runs])) for name, runs in found.items()}
+        for of, dropout in dropouts.items():
+            for name, train_so in contenders.items():
+                run = train_so(settings, data, eval_data, seed, dropout)
+                runs[of][name].append(run)
+                print(f"{of}, {name}: {run['rows_per_second']:.1f} rows/s, accuracy {run['accuracy']:.4f}", flush=True)
     report = {
         "date": datetime.date.today().isoformat(),
         "device": hardware.device_name(hardware.device()),
         "cpus": os.cpu_count(),
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("results", "model")}
         | {name: Path(getattr(settings, name)).name for name in ("data", "eval_data")},
-        "rows_per_second": medians,
-        "times_trainer": {name: rate / medians["Trainer"] for name, rate in medians.items()},
-        "accuracy": {name: float(np.mean([run["accuracy"] for run in runs])) for name, runs in found.items()},
-        "runs": found,
+        **{of: summary(found) for of, found in runs.items()},
+        "runs": runs,
         "libraries": bundle.library_versions(),
     }
-    for name, rate in medians.items():
-        print(f"{name:28} {rate:7.1f} rows/s, {report['times_trainer'][name]:.2f} times the Trainer's")
+    for of in dropouts:
+        print(of, json.dumps(report[of], indent=2))
     Path(settings.results, f"train_{settings.name}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
+def summary(found: dict[str, list[dict]]) -> dict:
+    """Medians of rows per second, these as multiples of the Trainer's better one, and mean accuracies, by contender."""
+    rates = {name: float(np.median([run["rows_per_second"] for run in runs])) for name, runs in found.items()}
+    trainer = max(rate for name, rate in rates.items() if name.startswith("Trainer"))
+    return {
+        "rows_per_second": rates,
+        "times_trainer": {name: rate / trainer for name, rate in rates.items()},
+        "accuracy": {name: float(np.mean([run["accuracy"] for run in runs])) for name, runs in found.items()},
+    }
+
+
 def with_trainer(
-    settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int, dropout: float | None
+    settings: TrainBenchmarkSettings,
+    data: Labelled,
+    eval_data: Labelled,
+    seed: int,
+    dropout: float | None,
+    attention: str,
 ) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     torch.manual_seed(seed)
     config = classifier.make_config(settings.model, data.label_names, dropout)
-    model = AutoModelForSequenceClassification.from_pretrained(settings.model, config=config, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        settings.model, config=config, dtype=torch.float32, attn_implementation=attention
+    )
 
     def tokenised(part: Labelled) -> datasets.Dataset:
         rows = datasets.Dataset.from_dict({"text": part.texts, "label": part.labels})
@@ -155,6 +173,7 @@ def with_this(
                 seed=seed,
             )
         )
+    ray.shutdown()  # which would cost the Trainer time
     last = trained.log[-1]  # the Trainer keeps the last epoch too
     return {
         "rows_per_second": len(data) * len(trained.log) / sum(record["seconds"] for record in trained.log),

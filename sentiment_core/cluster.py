@@ -18,6 +18,7 @@ from sentiment_core import storage
 from sentiment_core.errors import BadRequest
 
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts its configuration on the head
+_SCHEDULES = hasattr(os, "sched_setscheduler")  # Linux
 PROBE_SECONDS = 60  # for a node to start a process and say whether it sees a folder
 
 
@@ -27,7 +28,7 @@ def connect() -> None:
         return
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
-        with _quiet_start():
+        with _quiet_start(), _in_background():
             # the workers' lines would bury what the job says; their errors come to the driver all the same
             ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except SystemExit:  # what Ray makes of a SIGTERM while it starts
@@ -52,6 +53,26 @@ def _quiet_start() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+@contextlib.contextmanager
+def _in_background() -> Iterator[None]:
+    """Processes started meanwhile do not interrupt what computes, they wait for their turn (Linux's SCHED_BATCH): each
+    of Ray's wakes a hundred times a second to look around, and all threads of a model wait for the one interrupted."""
+    if not _SCHEDULES or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        in_foreground()
+
+
+def in_foreground() -> None:
+    """For the thread that computes, and those it starts: not in the background, where Ray's processes are."""
+    if _SCHEDULES and os.sched_getscheduler(0) == os.SCHED_BATCH:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def largest(kind: str) -> int:
@@ -130,6 +151,15 @@ def check_shared(place: str, flag: str, writable: bool) -> None:
             f"{flag} {place} is a local folder that node {others[blind[0]]['NodeManagerAddress']} does not see; "
             "expected one all nodes share (NFS, EFS, ...) or a URI such as s3://bucket/path"
         )
+
+
+def connect_for(workers: int, place: str) -> None:
+    """Connect to a cluster that can have so many workers, all of which reach the folder `place` to write to. Raises
+    `BadRequest`."""
+    connect()
+    require(workers)
+    storage.check_writable(place)
+    check_shared(place, "--out", writable=True)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

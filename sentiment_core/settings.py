@@ -63,11 +63,12 @@ def parse(settings_class: type[Settings], description: str | None, argv: list[st
 
 
 def parse_value(settings_class: type, name: str, text: str) -> Any:
-    """The value that a setting's flag makes of a text. Raises `BadRequest`."""
-    parser = _Parser(add_help=False)
-    field = next(f for f in dataclasses.fields(settings_class) if f.name == name)
-    _add_flag(parser, name, typing.get_type_hints(settings_class)[name], field)
-    return getattr(parser.parse_args([f"--{name.replace('_', '-')}={text.strip()}"]), name)
+    """The value of a setting that is written like this in a --config file. Raises `BadRequest`."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return _from_yaml(text, name, value, typing.get_type_hints(settings_class)[name])
 
 
 def command(job: str, settings: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sentiment_core import columns, corpus, scored, storage
+from sentiment_core import cluster, columns, corpus, scored, storage
 from sentiment_core.corpus import Unit
 from sentiment_core.guard import GivenUp, Guard, little_memory
 from sentiment_core.scored import Counts, Run
@@ -88,6 +88,7 @@ class Classify:
     def __init__(self, files: ray.ObjectRef, engine: dict, guard: Guard) -> None:
         from sentiment_core.engine import Engine  # torch and transformers: seconds that only this stage spends
 
+        cluster.in_foreground()
         self.guard = guard
         key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray starts the actor anew
         with guard(key, LOAD_S), storage.unpacked(ray.get(files)) as folder:

@@ -46,6 +46,7 @@ class MlFlow:
     goes on goes on with its run, whose id is kept in the folder `work`."""
 
     def __init__(self, settings: dict[str, Any], work: str) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # within seconds, not minutes
         try:
             import mlflow  # ten seconds
         except ImportError:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
-from sentiment_core import bundle, classifier, hardware, metrics, storage
+from sentiment_core import bundle, classifier, cluster, hardware, metrics, storage
 from sentiment_core.classifier import Classifier
 from sentiment_core.errors import BadRequest
 from sentiment_core.tokens import TokenLists, batches_by_length, batches_by_tokens, pad
@@ -84,6 +84,7 @@ class Fit:
     """One worker's part of a training run."""
 
     def __init__(self, task: Task) -> None:
+        cluster.in_foreground()
         self.task, self.settings = task, task.settings
         self.train_part, self.eval_part = ray.get(task.data)
         self.lengths = self.train_part.tokens.lengths

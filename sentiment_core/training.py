@@ -53,9 +53,11 @@ OF_NO_EFFECT = (
     "tensorboard",
 )  # on the outcome: they may change between two starts
 # read by Ray when training starts: a worker's report or error is seen at once, and CPUs or GPUs that another job holds
-# are waited for this long (those the cluster has not at all are refused before)
+# are waited for this long (those the cluster has not at all are refused before); nobody asks what its watcher of
+# preemptions sees
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 SHOWN_MISTAKES, SHOWN_CHARACTERS = 25, 400  # in the report
 # labelled rows, and tokens of them, whose labels are compared with those of 8 bits: 1 in 200 shows, within a minute
@@ -228,15 +230,11 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
     # three checkpoints, one of them being written, of weights, their average and the optimiser's two numbers for each
     storage.check_space(place, 12 * sum(map(len, files.values())))
 
-    cluster.connect()
-    cluster.require(settings.workers)
-    beside = storage.parent(place)
-    storage.check_writable(beside)
-    cluster.check_shared(beside, "--out", writable=True)
+    cluster.connect_for(settings.workers, storage.parent(place))
     pad_id = tokenizer.pad_token_id or 0
     # up to the padding, the configuration's too, by whose number some families count positions
     used = used_ids(max(pad_id, getattr(model_config, "pad_token_id", None) or 0), train_tokens, eval_tokens)
-    request = json.loads(json.dumps(asdict(settings))) | {
+    request = asdict(settings) | {
         "encoder_sha256": storage.digest(files),
         "data_sha256": train_part.fingerprint(),
         "eval_data_sha256": eval_part.fingerprint(),
@@ -275,8 +273,8 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
         calibration.fold_temperature(classifier.last_layer(model, len(labels)), temperature)
         before, after = metrics.probabilities_of(logits), metrics.probabilities_of(logits / temperature)
         final = metrics.evaluate(after, eval_part.labels, labels, settings.ordinal)
-        for name in ("ece", "brier"):
-            track(sum(len(record["losses"]) for record in log), {f"calibrated/{name}": final[name]})
+        steps = sum(len(record["losses"]) for record in log)
+        track(steps, {f"calibrated/{name}": final[name] for name in ("ece", "brier")})
         best_epoch = max(log, key=lambda record: record["selected_by"])
         info = bundle.BundleInfo(
             head=settings.head,
@@ -405,6 +403,7 @@ def unfinished(kind: str, out: str, request: dict, begun: Callable[[str], bool])
     one asked for something else."""
     work = storage.join(storage.parent(out), kind + storage.absolute(out).rpartition("/")[2])
     place = storage.join(work, REQUEST)
+    request = json.loads(json.dumps(request))  # as it is read again
     if begun(work):
         try:
             before = json.loads(storage.read_file(place))

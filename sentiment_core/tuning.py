@@ -6,24 +6,35 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator
 
-from sentiment_core import bundle, cluster, storage
+from sentiment_core import bundle, cluster, encoder, storage
 from sentiment_core.errors import BadRequest
 from sentiment_core.settings import check, parse_value, setting
-from sentiment_core.training import TrainSettings, train, unfinished
+from sentiment_core.storage import describe
+from sentiment_core.training import TrainSettings, read_parts, train, unfinished
 
-# in the environment of whoever runs trials: relative paths keep their meaning, Ctrl-C stops the search, no boxes
-os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+# in the environment of whoever runs trials: relative paths keep their meaning, Ctrl-C stops the search, no boxes, and
+# no stack traces besides our line
+os.environ |= {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
 
 KEEP_ONE_IN = 2  # of the trials that come to each of ASHA's rungs, after 1, 2, 4, ... epochs
 TRIAL_BYTES = 2**30  # of memory, for what runs a trial beside its workers
+TRIALS = "trials"  # of the search's folder: where their bundles are
 PICTURE, LOG = "tuning.png", "tuning.jsonl"  # in the bundle
-NO_SEARCH = ("data", "eval_data", "model", "out", "tensorboard", "label_names")
+# what trials could not be compared by, or would overwrite
+NO_SEARCH = ("data", "eval_data", "model", "out", "tensorboard", "label_names", "epochs", "select_by", "workers")
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class TuneSettings(TrainSettings):
         super().__post_init__()
         check(self.trials >= 1, "trials", self.trials, "1 or more")
         for name, domain in self.space().items():
-            for value in domain if isinstance(domain, list) else domain[:2]:
+            for value in domain:
                 replace(self.base(), **{name: value})  # type: ignore[arg-type]  # refuses what a training would
 
     def base(self) -> TrainSettings:
@@ -81,18 +92,18 @@ def tune(settings: TuneSettings) -> str:
     """Search and write the best bundle; returns a few lines for the terminal. Raises `BadRequest`."""
     storage.check_lasting(settings.out)
     bundle.check_free(settings.out)
-    cluster.connect()
-    cluster.require(settings.workers)
-    beside = storage.parent(settings.out)
-    storage.check_writable(beside)
-    cluster.check_shared(beside, "--out", writable=True)
-    at_once = cluster.largest("GPU") // settings.workers if cluster.device_kind() == "GPU" else 1
-    with unfinished("_tuning-", settings.out, json.loads(json.dumps(asdict(settings))), _begun) as work:
-        results = _search(settings, work, at_once)
-        trials = [_record(result) for result in results]
-        done = [t for t in trials if t["scores"] and storage.exists(storage.join(work, "trials", t["id"], bundle.CARD))]
+    encoder.fetch(settings.model)  # what can be said now no trial need find out
+    read_parts(settings)
+    cluster.connect_for(settings.workers, storage.parent(settings.out))
+    with unfinished("_tuning-", settings.out, asdict(settings), _begun) as work:
+        results = _search(settings, work)
+        trials = [_record(result, settings.space(), storage.join(work, TRIALS)) for result in results]
+        done = [trial for trial in trials if trial["finished"]]
         if not done:
-            raise next(error for result in results if (error := _cause(result.error)))
+            error = next(_cause(error) for result in results if (error := result.error))
+            if isinstance(error, BadRequest):
+                storage.delete_folder(work)  # the same would come of it again
+            raise error
         best = max(done, key=lambda trial: max(trial["scores"]))
         from sentiment_core import report
 
@@ -100,7 +111,7 @@ def tune(settings: TuneSettings) -> str:
             PICTURE: report.png(report.search_results(trials, settings.select_by)),
             LOG: "".join(json.dumps(trial) + "\n" for trial in trials).encode(),
         }
-        bundle.copy(storage.join(work, "trials", best["id"]), settings.out, extra)
+        bundle.copy(storage.join(work, TRIALS, best["id"]), settings.out, extra)
     return _summary(settings, trials, best)
 
 
@@ -108,42 +119,41 @@ def _begun(work: str) -> bool:
     return storage.exists(storage.join(work, "run"))
 
 
-def _search(settings: TuneSettings, work: str, at_once: int) -> Any:
+def _search(settings: TuneSettings, work: str) -> Any:
     filesystem, path = storage.locate(work)
-    base, places = settings.base(), storage.absolute(storage.join(work, "trials"))
+    base, places = settings.base(), storage.absolute(storage.join(work, TRIALS))
 
     def trial(config: dict) -> None:
-        place = storage.join(places, ray_tune.get_context().get_trial_id())
-        if storage.exists(storage.join(place, bundle.CARD)):  # the search broke off before it knew
-            for line in storage.read_file(storage.join(place, bundle.LOG)).splitlines():
-                record = json.loads(line)
-                ray_tune.report({"epoch": record["epoch"], "score": record["selected_by"]})
-        else:
-            train(replace(base, **config), place, Reported(base.select_by))
+        id = ray_tune.get_context().get_trial_id()
+        place = storage.join(places, id)
+        if not storage.exists(storage.join(place, bundle.CARD)):  # else the search broke off before it knew
+            curves = base.tensorboard and storage.join(base.tensorboard, id)
+            train(replace(base, **config, tensorboard=curves), place, Reported(base.select_by))
 
-    # Tune insists on something; CPUs are for the workers that a trial starts
-    trainable = ray_tune.with_resources(trial, {"memory": TRIAL_BYTES})
-    # a trial that comes to `max_t` is stopped too, before its bundle is written
-    scheduler = ASHAScheduler(
-        time_attr="epoch", max_t=settings.epochs + 1, grace_period=1, reduction_factor=KEEP_ONE_IN
-    )
+    # memory, as Tune insists on something, and CPUs are for the workers that a trial starts; on the head, as jobs are
+    trainable = ray_tune.with_resources(trial, {"memory": TRIAL_BYTES, "node:__internal_head__": 0.001})
+    space = {
+        name: ray_tune.choice(domain) if isinstance(domain, list) else ray_tune.loguniform(*domain)
+        for name, domain in settings.space().items()
+    }
     where = storage.join(path, "run")
     if ray_tune.Tuner.can_restore(where, storage_filesystem=filesystem):
-        tuner = ray_tune.Tuner.restore(where, trainable, storage_filesystem=filesystem, resume_unfinished=True)
+        tuner = ray_tune.Tuner.restore(
+            where, trainable, resume_errored=True, param_space=space, storage_filesystem=filesystem
+        )
     else:
-        space = {
-            name: ray_tune.choice(domain) if isinstance(domain, list) else ray_tune.loguniform(*domain)
-            for name, domain in settings.space().items()
-        }
+        at_once = cluster.largest("GPU") // settings.workers if cluster.device_kind() == "GPU" else 1
         tuner = ray_tune.Tuner(
             trainable,
             param_space=space,
             tune_config=ray_tune.TuneConfig(
                 metric="score",
                 mode="max",
-                scheduler=scheduler,
+                scheduler=ASHAScheduler(
+                    time_attr="epoch", max_t=settings.epochs, reduction_factor=KEEP_ONE_IN, stop_last_trials=False
+                ),
+                search_alg=BasicVariantGenerator(max_concurrent=max(1, at_once), random_state=settings.seed),
                 num_samples=settings.trials,
-                max_concurrent_trials=max(1, at_once),
             ),
             run_config=ray_tune.RunConfig(
                 name="run", storage_path=path, storage_filesystem=filesystem, verbose=0, callbacks=[Told(settings)]
@@ -174,24 +184,32 @@ class Told(ray_tune.Callback):
         self.settings = settings
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        place = [t.trial_id for t in trials].index(trial.trial_id) + 1
-        print(
-            f"tune: trial {place} of {self.settings.trials}, epoch {result['epoch']}: {self.settings.select_by} "
-            f"{abs(result['score']):.4f} with {_told(trial.config)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        score = f"{self.settings.select_by} {abs(result['score']):.4f}"
+        self._say(trials, trial, f"epoch {result['epoch']}: {score} with {_told(trial.config)}")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._say(trials, trial, f"failed: {describe(_cause(trial.get_pickled_error() or trial.get_error()))}")
+
+    def _say(self, trials: list, trial: Any, what: str) -> None:
+        print(f"tune: trial {trials.index(trial) + 1} of {self.settings.trials}, {what}", file=sys.stderr, flush=True)
 
 
-def _record(result: Any) -> dict:
-    """Of a trial: its id, what it was given, and its score after each epoch."""
-    table = result.metrics_dataframe
-    scores = [] if table is None else table.drop_duplicates("epoch", keep="last")["score"].tolist()
-    id = (result.metrics or {}).get("trial_id", "")
-    return {"id": id, "settings": result.config, "scores": [s for s in scores if math.isfinite(s)]}
+def _record(result: Any, names: Iterable[str], places: str) -> dict:
+    """Of a trial: its id, what it was given by `names`, its score after each epoch, and whether it came to a bundle.
+    That knows best: Tune forgets what it was told before it was killed."""
+    id = result.metrics["trial_id"]
+    place = storage.join(places, id)
+    if storage.exists(storage.join(place, bundle.CARD)):
+        given = bundle.read_info(place).training["settings"]
+        log = map(json.loads, storage.read_file(storage.join(place, bundle.LOG)).splitlines())
+        scores = [record["selected_by"] for record in log]
+        return {"id": id, "settings": {name: given[name] for name in names}, "scores": scores, "finished": True}
+    table = result.metrics_dataframe  # empty where nothing was reported
+    scores = [] if table.empty else table.drop_duplicates("epoch", keep="last")["score"].tolist()
+    return {"id": id, "settings": result.config or {}, "scores": scores, "finished": False}
 
 
-def _cause(error: Exception | None) -> Exception | None:
+def _cause(error: Exception) -> Exception:
     """A user's mistake as it was raised in the trial."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BadRequest) else error
