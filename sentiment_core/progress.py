@@ -21,7 +21,7 @@ class Progress:
         self._what, self._unit, self._waiting_for = what, unit, waiting_for
         tty = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=what, unit=unit, disable=not tty, smoothing=0.1, unit_scale=total > 10_000)
-        self._tty, self._total, self._done = tty, total, 0
+        self._tty, self._total, self._done, self._before = tty, total, 0, 0
         self._start = self._moved = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -36,6 +36,11 @@ class Progress:
         self._bar.close()
         if not self._tty and error[0] is None:
             print(self._line(), file=sys.stderr, flush=True)
+
+    def begin_at(self, done: int) -> None:
+        """What an earlier run has done, which tells nothing of the speed of this one."""
+        self._before = done
+        self.set(done)
 
     def add(self, count: int) -> None:
         self.set(self._done + count)
@@ -53,7 +58,7 @@ class Progress:
 
     def _line(self) -> str:
         seconds = time.monotonic() - self._start
-        rate = self._done / seconds if seconds else 0.0
+        rate = (self._done - self._before) / seconds if seconds else 0.0
         left = f", {_duration((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
         return (
             f"{self._what}: {self._done:,} of {self._total:,} {self._unit} in {_duration(seconds)}, "

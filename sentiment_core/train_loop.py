@@ -133,6 +133,8 @@ class Fit:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint:
             self._restore(checkpoint)
+        if self.rank == 0:
+            self._tell({})
         try:
             while self.epoch <= self.settings.epochs and self._since_best() < self.settings.patience:
                 self._train_epoch()

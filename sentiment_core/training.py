@@ -523,16 +523,19 @@ class Monitor:
     """What the first worker tells of the run, until the driver asks."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows_before, self.rows = -1, 0  # when the run began, or went on; now
         self.curves: list[tuple[int, dict[str, float]]] = []  # steps done, values by name
 
     def put(self, rows: int, step: int, values: dict[str, float]) -> None:
+        if self.rows_before < 0:
+            self.rows_before = rows
         self.rows = rows
-        self.curves.append((step, values))
+        if values:
+            self.curves.append((step, values))
 
-    def take(self) -> tuple[int, list[tuple[int, dict[str, float]]]]:
+    def take(self) -> tuple[int, int, list[tuple[int, dict[str, float]]]]:
         curves, self.curves = self.curves, []
-        return self.rows, curves
+        return max(0, self.rows_before), self.rows, curves
 
 
 @contextlib.contextmanager
@@ -541,7 +544,8 @@ def following(monitor, progress: Progress, track: Callable[[int, dict], None]) -
     stop = threading.Event()
 
     def pass_on() -> None:
-        rows, curves = ray.get(monitor.take.remote())
+        before, rows, curves = ray.get(monitor.take.remote())
+        progress.begin_at(before)
         progress.set(rows)
         for step, values in curves:
             track(step, values)
