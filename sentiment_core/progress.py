@@ -79,6 +79,25 @@ class Progress:
                 said_stall = now
 
 
+class Monitor:
+    """What the first worker tells of the run, until the driver asks."""
+
+    def __init__(self) -> None:
+        self.rows_before, self.rows = -1, 0  # when the run began, or went on; now
+        self.curves: list[tuple[int, dict[str, float]]] = []  # steps done, values by name
+
+    def put(self, rows: int, step: int, values: dict[str, float]) -> None:
+        if self.rows_before < 0:
+            self.rows_before = rows
+        self.rows = rows
+        if values:
+            self.curves.append((step, values))
+
+    def take(self) -> tuple[int, int, list[tuple[int, dict[str, float]]]]:
+        curves, self.curves = self.curves, []
+        return max(0, self.rows_before), self.rows, curves
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

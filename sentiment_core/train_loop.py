@@ -73,7 +73,7 @@ class Task:
 def train_loop(config: dict) -> list[dict] | BadRequest:
     """Train on this worker's share; returns the log of the epochs, or what was wrong with the settings. Leaves the best
     epoch's weights as a checkpoint."""
-    return Fit(config["task"]).run()
+    return Fit(ray.get(config["task"])).run()
 
 
 class Diverged(Exception):

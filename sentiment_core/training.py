@@ -37,7 +37,7 @@ from sentiment_core.backends import Unfit
 from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
 from sentiment_core.preprocessing import Clean, Preprocessing, Truncation
-from sentiment_core.progress import Progress
+from sentiment_core.progress import Monitor, Progress
 from sentiment_core.settings import REQUIRED, check, command, setting
 from sentiment_core.storage import describe
 from sentiment_core.tokenizer import Tokenizer
@@ -452,6 +452,7 @@ def run_workers(
     filesystem, path = storage.locate(work)
     on_interrupt = signal.getsignal(signal.SIGINT)
     lost = 0
+    task_ref = ray.put(task)  # Ray's own processes, which look into the configuration, need not import what is in it
     try:
         with (
             Progress("train", rows * settings.epochs, "rows", cluster.waiting_for) as progress,
@@ -460,7 +461,7 @@ def run_workers(
             while True:
                 trainer = ray.train.torch.TorchTrainer(
                     train_loop,  # type: ignore[arg-type]  # may return what it likes
-                    train_loop_config={"task": task},
+                    train_loop_config={"task": task_ref},
                     scaling_config=ScalingConfig(
                         num_workers=settings.workers,
                         use_gpu=use_gpu,
@@ -517,25 +518,6 @@ def lost_connection(failure: Exception) -> bool:
 def is_loss(failure: Exception) -> bool:
     """Whether a worker or its node went away, rather than that its code failed."""
     return type(failure).__module__.partition(".")[0] == "ray" or lost_connection(failure)
-
-
-class Monitor:
-    """What the first worker tells of the run, until the driver asks."""
-
-    def __init__(self) -> None:
-        self.rows_before, self.rows = -1, 0  # when the run began, or went on; now
-        self.curves: list[tuple[int, dict[str, float]]] = []  # steps done, values by name
-
-    def put(self, rows: int, step: int, values: dict[str, float]) -> None:
-        if self.rows_before < 0:
-            self.rows_before = rows
-        self.rows = rows
-        if values:
-            self.curves.append((step, values))
-
-    def take(self) -> tuple[int, int, list[tuple[int, dict[str, float]]]]:
-        curves, self.curves = self.curves, []
-        return max(0, self.rows_before), self.rows, curves
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from ray import cloudpickle
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
@@ -188,7 +189,11 @@ class Told(ray_tune.Callback):
         self._say(trials, trial, f"epoch {result['epoch']}: {score} with {_told(trial.config)}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._say(trials, trial, f"failed: {describe(_cause(trial.get_pickled_error() or trial.get_error()))}")
+        reason = ""
+        if trial.pickled_error_file:  # on this node; where results are kept it is only later
+            with open(trial.pickled_error_file, "rb") as file:
+                reason = ": " + describe(_cause(cloudpickle.load(file)))
+        self._say(trials, trial, "failed" + reason)
 
     def _say(self, trials: list, trial: Any, what: str) -> None:
         print(f"tune: trial {trials.index(trial) + 1} of {self.settings.trials}, {what}", file=sys.stderr, flush=True)

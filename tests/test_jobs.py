@@ -1,6 +1,7 @@
 """The jobs as commands: exit codes, and one clear sentence on stderr for a user's mistake."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -69,17 +70,30 @@ def listening(root: int) -> set[str]:
     return found
 
 
+def computing(root: int) -> set[tuple[str, int]]:
+    """How Linux schedules the main threads of Ray's processes below `root`: the model's, and others'."""
+    found = set()
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(root).children(recursive=True):
+            with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile
+                name = " ".join(process.cmdline())
+                if name.startswith("ray::"):
+                    found.add(("model" if "Classify" in name else "other", os.sched_getscheduler(process.pid)))
+    return found
+
+
 def test_score_and_verify_on_a_laptop(corpus, tiny_bundle, tmp_path):
-    """No Ray is running: the job starts its own, which nobody reaches from elsewhere, and ends it. Exit code 3 with a
-    broken shard, and then 3 again."""
+    """No Ray is running: the job starts its own, which nobody reaches from elsewhere and which does not interrupt the
+    model, and ends it. Exit code 3 with a broken shard, and then 3 again."""
     (corpus / "b.parquet").write_bytes(b"broken")
     command = [REPO / "jobs" / "score.py", "--model", tiny_bundle, "--input", corpus, "--out", tmp_path / "out"]
-    addresses = set()
+    addresses, policies = set(), set()
     with (tmp_path / "said").open("w+") as said_to, (tmp_path / "complained").open("w+") as complained_to:
         process = subprocess.Popen([sys.executable, *map(str, command)], stdout=said_to, stderr=complained_to)
         until = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < until:
             addresses |= listening(process.pid)
+            policies |= computing(process.pid)
             time.sleep(0.2)
     process.kill()
     said, complained = (tmp_path / "said").read_text(), (tmp_path / "complained").read_text()
@@ -89,6 +103,8 @@ def test_score_and_verify_on_a_laptop(corpus, tiny_bundle, tmp_path):
     assert "Traceback" not in complained
     assert addresses
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    # the model's too until it is loaded
+    assert policies - {("model", os.SCHED_BATCH)} == {("model", os.SCHED_OTHER), ("other", os.SCHED_BATCH)}
     checked = run("verify.py", "--input", corpus, "--out", tmp_path / "out")
     assert checked.returncode == 3, checked.stderr
     assert "every row of the readable shards is scored exactly once" in checked.stdout

@@ -33,7 +33,7 @@ def test_a_trial_that_fails_does_not_cost_the_others(ray_here, tiny_encoder, lab
     assert bundle.read_info(settings.out).max_length == 16
     assert "   failed       0  --max-length 1000" in said
     told = capsys.readouterr().err
-    assert "failed: --max-length is 1000; expected at most 512" in told
+    assert "trial 2 of 2, failed: --max-length is 1000; " in told
     assert "Traceback" not in told
     assert [folder.name for folder in (tmp_path / "curves").iterdir()] == [finished["id"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "curves"]
