@@ -37,6 +37,15 @@ def connect() -> None:
         signal.signal(signal.SIGTERM, on_stop)  # Ray put a handler of its own there
 
 
+def connect_for(workers: int, place: str) -> None:
+    """Connect to a cluster that can have so many workers, all of which reach the folder `place` to write to. Raises
+    `BadRequest`."""
+    connect()
+    require(workers)
+    storage.check_writable(place)
+    check_shared(place, "--out", writable=True)
+
+
 @contextlib.contextmanager
 def _quiet_start() -> Iterator[None]:
     """Holds back what Ray's C++ side writes to stderr while it starts; shown after all if it does not start."""
@@ -151,15 +160,6 @@ def check_shared(place: str, flag: str, writable: bool) -> None:
             f"{flag} {place} is a local folder that node {others[blind[0]]['NodeManagerAddress']} does not see; "
             "expected one all nodes share (NFS, EFS, ...) or a URI such as s3://bucket/path"
         )
-
-
-def connect_for(workers: int, place: str) -> None:
-    """Connect to a cluster that can have so many workers, all of which reach the folder `place` to write to. Raises
-    `BadRequest`."""
-    connect()
-    require(workers)
-    storage.check_writable(place)
-    check_shared(place, "--out", writable=True)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

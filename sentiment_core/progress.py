@@ -83,11 +83,12 @@ class Monitor:
     """What the first worker tells of the run, until the driver asks."""
 
     def __init__(self) -> None:
-        self.rows_before, self.rows = -1, 0  # when the run began, or went on; now
+        self.rows_before: int | None = None  # when the run began, or went on
+        self.rows = 0
         self.curves: list[tuple[int, dict[str, float]]] = []  # steps done, values by name
 
     def put(self, rows: int, step: int, values: dict[str, float]) -> None:
-        if self.rows_before < 0:
+        if self.rows_before is None:
             self.rows_before = rows
         self.rows = rows
         if values:
@@ -95,7 +96,7 @@ class Monitor:
 
     def take(self) -> tuple[int, int, list[tuple[int, dict[str, float]]]]:
         curves, self.curves = self.curves, []
-        return max(0, self.rows_before), self.rows, curves
+        return self.rows_before or 0, self.rows, curves
 
 
 def _duration(seconds: float) -> str:

@@ -10,10 +10,8 @@ from sentiment_core import storage
 from sentiment_core.errors import BadRequest
 from sentiment_core.storage import describe
 
-MLFLOW_ADDRESS, MLFLOW_RUN = (
-    "MLFLOW_TRACKING_URI",
-    "mlflow_run.txt",
-)  # the environment's variable; the file of a run's id
+MLFLOW_ADDRESS = "MLFLOW_TRACKING_URI"  # the environment's variable
+MLFLOW_RUN = "mlflow_run.txt"  # the file of a run's id
 
 
 class Tracker(Protocol):

@@ -46,12 +46,8 @@ from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, renumbered
 
 # in the folder of a run that is not done: what was asked for, and what Ray writes of its checkpoints
 REQUEST, SNAPSHOT = "request.json", "checkpoint_manager_snapshot.json"
-OF_NO_EFFECT = (
-    "out",
-    "checkpoint_minutes",
-    "max_failures",
-    "tensorboard",
-)  # on the outcome: they may change between two starts
+# on the outcome: they may change between two starts
+OF_NO_EFFECT = ("out", "checkpoint_minutes", "max_failures", "tensorboard")
 # read by Ray when training starts: a worker's report or error is seen at once, and CPUs or GPUs that another job holds
 # are waited for this long (those the cluster has not at all are refused before); nobody asks what its watcher of
 # preemptions sees
