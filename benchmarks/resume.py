@@ -80,9 +80,9 @@ def time_planning(settings: ResumeSettings, place: Path) -> dict[str, float]:
 def write_outputs(settings: ResumeSettings, place: Path) -> None:
     """What a run would leave, without its hours."""
     work = prepare(ScoreSettings(settings.model, f"{place}/in", f"{place}/out", settings.text_column, keep=()))
-    scored.pin(work.place, work.run, settings.model)
+    scored.pin(work.place, work.run, settings.model, [])
     status, probabilities = np.zeros(2, np.int8), np.full((2, len(work.labels)), 1 / len(work.labels), np.float32)
-    counts = scored.count(status, probabilities, work.labels, 8)
+    counts = scored.count(status, probabilities, work.labels, np.full(len(status), 8), 0, [])
     for unit in work.todo:
         rows = scored.make_table(unit, pa.table({}), status, probabilities, work.labels, False)
         scored.commit(work.place, work.run, unit, rows, counts)

@@ -4,6 +4,7 @@ EXIT_OK = 0  # all done
 EXIT_FAULT = 1  # a fault of ours, or everything failed alike
 EXIT_BAD_REQUEST = 2  # the request is wrong; said before any work starts
 EXIT_PARTIAL = 3  # finished, but some shards could not be scored; the healthy ones are committed
+EXIT_ATTENTION = 4  # all done, but someone should look: drift, or a model that could not be renewed
 
 
 class BadRequest(Exception):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sentiment_core import bundle, dataset, metrics, storage
+from sentiment_core import bundle, dataset, metrics, registry, storage
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.settings import REQUIRED, setting
@@ -31,7 +31,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
 
     Raises `BadRequest`, also for a label the bundle does not know.
     """
-    info, files = bundle.read_files(settings.model)
+    info, files = bundle.read_files(registry.resolve(settings.model))
     labels = info.labels
     data = dataset.read(settings.data, settings.text_column, settings.label_column, labels)
     if settings.out:

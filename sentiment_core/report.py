@@ -167,7 +167,7 @@ def training_page(
 
 
 def loss_curve(log: list[dict]) -> Figure:
-    figure, axes = _figure("Loss", "step", "cross entropy (nats)")
+    figure, axes = axes_for("Loss", "step", "cross entropy (nats)")
     losses = np.concatenate([record["losses"] for record in log])
     width = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
@@ -184,7 +184,7 @@ def confusion_matrix(metrics: dict) -> Figure:
     """Rows true, columns predicted; shade and percentage by row."""
     labels, counts = metrics["labels"], np.array(metrics["confusion"])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    figure, axes = _figure(f"Confusion matrix, {metrics['n']:,} rows", "predicted", "true")
+    figure, axes = axes_for(f"Confusion matrix, {metrics['n']:,} rows", "predicted", "true")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 4 else 0)
     axes.set_yticks(range(len(labels)), labels)
@@ -200,7 +200,7 @@ def confusion_matrix(metrics: dict) -> Figure:
 def reliability_diagram(metrics: dict) -> Figure:
     """Accuracy over confidence; the larger a point, the more rows it stands for."""
     points = metrics["reliability"]
-    figure, axes = _figure(f"Reliability, calibration error {metrics['ece']:.3f}", "confidence", "accuracy")
+    figure, axes = axes_for(f"Reliability, calibration error {metrics['ece']:.3f}", "confidence", "accuracy")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     rows = np.array(points["rows"])
     axes.plot(points["confidence"], points["accuracy"], color=BLUE)
@@ -212,7 +212,7 @@ def reliability_diagram(metrics: dict) -> Figure:
 def risk_coverage_curve(metrics: dict) -> Figure:
     """Accuracy on the most confident rows, over their share of all."""
     points = metrics["risk_coverage"]
-    figure, axes = _figure("What abstaining gains", "share of rows labelled", "accuracy on them")
+    figure, axes = axes_for("What abstaining gains", "share of rows labelled", "accuracy on them")
     axes.plot(points["coverage"], points["accuracy"], color=BLUE)
     few = np.linspace(0, len(points["coverage"]) - 1, 6).round().astype(int)[1:]
     for i in few:
@@ -231,7 +231,7 @@ def risk_coverage_curve(metrics: dict) -> Figure:
 
 
 def confidence_histogram(counts: list[int]) -> Figure:
-    figure, axes = _figure("Confidences", "confidence", "rows")
+    figure, axes = axes_for("Confidences", "confidence", "rows")
     edges = np.linspace(0, 1, len(counts) + 1)
     axes.bar(edges[:-1], counts, width=1 / len(counts), align="edge", color=BLUE, edgecolor="white")
     axes.set_xlim(0, 1)
@@ -265,7 +265,7 @@ def search_results(trials: list[dict], score: str) -> Figure:
 
 def label_shares(shares: dict[str, dict[str, float]]) -> Figure:
     """Shares of the labels (inner names) in each group (outer names), as stacked bars."""
-    figure, axes = _figure("Labels by kind of text", "share", "")
+    figure, axes = axes_for("Labels by kind of text", "share", "")
     labels = list(next(iter(shares.values())))
     left = np.zeros(len(shares))
     for label, color in zip(labels, (RED, "#d9dce1", BLUE, "#6aa56a", "#b58a2f") * len(labels), strict=False):
@@ -278,13 +278,14 @@ def label_shares(shares: dict[str, dict[str, float]]) -> Figure:
     return figure
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
+def axes_for(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty picture in this project's style, and its axes."""
+    drawn = Figure(figsize=SIZE, layout="constrained")
+    axes = drawn.subplots()
     axes.set_title(title, fontsize=11)
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return drawn, axes
 
 
 def png(figure: Figure) -> bytes:

@@ -5,7 +5,7 @@ import itertools
 import random
 from dataclasses import dataclass, fields, replace
 
-from sentiment_core import bundle, cluster, corpus, scored, stages
+from sentiment_core import bundle, cluster, corpus, registry, scored, stages
 from sentiment_core.corpus import Unit
 from sentiment_core.errors import BadRequest
 from sentiment_core.scored import Counts, Output, Run
@@ -34,7 +34,7 @@ class Rescoring:
                 "--sample and --full"
             )
         run = Run(**{field.name: told[field.name] for field in fields(Run)})
-        model = model or told["model"]
+        model = registry.resolve(model) if model else told["model"]
         info, files = bundle.read_files(model)
         if bundle.digest_of(files) != run.bundle:
             raise BadRequest(f"--model {model} is not the bundle that scored {place}; give the one that did")

@@ -7,23 +7,24 @@ its shard; there is no other record of what is done.
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sentiment_core import corpus, storage
+from sentiment_core import corpus, sketch, storage
 from sentiment_core.corpus import SUFFIXES, Unit
 from sentiment_core.errors import BadRequest
-from sentiment_core.tokens import ABSTAINED, OK, STATUS_NAMES, TRUNCATED
+from sentiment_core.storage import FileStamp
+from sentiment_core.tokens import ABSTAINED, LENGTH_BINS, OK, STATUS_NAMES, TRUNCATED, length_histogram
 
 COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
 RUN_FILE, SUMMARY_FILE = "_run.json", "_summary.json"
 ORIGIN_KEY, COUNTS_KEY = b"sentiment_core.origin", b"sentiment_core.counts"
 HISTOGRAM_BINS = 20  # of confidence, from 0 to 1
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 LABELLED = (OK, TRUNCATED)  # what has a label
 # By how much a probability may differ that other hardware, or other batches, computed.
 BF16_TOLERANCE, INT8_TOLERANCE = 0.02, 0.12
@@ -53,11 +54,15 @@ class Counts:
     status: dict[str, int]
     labels: dict[str, int]
     confidence_histogram: list[int]
+    length_histogram: list[int]  # of tokens, see `tokens.length_histogram`
     tokens: int
+    unknown_tokens: int
+    texts: list[int]  # a sketch of those that have tokens: how many are different
 
     @classmethod
     def none(cls, labels: list[str]) -> "Counts":
-        return cls(0, dict.fromkeys(STATUS_NAMES, 0), dict.fromkeys(labels, 0), [0] * HISTOGRAM_BINS, 0)
+        statuses, shares = dict.fromkeys(STATUS_NAMES, 0), dict.fromkeys(labels, 0)
+        return cls(0, statuses, shares, [0] * HISTOGRAM_BINS, [0] * LENGTH_BINS, 0, 0, [])
 
     @property
     def rows(self) -> int:
@@ -69,7 +74,10 @@ class Counts:
             {name: number + more.status[name] for name, number in self.status.items()},
             {name: number + more.labels[name] for name, number in self.labels.items()},
             [a + b for a, b in zip(self.confidence_histogram, more.confidence_histogram, strict=True)],
+            [a + b for a, b in zip(self.length_histogram, more.length_histogram, strict=True)],
             self.tokens + more.tokens,
+            self.unknown_tokens + more.unknown_tokens,
+            sketch.merged(self.texts, more.texts),
         )
 
 
@@ -78,9 +86,11 @@ def place_of(out: str, limit: int | None) -> str:
     return storage.absolute(out) + (f"-limit-{limit}" if limit else "")
 
 
-def pin(place: str, run: Run, model: str) -> None:
-    """Write `_run.json`: the run, and where its bundle was found the last time."""
-    storage.write_file(storage.join(place, RUN_FILE), json.dumps(asdict(run) | {"model": model}, indent=2).encode())
+def pin(place: str, run: Run, model: str, earlier: list[str]) -> None:
+    """Write `_run.json`: the run, where its bundle was found the last time, and the digests of earlier bundles whose
+    outputs are to stay."""
+    content = asdict(run) | {"model": model, "earlier_bundles": earlier}
+    storage.write_file(storage.join(place, RUN_FILE), json.dumps(content, indent=2).encode())
 
 
 def read_run(place: str) -> dict | None:
@@ -88,17 +98,34 @@ def read_run(place: str) -> dict | None:
     knows."""
     try:
         found = json.loads(storage.read_file(storage.join(place, RUN_FILE)))
-        return found if {"text_column", "keep", "format_version"} <= set(found) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        found.setdefault("earlier_bundles", [])
+        return found if {"text_column", "keep", "bundle", "format_version"} <= set(found) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return None
     except OSError as error:
         raise BadRequest(f"{place}/{RUN_FILE} cannot be read: {error}; check the place and the credentials") from None
+
+
+def belongs(made: dict, pinned: dict) -> bool:
+    """Whether what a run like `made` wrote may stand in a folder whose `_run.json` is `pinned`."""
+    bundles = (pinned["bundle"], *pinned["earlier_bundles"])
+    return made.get("bundle") in bundles and all(
+        pinned.get(name) == value for name, value in made.items() if name != "bundle"
+    )
 
 
 def origin(run: Run, unit: Unit) -> dict:
     """What the footer says: the same for each try, another one when bundle, settings or shard have changed."""
     shown = {name: value for name, value in asdict(unit).items() if name != "text_bytes"}
     return {"run": asdict(run), "unit": shown}
+
+
+def is_of(origin_found: dict, run: Run, unit: Unit, earlier: list[str]) -> bool:
+    """Whether this is the origin of what `run`, or the same with one of the `earlier` bundles, makes of the unit."""
+    made = origin_found.get("run", {})
+    return made.get("bundle") in (run.bundle, *earlier) and origin_found == origin(
+        replace(run, bundle=made["bundle"]), unit
+    )
 
 
 def decided(status: np.ndarray, probabilities: np.ndarray, min_confidence: float) -> np.ndarray:
@@ -130,7 +157,16 @@ def make_table(
     return pa.table({name: kept[name] for name in kept.column_names} | columns)
 
 
-def count(status: np.ndarray, probabilities: np.ndarray, labels: list[str], tokens: int) -> Counts:
+def count(
+    status: np.ndarray,
+    probabilities: np.ndarray,
+    labels: list[str],
+    lengths: np.ndarray,
+    unknown_tokens: int,
+    texts: list[int],
+) -> Counts:
+    """Of a unit: `status` (n,) codes, `probabilities` (n, classes), NaN where there is no score, `lengths` (n,) tokens,
+    a sketch of its `texts`."""
     scored = probabilities[~np.isnan(probabilities).any(axis=1)]
     by_label = np.bincount(probabilities[np.isin(status, LABELLED)].argmax(axis=1), minlength=len(labels))
     return Counts(
@@ -138,7 +174,10 @@ def count(status: np.ndarray, probabilities: np.ndarray, labels: list[str], toke
         {name: int((status == code).sum()) for code, name in enumerate(STATUS_NAMES)},
         dict(zip(labels, by_label.tolist(), strict=True)),
         np.histogram(scored.max(axis=1, initial=0), bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist(),
-        tokens,
+        length_histogram(lengths),
+        int(lengths.sum()),
+        unknown_tokens,
+        texts,
     )
 
 
@@ -161,12 +200,15 @@ class Output:
     rows: int
     origin: dict  # empty: not written by jobs/score.py, or damaged
     counts: Counts | None
+    mtime_ns: int
 
 
-def read_outputs(out: str) -> Iterator[Output]:
-    """The Parquet files of an output folder with what their footers say. The folder is listed once."""
+def read_outputs(out: str, since_ns: int = 0) -> Iterator[Output]:
+    """The Parquet files of an output folder, written at `since_ns` or later, with what their footers say. The folder is
+    listed once."""
 
-    def read(path: str) -> Output:
+    def read(stamp: FileStamp) -> Output:
+        path = stamp.path
         try:
             metadata = corpus.read_metadata(out, path)
             footer = metadata.metadata or {}
@@ -176,11 +218,13 @@ def read_outputs(out: str) -> Iterator[Output]:
                 raise ValueError("no rows")
             if not isinstance(origin["unit"]["source"], str):
                 raise ValueError("no shard")
-            return Output(path, metadata.num_rows, {"run": dict(origin["run"]), "unit": dict(origin["unit"])}, counts)
+            known = {"run": dict(origin["run"]), "unit": dict(origin["unit"])}
+            return Output(path, metadata.num_rows, known, counts, stamp.mtime_ns)
         except Exception:  # a file of others, or a damaged one, may hold anything
-            return Output(path, 0, {}, None)
+            return Output(path, 0, {}, None, stamp.mtime_ns)
 
-    return storage.in_parallel(read, storage.list_folder(out, SUFFIXES) if storage.exists(out) else [])
+    found = storage.list_folder(out, SUFFIXES) if storage.exists(out) else []
+    return storage.in_parallel(read, [stamp for stamp in found if stamp.mtime_ns >= since_ns])
 
 
 def read(out: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:

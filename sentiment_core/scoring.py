@@ -3,9 +3,10 @@
 import importlib.util
 import json
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
-from sentiment_core import bundle, cluster, corpus, scored, stages, storage
+from sentiment_core import bundle, cluster, corpus, registry, scored, stages, storage
 from sentiment_core.corpus import Corpus, Unit
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, BadRequest
 from sentiment_core.scored import Counts, Run
@@ -115,6 +116,7 @@ class Work:
 
     place: str
     run: Run
+    model: str  # place of the bundle
     bundle_files: dict[str, bytes]
     labels: list[str]
     corpus: Corpus
@@ -122,6 +124,7 @@ class Work:
     done: Counts
     stale: list[str]  # outputs of shards that have changed into other units since
     orphans: list[str]  # outputs of shards that are gone
+    earlier: list[str]  # digests of earlier bundles whose outputs stay
     settings: ScoreSettings
 
     @property
@@ -144,9 +147,14 @@ class Work:
         return "\n".join(lines)
 
 
-def prepare(settings: ScoreSettings) -> Work:
-    """Find out what is to be done; reads footers, writes nothing. Raises `BadRequest`."""
-    info, files = bundle.read_files(settings.model)
+def prepare(settings: ScoreSettings, replaced: Collection[str] = ()) -> Work:
+    """Find out what is to be done; reads footers, writes nothing. Raises `BadRequest`.
+
+    `replaced`: digests of bundles that `--model` has taken the place of: what they have scored stays, if only they are
+    the difference.
+    """
+    model = registry.resolve(settings.model)
+    info, files = bundle.read_files(model)
     if settings.int8:
         check_int8(settings.model, info)
     whole = corpus.plan(settings.input, settings.text_column, settings.keep, scored.COLUMNS)
@@ -163,7 +171,7 @@ def prepare(settings: ScoreSettings) -> Work:
     )
     storage.check_lasting(settings.out)
     place = scored.place_of(settings.out, settings.limit)
-    check_output(place, planned.root, run)
+    earlier = check_output(place, planned.root, run, replaced)
     units = {unit.output: unit for unit in planned.units}
     readable, unreadable = {unit.source for unit in whole.units}, {shard.source for shard in whole.failed}
     done = Counts.none(info.labels)
@@ -172,12 +180,14 @@ def prepare(settings: ScoreSettings) -> Work:
     for output in scored.read_outputs(place):
         unit = units.get(output.path)
         if unit:
-            if output.counts and output.origin == scored.origin(run, unit):
+            if output.counts and scored.is_of(output.origin, run, unit, earlier):
                 done += output.counts
                 del units[output.path]
         elif output.origin and (source := output.origin["unit"]["source"]) not in unreadable:
             (stale if source in readable else orphans).append(output.path)
-    return Work(place, run, files, info.labels, planned, list(units.values()), done, stale, orphans, settings)
+    return Work(
+        place, run, model, files, info.labels, planned, list(units.values()), done, stale, orphans, earlier, settings
+    )
 
 
 def check_int8(model: str, info: bundle.BundleInfo) -> None:
@@ -196,8 +206,9 @@ def check_int8(model: str, info: bundle.BundleInfo) -> None:
         raise BadRequest("--int8 needs OpenVINO; install the extra `cpu` on all nodes")
 
 
-def score(work: Work) -> Scored:
-    """Score what is not scored yet. Raises `BadRequest` before any work if the cluster cannot do it."""
+def score(work: Work, minutes: float | None = None) -> Scored:
+    """Score what is not scored yet, for so many minutes at most. Raises `BadRequest` before any work if the cluster
+    cannot do it."""
     started = time.monotonic()
     storage.check_space(work.place, OUTPUT_BYTES_PER_ROW * work.rows_todo)
     workers = 0
@@ -210,9 +221,7 @@ def score(work: Work) -> Scored:
     if work.todo:
         cluster.check_shared(work.place, "--out", writable=True)
         cluster.check_shared(work.corpus.root, "--input", writable=False)
-    check_output(work.place, work.corpus.root, work.run)  # another run, with other settings, may have started since
-    scored.pin(work.place, work.run, storage.absolute(work.settings.model))
-    check_output(work.place, work.corpus.root, work.run)  # or just now
+    take_output(work)
     try:
         storage.delete_abandoned(work.place, storage.stamp(work.place, scored.RUN_FILE).mtime_ns)
         for path in [*work.stale, *(work.orphans if work.settings.prune else [])]:
@@ -221,7 +230,8 @@ def score(work: Work) -> Scored:
         raise BadRequest(f"--out {work.place} cannot be tidied: {error}; check who may write there") from None
     tally = Tally(Counts.none(work.labels), bool(work.done.units), started, failed=list(work.corpus.failed))
     if work.todo:
-        stream = Stream(work.job, work.bundle_files, stages.write, {}, workers, work.settings.task_minutes)
+        until = None if minutes is None else started + 60 * minutes
+        stream = Stream(work.job, work.bundle_files, stages.write, {}, workers, work.settings.task_minutes, until)
         stream.run("score", work.todo, tally)
     summary = summarise(work, tally, workers, time.monotonic() - started)
     content = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
@@ -232,29 +242,43 @@ def score(work: Work) -> Scored:
     return Scored(work.place, summary)
 
 
-def check_output(place: str, root: str, run: Run) -> None:
-    """Refuse an output folder that overlaps the input, holds something else, or the output of another run."""
+def take_output(work: Work) -> None:
+    """Note in the output folder what runs into it must agree on. Raises `BadRequest` if another run has done so."""
+    mine = [work.run.bundle, *work.earlier]
+    check_output(work.place, work.corpus.root, work.run, mine)  # another one may have begun since
+    scored.pin(work.place, work.run, storage.absolute(work.model), work.earlier)
+    check_output(work.place, work.corpus.root, work.run, mine)  # or just now
+
+
+def check_output(place: str, root: str, run: Run, replaced: Collection[str] = ()) -> list[str]:
+    """Refuse an output folder that overlaps the input, holds something else, or the output of another run, unless the
+    other one had but a `replaced` bundle. The digests of the earlier bundles whose outputs stay."""
     searched_whole = "**" in run.input or storage.is_folder(run.input)
     if (searched_whole and f"{place}/".startswith(f"{root}/")) or f"{root}/".startswith(f"{place}/"):
         raise BadRequest(f"--out {place} and --input {root} overlap; choose an --out outside the input")
-    if not storage.exists(place):
-        return
-    pinned = scored.read_run(place)
+    pinned = scored.read_run(place) if storage.exists(place) else None
     if pinned is None:
         if storage.holds_something(place):
             raise BadRequest(
                 f"--out {place} holds something else (no readable {scored.RUN_FILE}); expected a new folder or one that "
                 "jobs/score.py made"
             )
-        return
+        return []
     wanted = asdict(run)
     differences = [
-        f"{name} {pinned.get(name)!r}, now {value!r}" for name, value in wanted.items() if pinned.get(name) != value
+        f"{name} {pinned.get(name)!r}, now {value!r}"
+        for name, value in wanted.items()
+        if pinned.get(name) != value and not (name == "bundle" and pinned["bundle"] in replaced)
     ]
     if differences:
         raise BadRequest(
             f"--out {place} was made with other settings: {'; '.join(differences)}; use those or choose another --out"
         )
+    return [
+        digest
+        for digest in {**dict.fromkeys(pinned["earlier_bundles"]), pinned["bundle"]: None}
+        if digest != run.bundle
+    ]
 
 
 def summarise(work: Work, tally: Tally, workers: int, seconds: float) -> dict:
@@ -270,6 +294,7 @@ def summarise(work: Work, tally: Tally, workers: int, seconds: float) -> dict:
         "tokens": everything.tokens,
         "padding_share": tally.padding / max(1, tally.tokens + tally.padding),  # in this run
         "stopped": tally.stopped,
+        "out_of_time": tally.out_of_time,
         "failed_shards": [asdict(shard) for shard in {shard.source: shard for shard in tally.failed}.values()],
         "column_drift": work.corpus.drift,
         "orphans": 0 if work.settings.prune else len(work.orphans),

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sentiment_core import cluster, columns, corpus, scored, storage
+from sentiment_core import cluster, columns, corpus, scored, sketch, storage
 from sentiment_core.corpus import Unit
 from sentiment_core.guard import GivenUp, Guard, little_memory
 from sentiment_core.scored import Counts, Run
@@ -39,18 +39,30 @@ class Job:
     labels: list[str]
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What only the stage that reads a unit's texts can tell of them."""
+
+    unknown_tokens: int
+    sketch: list[int]
+
+
+TEXTS = pa.struct({"unknown_tokens": pa.int64(), "sketch": pa.list_(pa.int64())})
+
+
 def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: Guard) -> pa.Table:
-    """Adds `lost`, `errors` (one for each unit, empty if none), and `status` and `tokens` of the rows of all units
-    without an error, one after another."""
+    """Adds `lost`; `errors` (empty if none) and `texts`, one for each unit; `status` and `tokens` of the rows of all
+    units without an error, one after another."""
     started = time.monotonic()
     units = units_of(task)
     errors, lists, status, lost = [""] * len(units), [], [], False
+    seen = [Texts(0, [])] * len(units)
     try:
         with guard(_key("read", units)):
             for i, unit in enumerate(units):
                 try:
                     with little_memory():
-                        tokens, codes = _tokenise(job, unit, files)
+                        tokens, codes, seen[i] = _tokenise(job, unit, files)
                 except Exception as error:
                     errors[i] = describe(error)
                 else:
@@ -63,22 +75,26 @@ def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: Gua
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     return (
         _with_errors(task, errors, lost)
+        .append_column("texts", pa.array([[asdict(each) for each in seen]], pa.list_(TEXTS)))
         .append_column("status", _one_row(pa.array(np.concatenate([np.zeros(0, np.int8), *status]))))
         .append_column("tokens", _one_row(pa.ListArray.from_arrays(offsets, pa.array(ids))))
         .append_column("read_seconds", pa.array([time.monotonic() - started]))
     )
 
 
-def _tokenise(job: Job, unit: Unit, files: ray.ObjectRef) -> tuple[list[TokenLists], list[np.ndarray]]:
-    """Tokens and status of the unit's rows, in pieces."""
+def _tokenise(job: Job, unit: Unit, files: ray.ObjectRef) -> tuple[list[TokenLists], list[np.ndarray], Texts]:
+    """Tokens and status of the unit's rows, in pieces, and what is to be told of its texts."""
     tokenizer = _tokenizer(job.run.bundle, files)
-    lists, status = [], []
+    lists, status, unknown, different = [], [], 0, []
     for chunk in corpus.read_texts(job.root, unit, job.run.text_column).chunks:
         texts, which = distinct_texts(chunk)
         tokens, codes = tokenizer.encode(texts)
         lists.append(tokens.take(which))
         status.append(codes[which])
-    return lists, status
+        unknown += int((lists[-1].ids == tokenizer.unknown_id).sum())
+        scored_texts = (text for text, length in zip(texts, tokens.lengths, strict=True) if length)
+        different.append(sketch.sketch(scored_texts))
+    return lists, status, Texts(unknown, sketch.merged(*different))
 
 
 class Classify:
@@ -181,6 +197,7 @@ def _finish(
     probabilities = flat.reshape(-1, len(job.labels))
     status = scored.decided(status, probabilities, job.run.min_confidence)
     units, errors, lost = units_of(task), task["errors"][0].as_py(), task["lost"][0].as_py()
+    texts = [Texts(**each) for each in task["texts"][0].as_py()]
     done = {}
     try:
         with guard(_key("finish", units)):
@@ -188,7 +205,14 @@ def _finish(
                 unit = units[i]
                 try:
                     with little_memory():
-                        counts = scored.count(status[rows], probabilities[rows], job.labels, int(lengths[rows].sum()))
+                        counts = scored.count(
+                            status[rows],
+                            probabilities[rows],
+                            job.labels,
+                            lengths[rows],
+                            texts[i].unknown_tokens,
+                            texts[i].sketch,
+                        )
                         kept = corpus.read_rows(
                             job.root, unit, lambda schema: columns.kept(schema, job.run.text_column, job.run.keep)
                         )

@@ -195,10 +195,10 @@ def _stamps(found: list[pa.fs.FileInfo], base: str) -> list[FileStamp]:
     return sorted(files, key=lambda stamp: stamp.path)
 
 
-def list_folder(place: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Relative paths of the data files below a folder, sorted. Raises `BadRequest` if it cannot be listed."""
+def list_folder(place: str, suffixes: tuple[str, ...]) -> list[FileStamp]:
+    """The data files below a folder, sorted by path. Raises `BadRequest` if it cannot be listed."""
     try:
-        return [stamp.path for stamp in stamps(place) if _is_data(stamp.path, suffixes)]
+        return [stamp for stamp in stamps(place) if _is_data(stamp.path, suffixes)]
     except OSError as error:
         raise BadRequest(f"{place} cannot be listed: {error}; check who may read there") from None
 

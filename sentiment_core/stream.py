@@ -22,6 +22,7 @@ from ray.data import ActorPoolStrategy
 from sentiment_core import bundle, cluster, stages
 from sentiment_core.corpus import FailedShard, Unit
 from sentiment_core.guard import TRIES, Guard
+from sentiment_core.monitoring import Meters
 from sentiment_core.progress import Progress
 from sentiment_core.scored import Counts
 from sentiment_core.stages import Job
@@ -58,6 +59,7 @@ class Tally:
     tasks_in_a_row: int = 0  # that were lost
     last_failure: str = ""
     broken: str = ""  # why nothing can go on
+    out_of_time: bool = False
     tokens: int = 0
     padding: int = 0  # tokens computed for nothing
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(stages.STAGES, 0.0))  # seconds
@@ -93,7 +95,7 @@ class Tally:
 
     def lost(self, units: list[Unit]) -> list[Unit]:
         """Of a run's units those that nothing is known of; none if it stopped."""
-        return [] if self.stopped else [unit for unit in units if unit.output not in self.seen]
+        return [] if self.stopped or self.out_of_time else [unit for unit in units if unit.output not in self.seen]
 
     @property
     def stopped(self) -> str:
@@ -125,33 +127,38 @@ class Stream:
     last_takes: dict[str, Any]  # that stage alone
     workers: int
     task_minutes: float
+    until: float | None = None  # by `time.monotonic()`: later no task is waited for
 
     def run(self, what: str, units: list[Unit], tally: Tally) -> None:
         """Tally what comes of all `units`: unless too many fail, of each it is known then that it is done, or why not.
         `what` this is stands before the progress."""
         with Progress(what, sum(unit.rows for unit in units), "rows", cluster.waiting_for) as progress:
-            guard = Guard.start(60 * self.task_minutes)
+            guard, meters = Guard.start(60 * self.task_minutes), Meters(what)
             tasks = list(gather(units, self.workers))
             random.Random(0).shuffle(tasks)
-            self._run_tasks(tasks, guard, tally, progress)
+            self._run_tasks(tasks, guard, tally, meters, progress)
             # one of a task's units may have taken the others along
             together = tally.lost([unit for task in tasks if len(task) > 1 for unit in task])
             if together and (tally.first_seconds is not None or len(together) <= FIRST_FAILURES):
-                self._run_tasks([[unit] for unit in together], guard, tally, progress)
+                self._run_tasks([[unit] for unit in together], guard, tally, meters, progress)
             tally.failed += [FailedShard(unit.source, LOST) for unit in tally.lost(units)]
 
-    def _run_tasks(self, tasks: list[list[Unit]], guard: Guard, tally: Tally, progress: Progress) -> None:
+    def _run_tasks(
+        self, tasks: list[list[Unit]], guard: Guard, tally: Tally, meters: Meters, progress: Progress
+    ) -> None:
         blocks = self.of(tasks, guard).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         try:
             for block in blocks:
                 records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
                 tally.add(records)
+                meters.add(records)
                 for record in records:
                     if not record["lost"]:
                         progress.add(record["rows"])
                         if record["error"]:
                             progress.say(f"failed: {record['source']}: {record['error']}")
-                if tally.stopped:
+                tally.out_of_time = self.until is not None and time.monotonic() > self.until
+                if tally.stopped or tally.out_of_time:
                     return
         except ray.exceptions.RayActorError as error:
             last_line = str(error).strip().rpartition("\n")[2]  # below the trace

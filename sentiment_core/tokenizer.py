@@ -1,5 +1,6 @@
 """Texts to token ids: the very ids that transformers gives, without importing it (seconds), faster where possible."""
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -40,6 +41,7 @@ class Tokenizer:
         self.prefix, self.suffix = framed[:before], framed[len(framed) - after :]
         if self.fast:
             self.ascii = _AsciiTokenizer.of(self.fast, self.prefix, self.suffix)
+        self.unknown_id = _unknown_id(self.fast) if self.fast else backend.unk_token_id  # None: there is none
 
     @classmethod
     def from_transformers(cls, tokenizer, rules: Preprocessing) -> "Tokenizer":
@@ -101,6 +103,12 @@ class Tokenizer:
         else:  # a tokenizer written in Python
             found = [self.slow(text, verbose=False)["input_ids"] for text in texts]  # type: ignore[misc]
         return [ids[len(self.prefix) : len(ids) - len(self.suffix)] for ids in found]
+
+
+def _unknown_id(fast: tokenizers.Tokenizer) -> int | None:
+    model = json.loads(fast.to_str())["model"]  # of which libraries show some families' only
+    token = model.get("unk_token")
+    return model.get("unk_id") if token is None else fast.token_to_id(token)
 
 
 class _AsciiTokenizer:

@@ -11,6 +11,7 @@ import pyarrow as pa
 OK, TRUNCATED, EMPTY, NULL, ABSTAINED = range(5)
 STATUS_NAMES = ("ok", "truncated", "empty", "null", "abstained")  # the `status` column, by the codes above
 
+LENGTH_BINS = 15  # of `length_histogram`
 WINDOW = 200  # batches of an epoch that are sorted by length together
 
 
@@ -60,6 +61,13 @@ def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, 
     ids = np.full(mask.shape, pad_id, np.int64)
     ids[mask] = picked.ids
     return ids, mask.astype(np.int64)
+
+
+def length_histogram(lengths: np.ndarray) -> list[int]:
+    """How many texts have 1 token, 2 to 3, 4 to 7, and so on, each bin twice as wide as the one before; all that are
+    longer are in the last one. Texts without tokens are in none."""
+    bins = np.minimum(np.log2(lengths[lengths > 0]).astype(int), LENGTH_BINS - 1)
+    return np.bincount(bins, minlength=LENGTH_BINS).tolist()
 
 
 def distinct(tokens: TokenLists) -> tuple[np.ndarray, np.ndarray]:

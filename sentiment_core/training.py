@@ -41,7 +41,7 @@ from sentiment_core.progress import Monitor, Progress
 from sentiment_core.settings import REQUIRED, check, command, setting
 from sentiment_core.storage import describe
 from sentiment_core.tokenizer import Tokenizer
-from sentiment_core.tokens import TRUNCATED, TokenLists
+from sentiment_core.tokens import TRUNCATED, TokenLists, length_histogram
 from sentiment_core.train_loop import LOGITS, SCORE, Task, Tokenised, renumbered, train_loop, used_ids
 
 # in the folder of a run that is not done: what was asked for, and what Ray writes of its checkpoints
@@ -304,7 +304,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
                 "rows_per_second": len(train_part) * len(log) / sum(record["seconds"] for record in log),
                 "seconds": time.monotonic() - started,
             },
-            reference=reference_statistics(eval_tokens, after, labels, tokenizer.unk_token_id),
+            reference=reference_statistics(eval_tokens, after, labels, texts_to_tokens.unknown_id),
             int8=check_int8(model, len(labels), settings.max_length, eval_tokens, train_tokens),
         )
         from sentiment_core import report  # matplotlib; the workers, which import this file, do without
@@ -361,6 +361,8 @@ def reference_statistics(
         "rows": len(tokens),
         "predicted_shares": dataset.label_shares(probabilities.argmax(axis=1), labels),
         "confidence_histogram": np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
+        "length_histogram": length_histogram(tokens.lengths),
+        "tokens": len(tokens.ids),
         "tokens_quantiles": {str(q): float(np.quantile(tokens.lengths, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
         "unknown_token_share": 0.0 if unknown_id is None else float((tokens.ids == unknown_id).mean()),
     }

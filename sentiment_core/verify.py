@@ -79,8 +79,9 @@ class Findings:
         return "\n".join([*lines, good[self.exit_code]])
 
 
-def verify(settings: VerifySettings) -> Findings:
-    """Compare input and output. Raises `BadRequest` if one of them, or the bundle where it is needed, is not there."""
+def verify(settings: VerifySettings, since_ns: int = 0) -> Findings:
+    """Compare input and output; of the outputs, the rows of those written at `since_ns` or later, and the footers of
+    all. Raises `BadRequest` if one of the places, or the bundle where it is needed, is not there."""
     place = scored.place_of(settings.out, settings.limit)
     if not storage.is_folder(place):
         raise BadRequest(f"--out {place} does not exist; expected the output folder of jobs/score.py")
@@ -94,12 +95,13 @@ def verify(settings: VerifySettings) -> Findings:
     outputs: dict[str, list[Output]] = defaultdict(list)
     findings = Findings()
     found = list(scored.read_outputs(place))
-    faults = dict(storage.in_parallel(lambda output: (output.path, _fault_of(place, output)), found))
+    read = [output for output in found if output.mtime_ns >= since_ns]
+    faults = dict(storage.in_parallel(lambda output: (output.path, _fault_of(place, output)), read))
     for output in found:
         if not output.origin:
             findings.foreign.append(f"{output.path}: not written by jobs/score.py, or its footer is damaged")
         else:
-            if run and any(run.get(name) != value for name, value in output.origin["run"].items()):
+            if run and not scored.belongs(output.origin["run"], run):
                 findings.stale.append(f"{output.path}: made by another bundle or settings than {scored.RUN_FILE} tells")
             outputs[output.origin["unit"]["source"]].append(output)
     left = settings.limit
@@ -125,7 +127,7 @@ def verify(settings: VerifySettings) -> Findings:
             f"{output.path}: its input {source} is gone; jobs/score.py --prune deletes it" for output in orphans
         ]
     if rescoring:
-        whole = {output.path: output for output in found if not faults[output.path]}
+        whole = {output.path: output for output in found if not faults.get(output.path)}
         some = None if settings.full else settings.sample
         tally = rescoring.compare(settings.input, whole, some, settings.workers)
         findings.compared, findings.stopped = tally.totals.rows, tally.stopped
@@ -146,7 +148,7 @@ def _check_shard(
         start, stop = unit["start"], unit["stop"]
         if (unit["size"], unit["mtime_ns"]) != (stamp.size, stamp.mtime_ns):
             findings.stale.append(f"{output.path}: its input {stamp.path} has changed since it was scored")
-        if faults[output.path]:
+        if faults.get(output.path):
             findings.damaged.append(f"{output.path}: {faults[output.path]}")
         findings.rows_out += output.rows
         if stop > rows:

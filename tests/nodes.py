@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from tests.conftest import free_ports
 
+REPO = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 30
 
@@ -153,3 +155,34 @@ def two_nodes() -> Iterator[Cluster]:
     finally:
         stop(nodes, token)
         shutil.rmtree(base, ignore_errors=True)
+
+
+def submit(cluster, *entrypoint, timeout=300):
+    """Submit a job as the README says. Returns the exit code of the job's own process, and all output.
+
+    `ray job submit` exits with 1 whatever the job's exit code was, so that one is asked of the job server.
+    It is None if the job's process was never started.
+    """
+    job = f"test-{uuid.uuid4().hex}"
+    command = ray_command("job", "submit", "--address", cluster.address, "--submission-id", job)
+    command += ["--working-dir", str(REPO), "--", *map(str, entrypoint)]
+    try:
+        done = subprocess.run(
+            command,
+            env=cluster.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as expired:
+        with contextlib.suppress(OSError):
+            cluster.request(f"/api/jobs/{job}/stop", "POST")  # else it goes on, and takes the next job's CPUs
+        pytest.fail(f"{entrypoint} took more than {timeout} s:\n{(expired.output or b'').decode()}")
+    try:
+        code = cluster.request(f"/api/jobs/{job}")["driver_exit_code"]
+    except OSError as error:
+        pytest.fail(f"{entrypoint} was not submitted ({error}):\n{done.stdout}")
+    assert done.returncode == (0 if code == 0 else 1), done.stdout
+    return code, done.stdout

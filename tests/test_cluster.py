@@ -1,10 +1,8 @@
 """cluster.yaml, and the jobs as a user submits them: to a cluster of two real Ray nodes on this machine."""
 
-import contextlib
 import copy
 import json
 import subprocess
-import uuid
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +16,7 @@ import sentiment_core.cluster
 from sentiment_core.errors import BadRequest
 from sentiment_core.verify import VerifySettings, verify
 from tests.conftest import sentences
-from tests.nodes import ray_command, two_nodes
+from tests.nodes import submit, two_nodes
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -75,37 +73,6 @@ def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypa
 def cluster():
     with two_nodes() as found:
         yield found
-
-
-def submit(cluster, *entrypoint, timeout=300):
-    """Submit a job as the README says. Returns the exit code of the job's own process, and all output.
-
-    `ray job submit` exits with 1 whatever the job's exit code was, so that one is asked of the job server.
-    It is None if the job's process was never started.
-    """
-    job = f"test-{uuid.uuid4().hex}"
-    command = ray_command("job", "submit", "--address", cluster.address, "--submission-id", job)
-    command += ["--working-dir", str(REPO), "--", *map(str, entrypoint)]
-    try:
-        done = subprocess.run(
-            command,
-            env=cluster.env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired as expired:
-        with contextlib.suppress(OSError):
-            cluster.request(f"/api/jobs/{job}/stop", "POST")  # else it goes on, and takes the next job's CPUs
-        pytest.fail(f"{entrypoint} took more than {timeout} s:\n{(expired.output or b'').decode()}")
-    try:
-        code = cluster.request(f"/api/jobs/{job}")["driver_exit_code"]
-    except OSError as error:
-        pytest.fail(f"{entrypoint} was not submitted ({error}):\n{done.stdout}")
-    assert done.returncode == (0 if code == 0 else 1), done.stdout
-    return code, done.stdout
 
 
 def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path):

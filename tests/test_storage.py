@@ -27,7 +27,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_temporary_names_are_no_data(tmp_path):
     (tmp_path / f"{storage.TEMPORARY}123-a.parquet").write_bytes(b"")
     (tmp_path / "a.parquet").write_bytes(b"")
-    assert storage.list_folder(str(tmp_path), (".parquet",)) == ["a.parquet"]
+    assert [stamp.path for stamp in storage.list_folder(str(tmp_path), (".parquet",))] == ["a.parquet"]
 
 
 def test_folders_survive_packing(tmp_path):

@@ -20,7 +20,7 @@ def unit(i: int) -> Unit:
 
 
 def record(i: int, error: str = "", lost: bool = False) -> dict:
-    counts = scored.count(np.zeros(2, np.int8), np.full((2, 2), 0.5, np.float32), LABELS, 7)
+    counts = scored.count(np.zeros(2, np.int8), np.full((2, 2), 0.5, np.float32), LABELS, np.array([3, 4]), 0, [])
     return {
         "output": unit(i).output, "source": unit(i).source, "rows": 2, "error": error, "lost": lost,
         "counts": "" if error else json.dumps(asdict(counts)), "seconds": dict.fromkeys(STAGES, 1.0), "tokens": 7,

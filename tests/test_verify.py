@@ -42,7 +42,7 @@ def write_output(out, unit, rows=None):
     kept = pa.table({})
     shown = replace(unit, stop=unit.start + rows)
     table = scored.make_table(shown, kept, status, probabilities, LABELS, False)
-    scored.commit(str(out), RUN, unit, table, scored.count(status, probabilities, LABELS, rows))
+    scored.commit(str(out), RUN, unit, table, scored.count(status, probabilities, LABELS, np.ones(rows, int), 0, []))
 
 
 def look(folders):

@@ -1,0 +1,27 @@
+"""The nightly job as an Airflow DAG, which submits it to a Ray cluster. Copy it into the DAGs folder, and CHANGE the
+address and the folder of this project; `ray` (`ray[default]`) must be installed where the task runs.
+
+Two nights at once would do no harm; `max_active_runs` saves the second one its start. A night that failed for good need
+not be run again: the next one does what it left.
+"""
+
+import datetime
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+with DAG(
+    "sentiment_nightly",
+    schedule="0 2 * * *",
+    start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 1, "retry_delay": datetime.timedelta(minutes=10)},
+):
+    BashOperator(
+        task_id="nightly",
+        cwd="/opt/sentiment-core",
+        env={"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": "http://ray-head.example.com:8265"},
+        append_env=True,
+        bash_command="ray job submit --working-dir . -- python jobs/nightly.py --config nightly.yaml",
+    )

@@ -1,0 +1,19 @@
+"""Make a bundle the current one of a folder of bundles, go back to the one before, or show what was decided when.
+
+    python jobs/promote.py --models models/reviews --bundle first
+    python jobs/promote.py --models models/reviews --back
+    python jobs/promote.py --models models/reviews
+
+The other jobs take such a folder as --model, and use its current bundle.
+"""
+
+from sentiment_core.registry import PromoteSettings, promote
+from sentiment_core.settings import parse, run_job
+
+
+def main() -> None:
+    print(promote(parse(PromoteSettings, __doc__)))
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,330 @@
+"""The nightly job: scores what is new, verifies it, compares it with what was before, writes the night's record and
+pages, renews the model if asked to, and tells someone when a night needs a look.
+
+What is new is what has no valid output yet, however many nights were missed or broke off. So nothing here decides what
+is scored twice or never; a night can be started again at any moment.
+"""
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from sentiment_core import alert, bundle, drift, night_pages, nights, registry, scored, storage
+from sentiment_core.drift import Profile
+from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, BadRequest
+from sentiment_core.nights import PAST, WHOLE, Night
+from sentiment_core.scored import Counts
+from sentiment_core.scoring import ScoreSettings, Work, prepare, score, take_output
+from sentiment_core.settings import check, parse, setting
+from sentiment_core.verify import FAULTS, VerifySettings, verify
+
+if TYPE_CHECKING:
+    from sentiment_core.training import TrainSettings
+
+SHOWN_PARTITIONS = 200  # with the most rows; the others together are "others"
+REFERENCE = "the bundle's evaluation rows"
+BYTES_PER_TOKEN = 4.5  # of English text, until past nights tell better
+
+
+@dataclass(frozen=True)
+class NightlySettings(ScoreSettings):
+    night: str | None = setting(None, "name of the night's record; without it today's date (UTC)", "NAME")
+    date_key: str = setting("date", "partition key of the input's folders that --date and --since look at")
+    date: str | None = setting(None, "score no other partition than this one of --date-key", "2026-11-30")
+    since: str | None = setting(None, "score no partitions before this one of --date-key", "2026-11-01")
+    time_limit: float | None = setting(
+        None, "minutes after which scoring stops; what is done is committed, the next night goes on", "MINUTES"
+    )
+    cost_per_hour: float | None = setting(None, "of the cluster, in any currency: --dry-run then tells the cost")
+    drift_limit: float = setting(
+        0.25, "population stability index between this night and the last 14 from which it is drift"
+    )
+    reference_limit: float = setting(
+        0.25,
+        "the same between this night and the rows the bundle was evaluated on; larger where the corpus is known to be unlike them",
+    )
+    alert_url: str | None = setting(
+        None, "webhook to which the night is posted as JSON if its exit code is not 0", "URL"
+    )
+    alert_command: str | None = setting(None, "shell command that then gets it on standard input", "COMMAND")
+    train_config: str | None = setting(
+        None,
+        "renew the model: --config file of jobs/train.py (without out), used when its data has new labels; --model must be a folder of bundles",
+        "FILE.yaml",
+    )
+    test_data: str | None = setting(
+        None, "labelled text on which a candidate must beat the current bundle; not used to train", "D"
+    )
+    renew_rows: int = setting(1, "renew when there are that many labelled rows more; after drift a single new one does")
+    margin: float = setting(0.005, "accuracy by which a candidate must be better, and surely so, to become current")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("time_limit", "cost_per_hour", "drift_limit", "reference_limit"):
+            value = getattr(self, name)
+            check(value is None or value > 0, name, value, "more than 0")
+        check(self.renew_rows >= 1, "renew_rows", self.renew_rows, "1 or more")
+        check(0 <= self.margin < 1, "margin", self.margin, "a share from 0 to below 1")
+        night = self.night or ""
+        check(not night.startswith(("_", ".")) and "/" not in night, "night", night, "a name for a file")
+        check(not (self.date and self.since), "date", self.date, "--date or --since, not both")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a night is about to do."""
+
+    settings: NightlySettings
+    name: str
+    work: Work
+    left: int  # rows to be scored that are not of the chosen partitions
+    before: list[Night]
+    retrain: "TrainSettings | None"
+
+    @property
+    def past(self) -> list[Night]:
+        return nights.compared_with([night for night in self.before if night.night != self.name])
+
+    def describe(self) -> str:
+        """What would run, for the terminal."""
+        rows = self.work.rows_todo
+        past_rows = sum(night.rows for night in self.past)
+        if past_rows:
+            tokens = rows * sum(night.tokens for night in self.past) / past_rows
+        else:
+            tokens = sum(unit.text_bytes for unit in self.work.todo) / BYTES_PER_TOKEN
+        lines = [f"night {self.name}, model {self.work.model}", self.work.describe()]
+        lines.append(
+            f"about {tokens:,.0f} tokens" + (f"; rows left for other nights: {self.left:,}" if self.left else "")
+        )
+        seconds = sum(run["seconds"] for night in self.past for run in night.runs if run["rows"])
+        if seconds and rows:
+            hours = rows * seconds / past_rows / 3600
+            cost = self.settings.cost_per_hour
+            told = f", cost {cost * hours:,.2f}" if cost is not None else ""
+            lines.append(f"about {60 * hours:,.1f} minutes as fast as in past nights{told}")
+        elif rows:
+            lines.append("how long that takes is told when a night is done")
+        if self.retrain:
+            lines.append(f"then the model is renewed if {self.retrain.data} has new labels")
+        return "\n".join(lines)
+
+
+def plan(settings: NightlySettings) -> Plan:
+    """What is to be done; writes nothing. Raises `BadRequest`."""
+    storage.check_lasting(settings.out)
+    decisions = registry.history(settings.model)
+    work = prepare(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
+    wanted = _chosen(settings)
+    todo = [unit for unit in work.todo if wanted(unit.source)]
+    left = work.rows_todo - sum(unit.rows for unit in todo)
+    name = settings.night or datetime.datetime.now(datetime.UTC).date().isoformat()
+    retrain = _retraining(settings, bool(decisions))
+    return Plan(settings, name, replace(work, todo=todo), left, nights.read_all(work.place), retrain)
+
+
+def nightly(settings: NightlySettings) -> Night:
+    """Plan a night and run it. Raises `BadRequest`, and tells whom it may concern."""
+    try:
+        planned = plan(settings)
+        take_output(planned.work)
+    except BadRequest as error:
+        _tell(settings, settings.night or "", [str(error)], {})
+        raise
+    return run(planned)
+
+
+def run(plan: Plan) -> Night:
+    """Do it. Whatever happens stands in the night's record, and is told to whom it may concern. Raises `AtWork` if
+    another run is at work on the same output."""
+    place, settings = plan.work.place, plan.settings
+    with nights.alone(place):
+        night = _begun(plan)
+        started, begun = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        scoring: dict = {}
+        try:
+            nights.write(place, night)
+            scoring = _score(plan, night)
+            _watch(plan, night)
+            if plan.retrain:
+                _renew(plan, night, plan.retrain)
+            night.state = "done"
+        except BaseException as error:
+            mistake = isinstance(error, BadRequest)
+            night.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            night.exit_code = EXIT_BAD_REQUEST if mistake else EXIT_FAULT
+            night.alarms.append(f"{night.state}: {storage.describe(error) if isinstance(error, Exception) else error}")
+            raise
+        finally:
+            outcome = night.state if night.state != "done" else f"exit code {night.exit_code}"
+            seconds = time.monotonic() - started
+            night.runs.append({"begun": begun, "seconds": seconds, "outcome": outcome, "rows": 0} | scoring)
+            nights.write(place, night)
+            night_pages.write(place, nights.read_all(place), night.night)
+            if night.exit_code:
+                _tell(settings, night.night, night.alarms or ["some shards could not be scored"], night.line)
+    return night
+
+
+def report(night: Night) -> str:
+    """A few lines for the terminal."""
+    lines = [f"night {night.night}: {night.rows:,} rows scored, {night.left:,} left"]
+    lines.append("verified: " + (_listed(night.verified) or "nothing wrong"))
+    lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in night.failed_shards[:10]]
+    if night.renewal:
+        lines.append(f"model: {night.renewal['reason']}")
+    lines += [f"alarm: {alarm}" for alarm in night.alarms]
+    return "\n".join(lines)
+
+
+def _listed(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items() if number)
+
+
+def _chosen(settings: NightlySettings) -> Callable[[str], bool]:
+    """Which shards, by path, --date and --since choose."""
+    prefix = settings.date_key + "="
+
+    def value(path: str) -> str | None:
+        parts = (part.removeprefix(prefix) for part in path.split("/")[:-1] if part.startswith(prefix))
+        return next(parts, None)
+
+    if settings.date:
+        return lambda path: value(path) == settings.date
+    if settings.since:
+        return lambda path: (value(path) or "") >= (settings.since or "")
+    return lambda path: True
+
+
+def _retraining(settings: NightlySettings, is_registry: bool) -> "TrainSettings | None":
+    """How a candidate would be trained; None if that is not asked for. Raises `BadRequest`."""
+    if not settings.train_config:
+        return None
+    if not settings.test_data:
+        raise BadRequest("--train-config is given without --test-data; expected labelled text to compare models on")
+    if not is_registry:
+        raise BadRequest(
+            f"--train-config renews the model, and --model {settings.model} is not a folder of bundles; make one, and "
+            f"a bundle in it current: jobs/promote.py --models DIR --bundle NAME"
+        )
+    from sentiment_core.training import TrainSettings  # torch and transformers: seconds that other nights do without
+
+    return parse(TrainSettings, None, ["--config", settings.train_config, "--out", settings.model])
+
+
+def _begun(plan: Plan) -> Night:
+    """The night's record, as it was left or new. What a run that broke off has scored is this night's, too."""
+    same = next((night for night in plan.before if night.night == plan.name), None)
+    if same:
+        night = replace(same, state="running", exit_code=None, alarms=[])
+    else:
+        last = plan.before[-1] if plan.before else None
+        broke_off = last and last.state != "done" and not last.rows
+        night = Night(plan.name, since_ns=last.since_ns if last and broke_off else nights.now_ns(plan.work.place))
+    night.model, night.bundle, night.labels = plan.work.model, plan.work.run.bundle, plan.work.labels
+    return night
+
+
+def _score(plan: Plan, night: Night) -> dict:
+    """Scores; what is to be noted of the run."""
+    work = plan.work
+    night.corpus_rows, night.left = work.corpus.rows, plan.left + work.rows_todo
+    night.removed += len(work.stale) + (len(work.orphans) if plan.settings.prune else 0)
+    done = score(work, plan.settings.time_limit)
+    summary, run = done.summary, done.summary["run"]
+    night.failed_shards = summary["failed_shards"]
+    night.left -= run["rows"]
+    night.exit_code = done.exit_code
+    if summary["stopped"]:
+        night.alarms.append(f"scoring stopped: {summary['stopped']}")
+    return {
+        "rows": run["rows"],
+        "rows_per_second": run["rows_per_second"],
+        "computed_by": run["computed_by"],
+        "padding_share": summary["padding_share"],
+    }
+
+
+def _watch(plan: Plan, night: Night) -> None:
+    """Verifies the night, and compares it with others."""
+    place, settings = plan.work.place, plan.settings
+    found = verify(VerifySettings(input=settings.input, out=settings.out, limit=settings.limit), night.since_ns)
+    night.verified = {kind: len(getattr(found, kind)) for kind in (*FAULTS, "unreadable")}
+    awaited = ("missing", "stale") if night.left or night.failed_shards else ()
+    wrong = {kind: night.verified[kind] for kind in FAULTS if kind not in awaited}
+    if any(wrong.values()):
+        night.exit_code = EXIT_FAULT
+        night.alarms.append(f"verification found {_listed(wrong)}; run jobs/verify.py for the files")
+    counts = dict(_by_partition(place, night.since_ns, night.labels))
+    whole = sum(counts.values(), Counts.none(night.labels))
+    night.rows, night.tokens = whole.rows, whole.tokens
+    night.profile = asdict(profile := Profile.of(whole))
+    night.partitions = {name: asdict(Profile.of(part)) for name, part in counts.items()} if set(counts) != {"."} else {}
+    night.comparisons = []
+    info = bundle.read_info(plan.work.model)
+    found_all = drift.compare(
+        profile,
+        Profile.of_reference(info.reference, info.labels),
+        WHOLE,
+        REFERENCE,
+        settings.reference_limit,
+    )
+    past = [other for other in plan.past if other.labels == night.labels]
+    found_all += drift.compare(
+        profile, _sum(Profile(**other.profile) for other in past), WHOLE, PAST, settings.drift_limit
+    )
+    for name, part in night.partitions.items():
+        own = _sum(Profile(**other.partitions[name]) for other in past if name in other.partitions)
+        found_all += drift.compare(Profile(**part), own, name, f"{name} in {PAST}", settings.drift_limit)
+    night.comparisons = [asdict(one) | {"drifted": one.drifted, "told": str(one)} for one in found_all]
+    night.alarms += [f"drift: {one}" for one in found_all if one.drifted]
+    if night.alarms and night.exit_code == EXIT_OK:
+        night.exit_code = EXIT_ATTENTION
+
+
+def _by_partition(place: str, since_ns: int, labels: list[str]) -> Iterator[tuple[str, Counts]]:
+    """What the outputs of a night hold, by the first folder of their shards, the largest first."""
+    found: dict[str, Counts] = {}
+    for output in scored.read_outputs(place, since_ns):
+        if output.counts and list(output.counts.labels) == labels:
+            name = output.origin["unit"]["source"].rpartition("/")[0].partition("/")[0] or "."
+            found[name] = found.get(name, Counts.none(labels)) + output.counts
+    order = sorted(found, key=lambda name: -found[name].rows)
+    yield from ((name, found[name]) for name in order[:SHOWN_PARTITIONS])
+    if rest := order[SHOWN_PARTITIONS:]:
+        yield "others", sum((found[name] for name in rest), Counts.none(labels))
+
+
+def _sum(profiles: Iterator[Profile]) -> Profile:
+    return sum(profiles, Profile())
+
+
+def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
+    """Trains and compares a candidate if there are new labels. What goes wrong there is an alarm; the night is done."""
+    from sentiment_core import renewal
+
+    settings = plan.settings
+    try:
+        labels = renewal.labels_of(retrain)
+        trained = bundle.read_info(plan.work.model).training.get("data", {})
+        tried = {trained.get("fingerprint"): trained.get("train_rows", 0)}
+        tried |= {other.renewal["fingerprint"]: other.renewal["rows"] for other in plan.before if other.renewal}
+        drifted = any(one["drifted"] for one in night.comparisons)
+        few = labels.rows - list(tried.values())[-1] < settings.renew_rows
+        if labels.fingerprint in tried or (few and not drifted):
+            return
+        found = renewal.renew(retrain, settings.model, f"{night.night}", settings.test_data or "", settings.margin)
+        night.renewal = found | asdict(labels)
+    except BadRequest as error:
+        night.alarms.append(f"the model was not renewed: {error}")
+        night.exit_code = night.exit_code or EXIT_ATTENTION
+
+
+def _tell(settings: NightlySettings, night: str, alarms: list[str], record: dict) -> None:
+    text = f"night {night} of {settings.out}: {'; '.join(alarms)}"
+    failure = alert.send(settings.alert_url, settings.alert_command, text, record)
+    if failure:
+        print(f"the alert was not delivered: {failure}", file=sys.stderr)

@@ -1,0 +1,168 @@
+"""The records of nights, in `_nights/` of the output folder: one JSON file a night, and who is at work on one.
+
+A night is a name, by default the day's date. Running it again goes on with its record.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sentiment_core import storage
+from sentiment_core.errors import BadRequest
+
+FOLDER = "_nights"
+CLAIM = "_running.json"  # who is at work
+# Seconds between two signs of life; without one, until a run is taken for dead; until a claim is seen by all.
+BEAT_S, SILENT_S, SETTLE_S = 20, 60, 1
+SUFFIX = ".json"
+WHOLE, PAST = "this night", "past nights"  # what is compared with what
+PAST_NIGHTS = 14  # that a night is compared with
+NEW_NORMAL = 7  # nights in a row that must have drifted until they are what others are compared with
+
+
+@dataclass
+class Night:
+    """What is known of a night. `sentiment_core.drift.Profile`s stand in it as JSON."""
+
+    night: str
+    state: str = "running"  # then "done", "failed" or "stopped"; a run that was killed leaves "running"
+    exit_code: int | None = None
+    since_ns: int = 0  # outputs written from then on are this night's, by the clock of their disk or store
+    model: str = ""
+    bundle: str = ""  # digest
+    labels: list[str] = field(default_factory=list)
+    rows: int = 0  # scored in this night
+    left: int = 0  # rows that wait for the next, for want of time or by choice of partitions
+    corpus_rows: int = 0
+    tokens: int = 0
+    removed: int = 0  # outputs of shards that have changed, or are gone
+    failed_shards: list[dict] = field(default_factory=list)
+    verified: dict[str, int] = field(default_factory=dict)  # findings by kind
+    profile: dict = field(default_factory=dict)
+    partitions: dict[str, dict] = field(default_factory=dict)  # profiles of those that had rows to score
+    comparisons: list[dict] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    renewal: dict = field(default_factory=dict)
+    runs: list[dict] = field(default_factory=list)  # begun, seconds, rows, rows_per_second, computed_by, outcome
+
+    @property
+    def drifted(self) -> bool:
+        """Whether this night as a whole was unlike those before it."""
+        return any(one["drifted"] and (one["of"], one["against"]) == (WHOLE, PAST) for one in self.comparisons)
+
+    @property
+    def line(self) -> dict:
+        """The night in a line for other tools."""
+        left_out = ("partitions", "comparisons", "failed_shards", "since_ns")
+        short = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return short | {"failed_shards": len(self.failed_shards)}
+
+
+def read_all(place: str) -> list[Night]:
+    """All nights of an output folder, by name. Raises `BadRequest` if they cannot be read, or one is damaged."""
+    folder = storage.join(place, FOLDER)
+    if not storage.is_folder(folder):
+        return []
+    found = []
+    try:
+        for stamp in storage.stamps(folder):
+            if stamp.path.endswith(SUFFIX) and not stamp.path.startswith("_"):
+                content = storage.read_file(storage.join(folder, stamp.path))
+                try:
+                    found.append(Night(**json.loads(content)))
+                except (ValueError, TypeError):
+                    raise BadRequest(
+                        f"{folder}/{stamp.path} is not the record of a night; expected one that jobs/nightly.py wrote; "
+                        "move it away"
+                    ) from None
+    except OSError as error:
+        raise BadRequest(f"{folder} cannot be read: {error}; check the place and the credentials") from None
+    return found
+
+
+def compared_with(before: Sequence[Night]) -> list[Night]:
+    """Of the nights before one, those that it is compared with: the last ones that had not drifted from those before
+    them; but if the last `NEW_NORMAL` all had, these."""
+    done = [night for night in before if night.state == "done" and night.rows]
+    latest = done[-NEW_NORMAL:]
+    if len(latest) == NEW_NORMAL and all(night.drifted for night in latest):
+        return latest
+    return [night for night in done if not night.drifted][-PAST_NIGHTS:]
+
+
+def write(place: str, night: Night) -> None:
+    content = json.dumps(asdict(night), indent=1, ensure_ascii=False) + "\n"
+    storage.write_file(storage.join(place, FOLDER, night.night + SUFFIX), content.encode())
+
+
+def now_ns(place: str) -> int:
+    """The time by the clock that stamps the folder's files."""
+    name = storage.temporary_name()
+    storage.write_file(storage.join(place, FOLDER, name), b"")
+    stamp = storage.stamp(place, f"{FOLDER}/{name}")
+    storage.delete_file(storage.join(place, FOLDER, name))
+    return stamp.mtime_ns
+
+
+class AtWork(Exception):
+    """Another run is at work on the same folder."""
+
+
+@contextlib.contextmanager
+def alone(place: str) -> Iterator[None]:
+    """Work on an output folder with no other run at work on it. Raises `AtWork` if there is one that shows signs of
+    life; one that is not known to be dead is given `SILENT_S` to show some. Where two runs come through all the same,
+    which takes stalls at the wrong moments, they do work twice and no harm."""
+    claim = storage.join(place, FOLDER, CLAIM)
+    mine: dict[str, Any] = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beats": 0}
+    first = other = _read_claim(claim)
+    deadline = time.monotonic() + SILENT_S
+    while other and not _is_dead(other) and time.monotonic() < deadline:
+        time.sleep(SETTLE_S)
+        other = _read_claim(claim)
+        if other and other != first:
+            raise AtWork
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # the next one may come through
+                if (_read_claim(claim) or {}).get("run") != mine["run"]:
+                    return  # taken for dead: another run is at work now
+                mine["beats"] += 1
+                storage.write_file(claim, json.dumps(mine).encode())
+
+    storage.write_file(claim, json.dumps(mine).encode())
+    time.sleep(SETTLE_S)
+    if _read_claim(claim) != mine:
+        raise AtWork
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            if (_read_claim(claim) or {}).get("run") == mine["run"]:
+                storage.delete_file(claim)
+
+
+def _read_claim(place: str) -> dict | None:
+    try:
+        return json.loads(storage.read_file(place))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _is_dead(claim: dict) -> bool:
+    """Whether its process is known to have ended."""
+    here = claim.get("host") == socket.gethostname() and os.path.exists("/proc/self")
+    return here and not os.path.exists(f"/proc/{claim.get('pid')}")

@@ -1,0 +1,100 @@
+"""Renewing the model: trains a candidate when there are new labels, and makes it current if it is surely better."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import binomtest
+
+from sentiment_core import bundle, dataset, registry, storage
+from sentiment_core.engine import Engine
+from sentiment_core.errors import BadRequest
+from sentiment_core.tokenizer import Tokenizer
+from sentiment_core.training import TrainSettings, read_parts, train
+
+SURE = 0.05  # the most that chance may explain of a candidate's being better
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What there is to train on."""
+
+    rows: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two bundles on the same rows."""
+
+    rows: int
+    accuracy: float  # of the current one
+    candidate_accuracy: float
+    only_current: int  # rows that it alone gets right
+    only_candidate: int
+    p_value: float  # exact one-sided McNemar test: that chance makes the candidate look so good
+
+    def verdict(self, margin: float) -> tuple[bool, str]:
+        """Whether the candidate is to be promoted, and why."""
+        gain = self.candidate_accuracy - self.accuracy
+        told = (
+            f"accuracy {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows (alone right: "
+            f"{self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
+        )
+        if gain < margin:
+            return False, f"{told}; expected at least {margin:g} more"
+        if self.p_value > SURE:
+            return False, f"{told}; too few rows to be sure of that: p may be {SURE} at most"
+        return True, told
+
+
+def labels_of(settings: TrainSettings) -> Labels:
+    """Of the rows to train on. Raises `BadRequest`."""
+    part, _ = read_parts(settings)
+    return Labels(len(part), part.fingerprint())
+
+
+def train_candidate(settings: TrainSettings, models: str, name: str) -> None:
+    """Into the folder `name` of the registry; if it is there, it has been trained by a run that broke off later."""
+    place = storage.join(models, name)
+    if not storage.exists(storage.join(place, bundle.CARD)):
+        train(replace(settings, out=place))
+
+
+def compare(current: str, candidate: str, test: dataset.Labelled, seen: set[str]) -> Comparison:
+    """Both bundles on the rows of `test` whose texts are not among those `seen` in training. Raises `BadRequest` if
+    there are none."""
+    unseen = test.take(np.flatnonzero([text not in seen for text in test.texts]))
+    if not len(unseen):
+        raise BadRequest("all texts of --test-data are also in the training data; expected others")
+    right = [_right(place, unseen) for place in (current, candidate)]
+    only_current = int((right[0] & ~right[1]).sum())
+    only_candidate = int((right[1] & ~right[0]).sum())
+    differ = only_current + only_candidate
+    p = binomtest(only_candidate, differ, alternative="greater").pvalue if differ else math.nan
+    accuracy, candidate_accuracy = (float(r.mean()) for r in right)
+    return Comparison(
+        len(unseen), accuracy, candidate_accuracy, only_current, only_candidate, 1.0 if math.isnan(p) else float(p)
+    )
+
+
+def _right(place: str, test: dataset.Labelled) -> np.ndarray:
+    """Which rows the bundle labels right, (n,) bool."""
+    _, files = bundle.read_files(place)
+    with storage.unpacked(files) as folder:
+        tokens, _ = Tokenizer.from_bundle(folder).encode(test.texts)
+        probabilities, _ = Engine.load(folder).probabilities(tokens)
+    return np.nan_to_num(probabilities).argmax(axis=1) == test.labels
+
+
+def renew(settings: TrainSettings, models: str, name: str, test_data: str, margin: float) -> dict:
+    """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide."""
+    current = registry.resolve(models)
+    labels = bundle.read_info(current).labels
+    test = dataset.read(test_data, settings.text_column, settings.label_column, labels)
+    train_candidate(settings, models, name)
+    part, evaluated = read_parts(settings)
+    found = compare(current, storage.join(models, name), test, {*part.texts, *evaluated.texts})
+    better, reason = found.verdict(margin)
+    registry.decide(models, name, "promoted" if better else "refused", reason)
+    return {"candidate": name, "promoted": better, "reason": reason}

@@ -1,0 +1,179 @@
+"""Twelve nights on a cluster of two nodes, through submitted jobs, with what happens to nights.
+
+make chaos MINUTES=10
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from sentiment_core import bundle
+from sentiment_core.verify import VerifySettings, verify
+from tests.chaos import needs_minutes
+from tests.conftest import make_bundle, sentences
+from tests.nodes import submit, two_nodes
+
+
+def shard(root: Path, name: str, rows: int, seed: int, times: int = 1) -> None:
+    texts = sentences(rows, seed)["text"].to_pylist()
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": [" ".join([text] * times) for text in texts]}), root / name)
+
+
+def labelled(place: Path, rows: int, seed: int, right: bool = True) -> None:
+    table = sentences(rows, seed)
+    if not right:
+        shuffled = np.random.default_rng(seed).permutation(table["label"].to_pylist())
+        table = table.set_column(1, "label", pa.array(shuffled))
+    pq.write_table(table, place)
+
+
+@needs_minutes
+def test_twelve_nights(packaged_encoder, tmp_path):
+    base, models, out = tmp_path, tmp_path / "models", tmp_path / "out"
+    make_bundle(packaged_encoder, models / "first")
+    labelled(base / "test.parquet", 400, 100)
+    training = {
+        "data": str(base / "labelled.parquet"), "model": packaged_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3,
+    }  # fmt: skip
+    (base / "train.yaml").write_text(yaml.safe_dump(training))
+    config = {"model": str(models), "input": str(base / "in"), "out": str(out), "drift_limit": 0.25, "keep": []}
+    renewing = {"train_config": str(base / "train.yaml"), "test_data": str(base / "test.parquet")}
+    (base / "nightly.yaml").write_text(yaml.safe_dump(config))
+    (base / "renewing.yaml").write_text(yaml.safe_dump(config | renewing))
+    arrived = 0  # rows of the corpus
+
+    with two_nodes() as cluster:
+
+        def night(name: str, file: str = "nightly.yaml") -> dict:
+            code, output = submit(cluster, "python", "jobs/nightly.py", "--config", base / file, "--night", name)
+            record = json.loads((out / "_nights" / f"{name}.json").read_text())
+            assert code == record["exit_code"], output
+            assert record["state"] == "done"
+            found = verify(VerifySettings(input=str(base / "in"), out=str(out)))
+            assert (found.exit_code, found.rows_out) == (0, arrived), found.report()
+            assert not any(record["verified"].values())
+            return record
+
+        def promoting(*flags: str) -> str:
+            code, output = submit(cluster, "python", "jobs/promote.py", "--models", models, *flags)
+            assert code == 0, output
+            return output
+
+        def made_by() -> dict[str, str]:
+            """Which bundle made each output."""
+            names = {
+                bundle.digest_of(bundle.read_files(str(place))[1]): place.name
+                for place in models.iterdir()
+                if place.is_dir()
+            }
+            read = {
+                path.stem: json.loads(pq.read_metadata(path).metadata[b"sentiment_core.origin"])
+                for path in out.rglob("*.parquet")
+            }
+            return {name: names[origin["run"]["bundle"]] for name, origin in read.items()}
+
+        promoting("--bundle", "first")
+        shard(base / "in", "1.parquet", 500, 1)
+        shard(base / "in", "changing.parquet", 300, 2)
+        arrived = 800
+        first = night("n01")
+        assert (first["rows"], first["left"], first["exit_code"]) == (800, 0, 0)
+
+        shard(base / "in", "2.parquet", 400, 3)  # growth
+        arrived += 400
+        assert night("n02")["rows"] == 400
+
+        shard(base / "in", "changing.parquet", 350, 4)
+        arrived += 50
+        assert night("n03")["rows"] == 350
+
+        shard(base / "in", "4.parquet", 300, 5)  # n04 is missing
+        shard(base / "in", "5.parquet", 300, 6)
+        arrived += 600
+        assert night("n05")["rows"] == 600
+
+        shard(base / "in", "6.parquet", 6000, 7)
+        arrived += 6000
+        submitted = threading.Thread(
+            target=submit,
+            args=(cluster, "python", "jobs/nightly.py", "--config", base / "nightly.yaml", "--night", "n06"),
+        )
+        submitted.start()
+        kill_when_running(out, "n06")
+        submitted.join()
+        assert json.loads((out / "_nights" / "n06.json").read_text())["state"] == "running"
+        shard(base / "in", "7.parquet", 300, 8)
+        arrived += 300
+        assert night("n07")["rows"] == 6300  # of both nights, whatever the killed one had done
+
+        shard(base / "in", "8.parquet", 400, 9, times=6)
+        arrived += 400
+        drifted = night("n08")
+        assert drifted["exit_code"] == 4
+        assert any(alarm.startswith("drift: text length") for alarm in drifted["alarms"])
+
+        labelled(base / "labelled.parquet", 100, 101, right=False)
+        shard(base / "in", "9.parquet", 400, 10)
+        arrived += 400
+        refused = night("n09", "renewing.yaml")
+        assert (refused["exit_code"], refused["renewal"]["promoted"]) == (0, False), refused["renewal"]
+        assert "current: first" in promoting()
+
+        labelled(base / "labelled.parquet", 640, 102)
+        shard(base / "in", "10.parquet", 400, 11)
+        arrived += 400
+        promoted = night("n10", "renewing.yaml")
+        assert promoted["renewal"]["promoted"], promoted["renewal"]
+        assert "current: n10" in promoting()
+
+        shard(base / "in", "11.parquet", 400, 12)
+        arrived += 400
+        renewed = night("n11", "renewing.yaml")
+        assert renewed["rows"] == 400
+        assert not renewed["renewal"]  # nothing new to learn
+
+        assert "current: first" in promoting("--back", "--reason", "a test")
+        shard(base / "in", "12.parquet", 400, 13)
+        arrived += 400
+        night("n12")
+        assert made_by() == {
+            **dict.fromkeys(["1", "changing", "2", *map(str, range(4, 11))], "first"),
+            "11": "n10",
+            "12": "first",
+        }
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+        assert night("n13")["rows"] == 0
+        assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    lines = (out / "_nights" / "nights.jsonl").read_text().splitlines()
+    assert [json.loads(line)["night"] for line in lines] == [f"n{i:02}" for i in range(1, 14) if i != 4]
+    assert sum(json.loads(line)["rows"] for line in lines) == arrived + 300  # the changed shard's rows, twice
+    subprocess.run(
+        ["cp", "-r", str(out / "_nights"), os.environ["KEEP"]], check=False
+    ) if "KEEP" in os.environ else None
+
+
+def kill_when_running(out: Path, night: str) -> None:
+    """The job's driver, as soon as it scores."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            running = json.loads((out / "_nights" / f"{night}.json").read_text())["state"] == "running"
+            pid = json.loads((out / "_nights" / "_running.json").read_text())["pid"]
+        except (OSError, ValueError):
+            running = False
+        if running:
+            time.sleep(2)
+            os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.1)
+    raise AssertionError("the night did not begin")
