@@ -1,6 +1,5 @@
 """Renewing the model: trains a candidate when there are new labels, and makes it current if it is surely better."""
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +27,7 @@ class Comparison:
     """Two bundles on the same rows."""
 
     rows: int
+    left_out: int  # test rows whose texts the candidate was trained on
     accuracy: float  # of the current one
     candidate_accuracy: float
     only_current: int  # rows that it alone gets right
@@ -37,9 +37,10 @@ class Comparison:
     def verdict(self, margin: float) -> tuple[bool, str]:
         """Whether the candidate is to be promoted, and why."""
         gain = self.candidate_accuracy - self.accuracy
+        seen = f", {self.left_out:,} more left out since it was trained on them" if self.left_out else ""
         told = (
-            f"accuracy {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows (alone right: "
-            f"{self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
+            f"accuracy {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows{seen} (alone "
+            f"right: {self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
         )
         if gain < margin:
             return False, f"{told}; expected at least {margin:g} more"
@@ -71,11 +72,10 @@ def compare(current: str, candidate: str, test: dataset.Labelled, seen: set[str]
     only_current = int((right[0] & ~right[1]).sum())
     only_candidate = int((right[1] & ~right[0]).sum())
     differ = only_current + only_candidate
-    p = binomtest(only_candidate, differ, alternative="greater").pvalue if differ else math.nan
+    p = float(binomtest(only_candidate, differ, alternative="greater").pvalue) if differ else 1.0
     accuracy, candidate_accuracy = (float(r.mean()) for r in right)
-    return Comparison(
-        len(unseen), accuracy, candidate_accuracy, only_current, only_candidate, 1.0 if math.isnan(p) else float(p)
-    )
+    left_out = len(test) - len(unseen)
+    return Comparison(len(unseen), left_out, accuracy, candidate_accuracy, only_current, only_candidate, p)
 
 
 def _right(place: str, test: dataset.Labelled) -> np.ndarray:

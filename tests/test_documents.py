@@ -14,6 +14,7 @@ from sentiment_core.evaluation import EvaluateSettings
 from sentiment_core.nightly import NightlySettings
 from sentiment_core.registry import PromoteSettings
 from sentiment_core.scoring import ScoreSettings
+from sentiment_core.serving import ServeSettings
 from sentiment_core.settings import parse
 from sentiment_core.training import TrainSettings
 from sentiment_core.tuning import TuneSettings
@@ -26,6 +27,7 @@ JOBS = {
     "nightly": NightlySettings,
     "promote": PromoteSettings,
     "score": ScoreSettings,
+    "serve": ServeSettings,
     "train": TrainSettings,
     "tune": TuneSettings,
     "verify": VerifySettings,

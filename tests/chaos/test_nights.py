@@ -30,7 +30,10 @@ def shard(root: Path, name: str, rows: int, seed: int, times: int = 1) -> None:
 
 
 def labelled(place: Path, rows: int, seed: int, right: bool = True) -> None:
+    """Different ones from call to call."""
     table = sentences(rows, seed)
+    texts = [f"{text}, said {seed * 10_000 + i}" for i, text in enumerate(table["text"].to_pylist())]
+    table = table.set_column(0, "text", pa.array(texts))
     if not right:
         shuffled = np.random.default_rng(seed).permutation(table["label"].to_pylist())
         table = table.set_column(1, "label", pa.array(shuffled))
