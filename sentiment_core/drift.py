@@ -63,6 +63,11 @@ class Profile:
             unknown = {"unknown tokens": [*_binomial(reference["unknown_token_share"] * tokens, tokens)]}
         return cls(reference.get("rows", 0), found, unknown)
 
+    def of_texts(self) -> "Profile":
+        """Without what a model says of them, which another model says otherwise."""
+        texts = {what: bins for what, bins in self.distributions.items() if what not in (LABELS, CONFIDENCES)}
+        return Profile(self.rows, texts, self.shares)
+
     def __add__(self, more: "Profile") -> "Profile":
         def both(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:
             return {

@@ -272,12 +272,16 @@ def _watch(plan: Plan, night: Night) -> None:
         REFERENCE,
         settings.reference_limit,
     )
-    past = [other for other in plan.past if other.labels == night.labels]
+
+    def seen(other: Night, found: dict) -> Profile:
+        return Profile(**found) if other.bundle == night.bundle else Profile(**found).of_texts()
+
+    past = plan.past
     found_all += drift.compare(
-        profile, _sum(Profile(**other.profile) for other in past), WHOLE, PAST, settings.drift_limit
+        profile, _sum(seen(other, other.profile) for other in past), WHOLE, PAST, settings.drift_limit
     )
     for name, part in night.partitions.items():
-        own = _sum(Profile(**other.partitions[name]) for other in past if name in other.partitions)
+        own = _sum(seen(other, other.partitions[name]) for other in past if name in other.partitions)
         found_all += drift.compare(Profile(**part), own, name, f"{name} in {PAST}", settings.drift_limit)
     night.comparisons = [asdict(one) | {"drifted": one.drifted, "told": str(one)} for one in found_all]
     night.alarms += [f"drift: {one}" for one in found_all if one.drifted]

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Makes the pictures in these pages. Needs Chromium and runs/demo (`make demo`); the nights are those that a test plays:
+#
+#   KEEP=/tmp/nights CHAOS_MINUTES=1 .venv/bin/python -m pytest tests/chaos/test_nights.py
+#   docs/pictures.sh /tmp/nights
+set -euo pipefail
+nights=$(realpath "$1")
+cd "$(dirname "$0")/.."
+profile=$(mktemp -d)
+.venv/bin/python jobs/serve.py --model runs/demo/bundle --port 8123 &
+service=$!
+trap 'kill $service; wait $service || true; rm -rf "$profile"' EXIT
+until curl --silent --fail --output /dev/null http://127.0.0.1:8123/healthz; do
+  kill -0 $service
+  sleep 1
+done
+picture() {  # NAME WIDTH,HEIGHT ADDRESS
+  chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
+    --user-data-dir="$profile" --virtual-time-budget=10000 --window-size="$2" --screenshot="docs/$1.png" "$3"
+}
+picture serving 800,640 "http://127.0.0.1:8123/?text=The+acting+is+wonderful,+but+the+story+is+dull+and+far+too+long."
+picture nights 1150,1300 "file://$nights/index.html"
