@@ -3,7 +3,7 @@
 # make lint     ruff and mypy
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
 # make chaos    kills what scores at random, for MINUTES into a folder and into a store, what trains and what searches,
-#               and compares what comes out with undisturbed runs
+#               and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 

@@ -1,4 +1,4 @@
-"""cluster.yaml, and the jobs as a user submits them: to a cluster of two real Ray nodes on this machine."""
+"""cluster.yaml; `chaos/test_two_nodes.py` submits jobs to a cluster of two nodes."""
 
 import copy
 import json
@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import jsonschema
-import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
@@ -14,9 +13,6 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 import sentiment_core.cluster
 from sentiment_core.errors import BadRequest
-from sentiment_core.verify import VerifySettings, verify
-from tests.conftest import sentences
-from tests.nodes import submit, two_nodes
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -64,46 +60,3 @@ def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypa
     sentiment_core.cluster.require(4)
     with pytest.raises(BadRequest, match="5 workers are asked for and the cluster has at most 4 GPUs"):
         sentiment_core.cluster.require(5)
-
-
-# Two nodes on this machine
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with two_nodes() as found:
-        yield found
-
-
-def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path):
-    """The same commands as on a laptop. Both nodes take part: each has one CPU, and two workers want one each."""
-    pq.write_table(sentences(400, seed=0), tmp_path / "train.parquet")
-    code, output = submit(
-        cluster, "python", "jobs/train.py", "--data", tmp_path / "train.parquet", "--model", tiny_encoder,
-        "--out", tmp_path / "bundle", "--epochs", "1", "--workers", "2", "--batch-size", "30",
-    )  # fmt: skip
-    assert code == 0, output
-    assert json.loads((tmp_path / "bundle" / "sentiment.json").read_text())["labels"] == ["negative", "positive"]
-
-    (tmp_path / "in").mkdir()
-    for shard in range(6):
-        pq.write_table(sentences(100, seed=shard), tmp_path / "in" / f"{shard}.parquet")
-    rows = ["--input", tmp_path / "in", "--out", tmp_path / "out"]
-    code, output = submit(
-        cluster, "python", "jobs/score.py", "--model", tmp_path / "bundle", *rows, "--keep", "", "--workers", "2"
-    )
-    assert code == 0, output
-    assert "600 rows in 6 files: ok 600" in output
-    found = verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out")))
-    assert (found.exit_code, found.rows_out) == (0, 600)
-
-
-def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_path):
-    pq.write_table(sentences(10, seed=0), tmp_path / "a.parquet")
-    code, output = submit(
-        cluster, "python", "jobs/score.py", "--model", tiny_bundle, "--input", tmp_path / "a.parquet",
-        "--out", tmp_path / "out", "--keep", "", "--workers", "9", timeout=60,
-    )  # fmt: skip
-    assert code == 2, output
-    assert "9 workers are asked for and the cluster has at most 2 CPUs" in output
-    assert not (tmp_path / "out").exists()

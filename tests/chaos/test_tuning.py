@@ -49,3 +49,25 @@ def test_a_search_that_was_killed_goes_on_and_keeps_the_best_trial(ray_here, tin
     assert f"{-max(best['scores']):.4f}" in said_at_last
     assert (out / "tuning.png").stat().st_size > 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
+
+
+@needs_minutes
+def test_a_trial_that_fails_does_not_cost_the_others(ray_here, tiny_encoder, labelled, tmp_path, capsys):
+    settings = TuneSettings(
+        data=labelled, model=tiny_encoder, out=str(tmp_path / "best"), epochs=1, trials=2,
+        search=("max_length=16/1000",), seed=1, tensorboard=str(tmp_path / "curves"),
+    )  # fmt: skip
+    said = tune(settings)
+    finished, failed = sorted(
+        map(json.loads, (tmp_path / "best" / "tuning.jsonl").read_text().splitlines()),
+        key=lambda trial: trial["settings"]["max_length"],
+    )
+    assert (finished["settings"]["max_length"], finished["finished"], len(finished["scores"])) == (16, True, 1)
+    assert (failed["settings"]["max_length"], failed["finished"], failed["scores"]) == (1000, False, [])
+    assert bundle.read_info(settings.out).max_length == 16
+    assert "   failed       0  --max-length 1000" in said
+    told = capsys.readouterr().err
+    assert "trial 2 of 2, failed: --max-length is 1000; " in told
+    assert "Traceback" not in told
+    assert [folder.name for folder in (tmp_path / "curves").iterdir()] == [finished["id"]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "curves"]

@@ -1,0 +1,53 @@
+"""The jobs as a user submits them: to a cluster of two real Ray nodes on this machine. Takes minutes."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from sentiment_core.verify import VerifySettings, verify
+from tests.chaos import needs_minutes
+from tests.conftest import sentences
+from tests.nodes import submit, two_nodes
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with two_nodes() as found:
+        yield found
+
+
+@needs_minutes
+def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path):
+    """The same commands as on a laptop. Both nodes take part: each has one CPU, and two workers want one each."""
+    pq.write_table(sentences(400, seed=0), tmp_path / "train.parquet")
+    code, output = submit(
+        cluster, "python", "jobs/train.py", "--data", tmp_path / "train.parquet", "--model", tiny_encoder,
+        "--out", tmp_path / "bundle", "--epochs", "1", "--workers", "2", "--batch-size", "30",
+    )  # fmt: skip
+    assert code == 0, output
+    assert json.loads((tmp_path / "bundle" / "sentiment.json").read_text())["labels"] == ["negative", "positive"]
+
+    (tmp_path / "in").mkdir()
+    for shard in range(6):
+        pq.write_table(sentences(100, seed=shard), tmp_path / "in" / f"{shard}.parquet")
+    rows = ["--input", tmp_path / "in", "--out", tmp_path / "out"]
+    code, output = submit(
+        cluster, "python", "jobs/score.py", "--model", tmp_path / "bundle", *rows, "--keep", "", "--workers", "2"
+    )
+    assert code == 0, output
+    assert "600 rows in 6 files: ok 600" in output
+    found = verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out")))
+    assert (found.exit_code, found.rows_out) == (0, 600)
+
+
+@needs_minutes
+def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_path):
+    pq.write_table(sentences(10, seed=0), tmp_path / "a.parquet")
+    code, output = submit(
+        cluster, "python", "jobs/score.py", "--model", tiny_bundle, "--input", tmp_path / "a.parquet",
+        "--out", tmp_path / "out", "--keep", "", "--workers", "9", timeout=60,
+    )  # fmt: skip
+    assert code == 2, output
+    assert "9 workers are asked for and the cluster has at most 2 CPUs" in output
+    assert not (tmp_path / "out").exists()
