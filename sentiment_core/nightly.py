@@ -6,6 +6,7 @@ is scored twice or never; a night can be started again at any moment.
 """
 
 import datetime
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,8 +69,8 @@ class NightlySettings(ScoreSettings):
             check(value is None or value > 0, name, value, "more than 0")
         check(self.renew_rows >= 1, "renew_rows", self.renew_rows, "1 or more")
         check(0 <= self.margin < 1, "margin", self.margin, "a share from 0 to below 1")
-        night = self.night or ""
-        check(not night.startswith(("_", ".")) and "/" not in night, "night", night, "a name for a file")
+        plain = self.night is None or (re.fullmatch(r"\w[\w.-]*", self.night) and self.night[0] != "_")
+        check(bool(plain), "night", self.night, "a name of letters, digits, '.', '-' and '_', such as 2026-11-30")
         check(not (self.date and self.since), "date", self.date, "--date or --since, not both")
 
 
@@ -162,8 +163,12 @@ def run(plan: Plan) -> Night:
             outcome = night.state if night.state != "done" else f"exit code {night.exit_code}"
             seconds = time.monotonic() - started
             night.runs.append({"begun": begun, "seconds": seconds, "outcome": outcome, "rows": 0} | scoring)
-            nights.write(place, night)
-            night_pages.write(place, nights.read_all(place), night.night)
+            try:
+                nights.write(place, night)
+                night_pages.write(place, nights.read_all(place), night.night)
+            except (OSError, BadRequest) as error:  # what stopped scoring, most likely
+                night.alarms.append(f"the night's record cannot be written: {storage.describe(error)}")
+                night.exit_code = night.exit_code or EXIT_FAULT
             if night.exit_code:
                 _tell(settings, night.night, night.alarms or ["some shards could not be scored"], night.line)
     return night
