@@ -8,7 +8,7 @@ start again. Exit code 0: done; 1: a fault; 2: the request is wrong; 3: some sha
 someone should look.
 """
 
-from sentiment_core.nightly import NightlySettings, nightly, plan, report
+from sentiment_core.nightly import NightlySettings, make_plan, nightly, report
 from sentiment_core.nights import AtWork
 from sentiment_core.settings import parse, run_job
 
@@ -16,7 +16,7 @@ from sentiment_core.settings import parse, run_job
 def main() -> int:
     settings = parse(NightlySettings, __doc__)
     if settings.dry_run:
-        print(plan(settings).describe())
+        print(make_plan(settings).describe())
         return 0
     try:
         night = nightly(settings)

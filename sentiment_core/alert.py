@@ -17,7 +17,7 @@ def send(url: str | None, command: str | None, text: str, record: dict) -> str:
     if url:
         try:
             _post(url, content)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a server may answer
             failures.append(f"--alert-url: {error}")
     if command:
         try:

@@ -8,6 +8,7 @@ and m rows in B bins about a chi-square variable with B - 1 degrees of freedom t
 Statistical Properties of Population Stability Index). Both limits must be passed.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,9 +75,10 @@ class Profile:
                 name: (np.array(one.get(name, 0)) + np.array(other.get(name, 0))).tolist() for name in {**one, **other}
             }
 
-        return Profile(
-            self.rows + more.rows, both(self.distributions, more.distributions), both(self.shares, more.shares)
-        )
+        shares = both(self.shares, more.shares)
+        for name, share in shares.items():
+            share[2] = math.hypot(*(one.shares.get(name, [0.0, 0.0, 0.0])[2] for one in (self, more)))
+        return Profile(self.rows + more.rows, both(self.distributions, more.distributions), shares)
 
 
 @dataclass(frozen=True)

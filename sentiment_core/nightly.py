@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentiment_core import alert, bundle, drift, night_pages, nights, registry, scored, storage
 from sentiment_core.drift import Profile
@@ -114,35 +114,35 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(settings: NightlySettings) -> Plan:
+def make_plan(settings: NightlySettings) -> Plan:
     """What is to be done; writes nothing. Raises `BadRequest`."""
     storage.check_lasting(settings.out)
     decisions = registry.history(settings.model)
     work = prepare(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
     wanted = _chosen(settings)
     todo = [unit for unit in work.todo if wanted(unit.source)]
+    if (settings.date or settings.since) and not any(wanted(unit.source) for unit in work.corpus.units):
+        chosen = f"--date {settings.date}" if settings.date else f"--since {settings.since}"
+        raise BadRequest(
+            f"{chosen}: --input {settings.input} has no such folder {settings.date_key}=...; see --date-key"
+        )
     left = work.rows_todo - sum(unit.rows for unit in todo)
+    stale = [path for path in work.stale if wanted(path)]  # outputs lie in folders as their shards do
     name = settings.night or datetime.datetime.now(datetime.UTC).date().isoformat()
     retrain = _retraining(settings, bool(decisions))
-    return Plan(settings, name, replace(work, todo=todo), left, nights.read_all(work.place), retrain)
+    before = nights.read_all(work.place)
+    later = [night.night for night in before if any(n.night == name and n.since_ns < night.since_ns for n in before)]
+    if later:
+        raise BadRequest(f"--night {name} is over: {later[-1]} has begun since; give that name, or a new one")
+    return Plan(settings, name, replace(work, todo=todo, stale=stale), left, before, retrain)
 
 
 def nightly(settings: NightlySettings) -> Night:
-    """Plan a night and run it. Raises `BadRequest`, and tells whom it may concern."""
-    try:
-        planned = plan(settings)
-        take_output(planned.work)
-    except BadRequest as error:
-        _tell(settings, settings.night or "", [str(error)], {})
-        raise
-    return run(planned)
-
-
-def run(plan: Plan) -> Night:
-    """Do it. Whatever happens stands in the night's record, and is told to whom it may concern. Raises `AtWork` if
-    another run is at work on the same output."""
-    place, settings = plan.work.place, plan.settings
+    """Plan a night and run it. Whatever happens stands in the night's record, and is told to whom it may concern. Raises
+    `BadRequest`, and `AtWork` if another run is at work on the same output."""
+    place = _planned(settings).work.place
     with nights.alone(place):
+        plan = _planned(settings)  # again: another run may have been at work until now
         night = _begun(plan)
         started, begun = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         scoring: dict = {}
@@ -150,7 +150,7 @@ def run(plan: Plan) -> Night:
             nights.write(place, night)
             scoring = _score(plan, night)
             _watch(plan, night)
-            if plan.retrain:
+            if plan.retrain and not settings.limit:  # a look changes no model
                 _renew(plan, night, plan.retrain)
             night.state = "done"
         except BaseException as error:
@@ -172,6 +172,18 @@ def run(plan: Plan) -> Night:
             if night.exit_code:
                 _tell(settings, night.night, night.alarms or ["some shards could not be scored"], night.line)
     return night
+
+
+def _planned(settings: NightlySettings) -> Plan:
+    try:
+        plan = make_plan(settings)
+        storage.check_writable(plan.work.place)
+        if scored.read_run(plan.work.place) is None:
+            take_output(plan.work)  # before there is anything else in it
+        return plan
+    except BadRequest as error:
+        _tell(settings, settings.night or "", [str(error)], {})
+        raise
 
 
 def report(night: Night) -> str:
@@ -224,9 +236,17 @@ def _begun(plan: Plan) -> Night:
     """The night's record, as it was left or new. What a run that broke off has scored is this night's, too."""
     same = next((night for night in plan.before if night.night == plan.name), None)
     if same:
-        night = replace(same, state="running", exit_code=None, alarms=[])
+        anew: dict[str, Any] = {
+            "rows": 0,
+            "tokens": 0,
+            "profile": {},
+            "partitions": {},
+            "comparisons": [],
+            "alarms": [],
+        }
+        night = replace(same, state="running", exit_code=None, **anew)
     else:
-        last = plan.before[-1] if plan.before else None
+        last = max(plan.before, key=lambda night: night.since_ns, default=None)
         broke_off = last and last.state != "done" and not last.rows
         night = Night(plan.name, since_ns=last.since_ns if last and broke_off else nights.now_ns(plan.work.place))
     night.model, night.bundle, night.labels = plan.work.model, plan.work.run.bundle, plan.work.labels
@@ -270,9 +290,12 @@ def _watch(plan: Plan, night: Night) -> None:
     night.partitions = {name: asdict(Profile.of(part)) for name, part in counts.items()} if set(counts) != {"."} else {}
     night.comparisons = []
     info = bundle.read_info(plan.work.model)
+    reference = Profile.of_reference(info.reference, info.labels)
+    if settings.min_confidence:  # some labels are left out here, and none there
+        reference.distributions.pop(drift.LABELS, None)
     found_all = drift.compare(
         profile,
-        Profile.of_reference(info.reference, info.labels),
+        reference,
         WHOLE,
         REFERENCE,
         settings.reference_limit,
@@ -322,13 +345,13 @@ def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
         tried = {trained.get("fingerprint"): trained.get("train_rows", 0)}
         tried |= {other.renewal["fingerprint"]: other.renewal["rows"] for other in plan.before if other.renewal}
         drifted = any(one["drifted"] for one in night.comparisons)
-        few = labels.rows - list(tried.values())[-1] < settings.renew_rows
+        few = labels.rows - max(tried.values()) < settings.renew_rows
         if labels.fingerprint in tried or (few and not drifted):
             return
         found = renewal.renew(retrain, settings.model, f"{night.night}", settings.test_data or "", settings.margin)
         night.renewal = found | asdict(labels)
-    except BadRequest as error:
-        night.alarms.append(f"the model was not renewed: {error}")
+    except Exception as error:  # of training, too
+        night.alarms.append(f"the model was not renewed: {storage.describe(error)}")
         night.exit_code = night.exit_code or EXIT_ATTENTION
 
 

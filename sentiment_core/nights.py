@@ -89,12 +89,19 @@ def read_all(place: str) -> list[Night]:
 
 def compared_with(before: Sequence[Night]) -> list[Night]:
     """Of the nights before one, those that it is compared with: the last ones that had not drifted from those before
-    them; but if the last `NEW_NORMAL` all had, these."""
-    done = [night for night in before if night.state == "done" and night.rows]
-    latest = done[-NEW_NORMAL:]
-    if len(latest) == NEW_NORMAL and all(night.drifted for night in latest):
-        return latest
-    return [night for night in done if not night.drifted][-PAST_NIGHTS:]
+    them; but once `NEW_NORMAL` in a row have, these, and what comes after them."""
+    usual: list[Night] = []
+    unusual: list[Night] = []  # in a row
+    for night in before:
+        if night.state == "done" and night.rows:
+            if night.drifted:
+                unusual.append(night)
+            else:
+                usual.append(night)
+                unusual = []
+            if len(unusual) == NEW_NORMAL:
+                usual, unusual = unusual, []
+    return usual[-PAST_NIGHTS:]
 
 
 def write(place: str, night: Night) -> None:

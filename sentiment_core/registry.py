@@ -69,7 +69,7 @@ def standing(decisions: list[Decision]) -> list[str]:
     """The names of the bundles that were promoted and not gone back from; the last is the current one."""
     names: list[str] = []
     for decision in decisions:
-        if decision.kind == "promoted":
+        if decision.kind == "promoted" and names[-1:] != [decision.bundle]:
             names.append(decision.bundle)
         if decision.kind == "back":
             names.pop()

@@ -89,11 +89,11 @@ def _right(place: str, test: dataset.Labelled) -> np.ndarray:
 
 def renew(settings: TrainSettings, models: str, name: str, test_data: str, margin: float) -> dict:
     """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide."""
-    current = registry.resolve(models)
-    labels = bundle.read_info(current).labels
+    labels = bundle.read_info(registry.resolve(models)).labels
     test = dataset.read(test_data, settings.text_column, settings.label_column, labels)
     train_candidate(settings, models, name)
     part, evaluated = read_parts(settings)
+    current = registry.resolve(models)  # by now it may be another one
     found = compare(current, storage.join(models, name), test, {*part.texts, *evaluated.texts})
     better, reason = found.verdict(margin)
     registry.decide(models, name, "promoted" if better else "refused", reason)

@@ -192,6 +192,10 @@ def commit(out: str, run: Run, unit: Unit, table: pa.Table, counts: Counts) -> N
     storage.write_file(storage.join(out, unit.output), buffer.getbuffer())
 
 
+# what outputs before format 5 do not tell
+UNTOLD = {"length_histogram": [0] * LENGTH_BINS, "unknown_tokens": 0, "texts": []}
+
+
 @dataclass(frozen=True)
 class Output:
     """A file found in an output folder."""
@@ -212,7 +216,7 @@ def read_outputs(out: str, since_ns: int = 0) -> Iterator[Output]:
         try:
             metadata = corpus.read_metadata(out, path)
             footer = metadata.metadata or {}
-            counts = Counts(**json.loads(footer[COUNTS_KEY]))
+            counts = Counts(**(UNTOLD | json.loads(footer[COUNTS_KEY])))
             origin = json.loads(footer[ORIGIN_KEY])
             if {type(origin["unit"][name]) for name in ("start", "stop", "size", "mtime_ns")} != {int}:
                 raise ValueError("no rows")

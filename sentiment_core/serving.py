@@ -1,13 +1,14 @@
 """Serving a few texts at a time by HTTP: a Ray Serve deployment that holds the engine which scores corpora.
 
-Requests that arrive together are computed together. What is sent is bounded before it is read: bytes, texts, and how
-many requests wait. For many texts use jobs/score.py, which is several times as fast.
+Requests that arrive together are computed together. What is sent is bounded: bytes, texts, and how many requests
+wait. For many texts use jobs/score.py, which is several times as fast.
 """
 
 import asyncio
 import importlib.util
 import logging
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from importlib.resources import files as package_files
@@ -24,7 +25,7 @@ from sentiment_core.stream import actor_resources, number_of_workers, threads_ea
 from sentiment_core.tokens import STATUS_NAMES
 
 BATCH_REQUESTS, BATCH_WAIT_S = 64, 0.005  # computed together at most; how long the first one waits for others
-EXPLAINED_WORDS = 200
+EXPLAINED_WORDS, EXPLAINED_CHARACTERS = 200, 20_000  # of a text; as many copies of it are computed as it has words
 APPLICATION = "sentiment-core"
 PAGE = "serving.html"
 CLIENTS = 10_000  # whose rates are kept in mind
@@ -98,6 +99,7 @@ class Model:
         from sentiment_core.tokenizer import Tokenizer
 
         self.min_confidence = min_confidence
+        self.lock = threading.Lock()  # requests of two kinds come from two threads, and the engine takes one at a time
         self.digest = bundle.digest_of(files)
         with storage.unpacked(files) as folder:
             self.labels = bundle.read_info(folder).labels
@@ -107,7 +109,8 @@ class Model:
     def probabilities(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(n, classes), NaN where there is nothing to score, and the status codes (n,)."""
         tokens, status = self.tokenizer.encode([_unicode(text) for text in texts])
-        probabilities, _ = self.engine.probabilities(tokens)
+        with self.lock:
+            probabilities, _ = self.engine.probabilities(tokens)
         return probabilities, decided(status, probabilities, self.min_confidence)
 
     def results(self, texts: list[str]) -> list[dict]:
@@ -233,6 +236,8 @@ def _service(settings: ServeSettings) -> Any:
         @app.post("/explain", response_model=Explained)
         async def explain(self, given: Text, request: Request) -> dict:
             """The same of one text, and of each word by how much the label's log odds fall when it is left out."""
+            if len(given.text) > EXPLAINED_CHARACTERS:
+                raise HTTPException(422, f"text has more than {EXPLAINED_CHARACTERS} characters")
             admit(request, min(EXPLAINED_WORDS, 1 + len(given.text.split())))
             found = await asyncio.to_thread(self.model.explanation, given.text)
             return {"bundle": self.model.digest} | found

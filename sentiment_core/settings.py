@@ -6,6 +6,7 @@ win.
 
 import argparse
 import dataclasses
+import datetime
 import difflib
 import os
 import shlex
@@ -183,6 +184,8 @@ def _from_yaml(path: str, name: str, value: Any, kind: Any) -> Any:
             except ValueError:
                 pass
         expected = "a number"
+    elif kind is str and isinstance(value, datetime.date):  # YAML's 2026-11-30
+        return value.isoformat()
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     else:

@@ -15,7 +15,8 @@ import ray
 
 from sentiment_core import bundle, nights, registry
 from sentiment_core.errors import BadRequest
-from sentiment_core.nightly import NightlySettings, nightly, plan
+from sentiment_core.nightly import NightlySettings, make_plan, nightly
+from sentiment_core.nights import Night
 from sentiment_core.registry import PromoteSettings, promote
 from sentiment_core.verify import VerifySettings, verify
 from tests.conftest import make_bundle, sentences
@@ -147,11 +148,11 @@ def test_a_dry_run_tells_and_writes_nothing(played, models):
     shard(base / "in", "date=4/e.parquet", 70, 5)
     before = sorted((path, path.stat().st_mtime_ns) for path in (base / "out").rglob("*"))
     settings = {"model": str(models), "input": str(base / "in"), "out": str(base / "out"), "cost_per_hour": 100.0}
-    said = plan(NightlySettings(**settings)).describe()
+    said = make_plan(NightlySettings(**settings)).describe()
     assert "to score: 70 rows in 1 units" in said
     assert "tokens" in said
     assert "as fast as in past nights, cost " in said
-    assert "rows left for other nights: 70" in plan(NightlySettings(**settings, since="5")).describe()
+    assert "rows left for other nights: 70" in make_plan(NightlySettings(**settings, date="2")).describe()
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (base / "out").rglob("*"))
     (base / "in" / "date=4" / "e.parquet").unlink()
 
@@ -169,6 +170,33 @@ def test_ray_counts_for_prometheus(played):
 def _scraped(address: str) -> list[str]:
     with urllib.request.urlopen(address, timeout=10) as response:
         return response.read().decode().splitlines()
+
+
+def test_a_change_that_stays_becomes_the_new_normal():
+    def kept(*drifted: bool) -> list[str]:
+        found = [
+            Night(f"{i:02}", "done", rows=1, comparisons=[{"drifted": d, "of": nights.WHOLE, "against": nights.PAST}])
+            for i, d in enumerate(drifted)
+        ]
+        return [night.night for night in nights.compared_with(found)]
+
+    assert kept(False, True, False, True) == ["00", "02"]
+    assert kept(*[False] * 20) == [f"{i:02}" for i in range(6, 20)]
+    assert kept(False, *[True] * 6) == ["00"]
+    assert kept(False, *[True] * 7) == [f"{i:02}" for i in range(1, 8)]
+    assert kept(False, *[True] * 7, False, True) == [f"{i:02}" for i in range(1, 9)]
+
+
+def test_a_night_that_is_over_is_not_begun_again(played, models):
+    base, _ = played
+    with pytest.raises(BadRequest, match="--night n2 is over: n6 has begun since"):
+        make_plan(NightlySettings(model=str(models), input=str(base / "in"), out=str(base / "out"), night="n2"))
+
+
+def test_a_partition_that_is_not_there_is_refused(played, models):
+    base, _ = played
+    with pytest.raises(BadRequest, match=r"--date 9: .* has no such folder date="):
+        make_plan(NightlySettings(model=str(models), input=str(base / "in"), out=str(base / "out"), date="9"))
 
 
 def test_a_folder_is_worked_on_by_one_run_at_a_time(tmp_path, monkeypatch):
@@ -233,5 +261,5 @@ def test_a_request_that_cannot_be_met_is_refused(flags, words, models, tmp_path)
     given = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")} | flags
     given["model"] = given["model"].format(models=models)
     with pytest.raises(BadRequest, match=words):
-        plan(NightlySettings(**given))
+        make_plan(NightlySettings(**given))
     assert not (tmp_path / "out").exists()

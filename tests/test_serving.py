@@ -23,7 +23,7 @@ TEXTS = ["a wonderful film", "", "boring " * 60, "the book, said he"]
 
 @pytest.fixture(scope="module")
 def service(ray_here, tiny_bundle):
-    yield serving.start(ServeSettings(model=tiny_bundle, port=0, max_bytes=20_000, texts_per_second=200.0))
+    yield serving.start(ServeSettings(model=tiny_bundle, port=0, max_bytes=25_000, texts_per_second=200.0))
     serving.stop()
 
 
@@ -80,13 +80,18 @@ def test_words_that_matter(service):
         ({"texts": ["x"] * 65}, 422, "body.texts: List should have at most 64 items"),
         ({"texts": "x"}, 422, "body.texts"),
         (b"no JSON", 422, "JSON decode error"),
-        ({"texts": ["x" * 30_000]}, 413, "more than 20000 bytes"),
+        ({"texts": ["x" * 30_000]}, 413, "more than 25000 bytes"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(service, content, code, words):
     found, answer = ask(service + "score", content)
     assert found == code
     assert words in answer["detail"]
+
+
+def test_a_text_too_long_to_explain_is_refused(service):
+    code, answer = ask(service + "explain", {"text": "x" * 20_001})
+    assert (code, answer["detail"]) == (422, "text has more than 20000 characters")
 
 
 def test_half_a_character_is_a_character_like_others(service):

@@ -16,7 +16,6 @@ with DAG(
     start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
     catchup=False,
     max_active_runs=1,
-    default_args={"retries": 1, "retry_delay": datetime.timedelta(minutes=10)},
 ):
     BashOperator(
         task_id="nightly",
