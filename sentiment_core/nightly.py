@@ -131,9 +131,9 @@ def make_plan(settings: NightlySettings) -> Plan:
     name = settings.night or datetime.datetime.now(datetime.UTC).date().isoformat()
     retrain = _retraining(settings, bool(decisions))
     before = nights.read_all(work.place)
-    later = [night.night for night in before if any(n.night == name and n.since_ns < night.since_ns for n in before)]
-    if later:
-        raise BadRequest(f"--night {name} is over: {later[-1]} has begun since; give that name, or a new one")
+    last = nights.latest(before)
+    if last and last.night != name and name in (night.night for night in before):
+        raise BadRequest(f"--night {name} is over: {last.night} has begun since; give that name, or a new one")
     return Plan(settings, name, replace(work, todo=todo, stale=stale), left, before, retrain)
 
 
@@ -246,7 +246,7 @@ def _begun(plan: Plan) -> Night:
         }
         night = replace(same, state="running", exit_code=None, **anew)
     else:
-        last = max(plan.before, key=lambda night: night.since_ns, default=None)
+        last = nights.latest(plan.before)
         broke_off = last and last.state != "done" and not last.rows
         night = Night(plan.name, since_ns=last.since_ns if last and broke_off else nights.now_ns(plan.work.place))
     night.model, night.bundle, night.labels = plan.work.model, plan.work.run.bundle, plan.work.labels

@@ -104,6 +104,12 @@ def compared_with(before: Sequence[Night]) -> list[Night]:
     return usual[-PAST_NIGHTS:]
 
 
+def latest(nights: Sequence[Night]) -> Night | None:
+    """The night that was begun last. One that goes on with another that broke off has its beginning, and then counts as
+    the later one."""
+    return max(reversed(nights), key=lambda night: (night.since_ns, night.state == "done"), default=None)
+
+
 def write(place: str, night: Night) -> None:
     content = json.dumps(asdict(night), indent=1, ensure_ascii=False) + "\n"
     storage.write_file(storage.join(place, FOLDER, night.night + SUFFIX), content.encode())

@@ -187,6 +187,15 @@ def test_a_change_that_stays_becomes_the_new_normal():
     assert kept(False, *[True] * 7, False, True) == [f"{i:02}" for i in range(1, 9)]
 
 
+def test_what_a_night_that_broke_off_has_scored_is_inherited_once():
+    whole, broken, heir = Night("1", "done", since_ns=5), Night("2", since_ns=7), Night("3", "done", since_ns=7)
+    assert nights.latest([]) is None
+    assert nights.latest([whole, broken]) is broken
+    assert nights.latest([whole, broken, heir]) is heir
+    assert nights.latest([whole, broken, Night("3", since_ns=7)]).night == "3"
+    assert nights.latest([Night("backfill", "done", since_ns=1), heir, broken]) is heir
+
+
 def test_a_night_that_is_over_is_not_begun_again(played, models):
     base, _ = played
     with pytest.raises(BadRequest, match="--night n2 is over: n6 has begun since"):
