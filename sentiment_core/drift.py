@@ -125,7 +125,8 @@ def compare(now: Profile, before: Profile, of: str, against: str, limit: float) 
     for what, histogram in now.distributions.items():
         others = before.distributions.get(what, [])
         if sum(histogram) and sum(others):
-            found.append(Comparison(what, of, against, *_limits(histogram, others, limit)))
+            value, chance = stability_index(histogram, others)
+            found.append(Comparison(what, of, against, value, limit, chance))
     for what, (part, whole, error) in now.shares.items():
         part_before, whole_before, error_before = before.shares.get(what, (0.0, 0.0, 0.0))
         if whole and whole_before:
@@ -134,11 +135,6 @@ def compare(now: Profile, before: Profile, of: str, against: str, limit: float) 
             chance = float(-ndtri(CHANCE) * spread)
             found.append(Comparison(what, of, against, here - there, SHARE_LIMITS[what], chance, there, here))
     return found
-
-
-def _limits(one: list[float], other: list[float], limit: float) -> tuple[float, float, float]:
-    value, chance = stability_index(one, other)
-    return value, limit, chance
 
 
 def _binomial(part: float, whole: float) -> tuple[float, float, float]:

@@ -37,11 +37,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     if settings.out:
         storage.check_lasting(settings.out)
         storage.check_writable(storage.parent(settings.out))
-    with storage.unpacked(files) as folder:
-        engine = Engine.load(folder)
-        tokenizer = Tokenizer.from_bundle(folder)
-    tokens, _ = tokenizer.encode(data.texts)
-    probabilities, _ = engine.probabilities(tokens)
+    probabilities = probabilities_of(files, data.texts)
     scored = ~np.isnan(probabilities).any(axis=1)
     if not scored.any():
         raise BadRequest(f"{settings.data} has no text the tokenizer makes anything of; expected labelled text")
@@ -51,6 +47,15 @@ def evaluate(settings: EvaluateSettings) -> dict:
     if settings.out:
         storage.write_file(settings.out, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
     return found
+
+
+def probabilities_of(files: dict[str, bytes], texts: list[str]) -> np.ndarray:
+    """(n, classes) by the bundle that these files are, NaN where the tokenizer makes nothing of a text."""
+    with storage.unpacked(files) as folder:
+        engine = Engine.load(folder)
+        tokenizer = Tokenizer.from_bundle(folder)
+    tokens, _ = tokenizer.encode(texts)
+    return engine.probabilities(tokens)[0]
 
 
 WANTED = (0.9, 0.95, 0.98, 0.99)  # accuracies for which `describe` tells what to abstain from

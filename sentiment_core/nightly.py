@@ -5,6 +5,7 @@ What is new is what has no valid output yet, however many nights were missed or 
 is scored twice or never; a night can be started again at any moment.
 """
 
+import contextlib
 import datetime
 import re
 import sys
@@ -18,7 +19,7 @@ from sentiment_core.drift import Profile
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, BadRequest
 from sentiment_core.nights import PAST, WHOLE, Night
 from sentiment_core.scored import Counts
-from sentiment_core.scoring import ScoreSettings, Work, prepare, score, take_output
+from sentiment_core.scoring import ScoreSettings, Work, listed, prepare, score, take_output
 from sentiment_core.settings import check, parse, setting
 from sentiment_core.verify import FAULTS, VerifySettings, verify
 
@@ -116,7 +117,6 @@ class Plan:
 
 def make_plan(settings: NightlySettings) -> Plan:
     """What is to be done; writes nothing. Raises `BadRequest`."""
-    storage.check_lasting(settings.out)
     decisions = registry.history(settings.model)
     work = prepare(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
     wanted = _chosen(settings)
@@ -140,9 +140,15 @@ def make_plan(settings: NightlySettings) -> Plan:
 def nightly(settings: NightlySettings) -> Night:
     """Plan a night and run it. Whatever happens stands in the night's record, and is told to whom it may concern. Raises
     `BadRequest`, and `AtWork` if another run is at work on the same output."""
-    place = _planned(settings).work.place
+    place = scored.place_of(settings.out, settings.limit)
+    with _telling(settings):
+        fresh = make_plan(settings) if scored.read_run(place) is None else None
+        storage.check_writable(place)
+        if fresh:
+            take_output(fresh.work)  # before there is anything else in it
     with nights.alone(place):
-        plan = _planned(settings)  # again: another run may have been at work until now
+        with _telling(settings):
+            plan = make_plan(settings)
         night = _begun(plan)
         started, begun = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         scoring: dict = {}
@@ -174,13 +180,11 @@ def nightly(settings: NightlySettings) -> Night:
     return night
 
 
-def _planned(settings: NightlySettings) -> Plan:
+@contextlib.contextmanager
+def _telling(settings: NightlySettings) -> Iterator[None]:
+    """Tells of a request that cannot be met."""
     try:
-        plan = make_plan(settings)
-        storage.check_writable(plan.work.place)
-        if scored.read_run(plan.work.place) is None:
-            take_output(plan.work)  # before there is anything else in it
-        return plan
+        yield
     except BadRequest as error:
         _tell(settings, settings.night or "", [str(error)], {})
         raise
@@ -189,16 +193,12 @@ def _planned(settings: NightlySettings) -> Plan:
 def report(night: Night) -> str:
     """A few lines for the terminal."""
     lines = [f"night {night.night}: {night.rows:,} rows scored, {night.left:,} left"]
-    lines.append("verified: " + (_listed(night.verified) or "nothing wrong"))
+    lines.append("verified: " + (listed(night.verified) if any(night.verified.values()) else "nothing wrong"))
     lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in night.failed_shards[:10]]
     if night.renewal:
         lines.append(f"model: {night.renewal['reason']}")
     lines += [f"alarm: {alarm}" for alarm in night.alarms]
     return "\n".join(lines)
-
-
-def _listed(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{name} {number:,}" for name, number in numbers.items() if number)
 
 
 def _chosen(settings: NightlySettings) -> Callable[[str], bool]:
@@ -282,7 +282,7 @@ def _watch(plan: Plan, night: Night) -> None:
     wrong = {kind: night.verified[kind] for kind in FAULTS if kind not in awaited}
     if any(wrong.values()):
         night.exit_code = EXIT_FAULT
-        night.alarms.append(f"verification found {_listed(wrong)}; run jobs/verify.py for the files")
+        night.alarms.append(f"verification found {listed(wrong)}; run jobs/verify.py for the files")
     counts = dict(_by_partition(place, night.since_ns, night.labels))
     whole = sum(counts.values(), Counts.none(night.labels))
     night.rows, night.tokens = whole.rows, whole.tokens
@@ -337,19 +337,21 @@ def _sum(profiles: Iterator[Profile]) -> Profile:
 def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
     """Trains and compares a candidate if there are new labels. What goes wrong there is an alarm; the night is done."""
     from sentiment_core import renewal
+    from sentiment_core.training import read_parts
 
     settings = plan.settings
     try:
-        labels = renewal.labels_of(retrain)
+        parts = read_parts(retrain)
+        rows, fingerprint = len(parts[0]), parts[0].fingerprint()
         trained = bundle.read_info(plan.work.model).training.get("data", {})
         tried = {trained.get("fingerprint"): trained.get("train_rows", 0)}
         tried |= {other.renewal["fingerprint"]: other.renewal["rows"] for other in plan.before if other.renewal}
         drifted = any(one["drifted"] for one in night.comparisons)
-        few = labels.rows - max(tried.values()) < settings.renew_rows
-        if labels.fingerprint in tried or (few and not drifted):
+        few = rows - max(tried.values()) < settings.renew_rows
+        if fingerprint in tried or (few and not drifted):
             return
-        found = renewal.renew(retrain, settings.model, f"{night.night}", settings.test_data or "", settings.margin)
-        night.renewal = found | asdict(labels)
+        found = renewal.renew(retrain, parts, settings.model, night.night, settings.test_data or "", settings.margin)
+        night.renewal = found | {"rows": rows, "fingerprint": fingerprint}
     except Exception as error:  # of training, too
         night.alarms.append(f"the model was not renewed: {storage.describe(error)}")
         night.exit_code = night.exit_code or EXIT_ATTENTION

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from sentiment_core import storage
 from sentiment_core.errors import BadRequest
+from sentiment_core.progress import every
 
 FOLDER = "_nights"
 CLAIM = "_running.json"  # who is at work
@@ -70,21 +70,22 @@ def read_all(place: str) -> list[Night]:
     folder = storage.join(place, FOLDER)
     if not storage.is_folder(folder):
         return []
-    found = []
+
+    def read(name: str) -> Night:
+        content = storage.read_file(storage.join(folder, name))
+        try:
+            return Night(**json.loads(content))
+        except (ValueError, TypeError):
+            raise BadRequest(
+                f"{folder}/{name} is not the record of a night; expected one that jobs/nightly.py wrote; move it away"
+            ) from None
+
     try:
-        for stamp in storage.stamps(folder):
-            if stamp.path.endswith(SUFFIX) and not stamp.path.startswith("_"):
-                content = storage.read_file(storage.join(folder, stamp.path))
-                try:
-                    found.append(Night(**json.loads(content)))
-                except (ValueError, TypeError):
-                    raise BadRequest(
-                        f"{folder}/{stamp.path} is not the record of a night; expected one that jobs/nightly.py wrote; "
-                        "move it away"
-                    ) from None
+        names = [stamp.path for stamp in storage.stamps(folder)]
+        records = [name for name in names if name.endswith(SUFFIX) and not name.startswith("_")]
+        return list(storage.in_parallel(read, records))
     except OSError as error:
         raise BadRequest(f"{folder} cannot be read: {error}; check the place and the credentials") from None
-    return found
 
 
 def compared_with(before: Sequence[Night]) -> list[Night]:
@@ -142,13 +143,13 @@ def alone(place: str) -> Iterator[None]:
         other = _read_claim(claim)
         if other and other != first:
             raise AtWork
-    stop = threading.Event()
+
+    def is_mine() -> bool:
+        return (_read_claim(claim) or {}).get("run") == mine["run"]
 
     def beat() -> None:
-        while not stop.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # the next one may come through
-                if (_read_claim(claim) or {}).get("run") != mine["run"]:
-                    return  # taken for dead: another run is at work now
+        with contextlib.suppress(OSError):  # the next one may come through
+            if is_mine():  # else taken for dead: another run is at work now
                 mine["beats"] += 1
                 storage.write_file(claim, json.dumps(mine).encode())
 
@@ -156,15 +157,12 @@ def alone(place: str) -> Iterator[None]:
     time.sleep(SETTLE_S)
     if _read_claim(claim) != mine:
         raise AtWork
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(BEAT_S, beat):
+            yield
     finally:
-        stop.set()
-        thread.join()
         with contextlib.suppress(OSError):
-            if (_read_claim(claim) or {}).get("run") == mine["run"]:
+            if is_mine():
                 storage.delete_file(claim)
 
 

@@ -1,9 +1,10 @@
 """Progress for people: a bar on a terminal, a line now and then in a log, and a word when nothing moves."""
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -77,6 +78,24 @@ class Progress:
                     f"{self._what}: no progress for {_duration(now - self._moved)}; waiting for {self._waiting_for()}"
                 )
                 said_stall = now
+
+
+@contextlib.contextmanager
+def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile a thread does this, again and again, with so many seconds in between."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 class Monitor:

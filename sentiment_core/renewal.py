@@ -6,20 +6,12 @@ import numpy as np
 from scipy.stats import binomtest
 
 from sentiment_core import bundle, dataset, registry, storage
-from sentiment_core.engine import Engine
+from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
-from sentiment_core.tokenizer import Tokenizer
-from sentiment_core.training import TrainSettings, read_parts, train
+from sentiment_core.evaluation import probabilities_of
+from sentiment_core.training import TrainSettings, train
 
 SURE = 0.05  # the most that chance may explain of a candidate's being better
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What there is to train on."""
-
-    rows: int
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -49,12 +41,6 @@ class Comparison:
         return True, told
 
 
-def labels_of(settings: TrainSettings) -> Labels:
-    """Of the rows to train on. Raises `BadRequest`."""
-    part, _ = read_parts(settings)
-    return Labels(len(part), part.fingerprint())
-
-
 def train_candidate(settings: TrainSettings, models: str, name: str) -> None:
     """Into the folder `name` of the registry; if it is there, it has been trained by a run that broke off later."""
     place = storage.join(models, name)
@@ -62,7 +48,7 @@ def train_candidate(settings: TrainSettings, models: str, name: str) -> None:
         train(replace(settings, out=place))
 
 
-def compare(current: str, candidate: str, test: dataset.Labelled, seen: set[str]) -> Comparison:
+def compare(current: str, candidate: str, test: Labelled, seen: set[str]) -> Comparison:
     """Both bundles on the rows of `test` whose texts are not among those `seen` in training. Raises `BadRequest` if
     there are none."""
     unseen = test.take(np.flatnonzero([text not in seen for text in test.texts]))
@@ -78,23 +64,22 @@ def compare(current: str, candidate: str, test: dataset.Labelled, seen: set[str]
     return Comparison(len(unseen), left_out, accuracy, candidate_accuracy, only_current, only_candidate, p)
 
 
-def _right(place: str, test: dataset.Labelled) -> np.ndarray:
+def _right(place: str, test: Labelled) -> np.ndarray:
     """Which rows the bundle labels right, (n,) bool."""
-    _, files = bundle.read_files(place)
-    with storage.unpacked(files) as folder:
-        tokens, _ = Tokenizer.from_bundle(folder).encode(test.texts)
-        probabilities, _ = Engine.load(folder).probabilities(tokens)
+    probabilities = probabilities_of(bundle.read_files(place)[1], test.texts)
     return np.nan_to_num(probabilities).argmax(axis=1) == test.labels
 
 
-def renew(settings: TrainSettings, models: str, name: str, test_data: str, margin: float) -> dict:
-    """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide."""
+def renew(
+    settings: TrainSettings, parts: tuple[Labelled, Labelled], models: str, name: str, test_data: str, margin: float
+) -> dict:
+    """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide. `parts`: what
+    `settings` train and evaluate on."""
     labels = bundle.read_info(registry.resolve(models)).labels
     test = dataset.read(test_data, settings.text_column, settings.label_column, labels)
     train_candidate(settings, models, name)
-    part, evaluated = read_parts(settings)
     current = registry.resolve(models)  # by now it may be another one
-    found = compare(current, storage.join(models, name), test, {*part.texts, *evaluated.texts})
+    found = compare(current, storage.join(models, name), test, {text for part in parts for text in part.texts})
     better, reason = found.verdict(margin)
     registry.decide(models, name, "promoted" if better else "refused", reason)
     return {"candidate": name, "promoted": better, "reason": reason}

@@ -78,8 +78,8 @@ class Scored:
         """A few lines for the terminal."""
         s = self.summary
         lines = [
-            f"{s['rows']:,} rows in {s['units']:,} files: {_listed(s['status'])}",
-            f"labels: {_listed(s['labels'])}",
+            f"{s['rows']:,} rows in {s['units']:,} files: {listed(s['status'])}",
+            f"labels: {listed(s['labels'])}",
             f"this run: {s['run']['rows']:,} rows in {s['run']['seconds']:.1f} s, {s['run']['rows_per_second']:,.1f} rows/s, "
             f"{s['run']['tokens_per_second']:,.0f} tokens/s, padding {100 * s['padding_share']:.1f} %, "
             f"workers busy {100 * s['run']['workers_busy_share']:.0f} %",
@@ -106,7 +106,8 @@ class Scored:
         ]
 
 
-def _listed(numbers: dict[str, int]) -> str:
+def listed(numbers: dict[str, int]) -> str:
+    """Those that are not 0."""
     return ", ".join(f"{name} {number:,}" for name, number in numbers.items() if number) or "none"
 
 

@@ -115,19 +115,17 @@ class Model:
 
     def results(self, texts: list[str]) -> list[dict]:
         """Of each text what jobs/score.py writes of a row."""
-        found = []
-        for row, code in zip(*self.probabilities(texts), strict=True):
-            scored = not np.isnan(row).any()
-            status = STATUS_NAMES[code]
-            found.append(
-                {
-                    "label": self.labels[int(row.argmax())] if scored and status != "abstained" else None,
-                    "confidence": float(row.max()) if scored else None,
-                    "probabilities": dict(zip(self.labels, row.tolist(), strict=True)) if scored else None,
-                    "status": status,
-                }
-            )
-        return found
+        return [self._result(row, code) for row, code in zip(*self.probabilities(texts), strict=True)]
+
+    def _result(self, row: np.ndarray, code: int) -> dict:
+        scored = not np.isnan(row).any()
+        status = STATUS_NAMES[code]
+        return {
+            "label": self.labels[int(row.argmax())] if scored and status != "abstained" else None,
+            "confidence": float(row.max()) if scored else None,
+            "probabilities": dict(zip(self.labels, row.tolist(), strict=True)) if scored else None,
+            "status": status,
+        }
 
     def explanation(self, text: str) -> dict:
         """The text's result, and of each of its first words by how much the label's log odds fall when it is left out
@@ -135,10 +133,10 @@ class Model:
         words = _unicode(text).split()
         some = words[:EXPLAINED_WORDS]
         without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(some))]
-        result = self.results([text])[0]
+        probabilities, status = self.probabilities([text, *without])
+        result = self._result(probabilities[0], status[0])
         if result["confidence"] is None:
             return result | {"words": [[word, 0.0] for word in some]}
-        probabilities, _ = self.probabilities([text, *without])
         best = int(probabilities[0].argmax())
         p = np.clip(np.nan_to_num(probabilities[:, best], nan=1 / len(self.labels)), 1e-6, 1 - 1e-6)
         odds = np.log(p / (1 - p))

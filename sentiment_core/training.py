@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +36,7 @@ from sentiment_core.backends import Unfit
 from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
 from sentiment_core.preprocessing import Clean, Preprocessing, Truncation
-from sentiment_core.progress import Monitor, Progress
+from sentiment_core.progress import Monitor, Progress, every
 from sentiment_core.settings import REQUIRED, check, command, setting
 from sentiment_core.storage import describe
 from sentiment_core.tokenizer import Tokenizer
@@ -521,7 +520,6 @@ def is_loss(failure: Exception) -> bool:
 @contextlib.contextmanager
 def following(monitor, progress: Progress, track: Callable[[int, dict], None]) -> Iterator[None]:
     """Passes on what the monitor is told, from a thread: `trainer.fit()` holds the driver until the end."""
-    stop = threading.Event()
 
     def pass_on() -> None:
         before, rows, curves = ray.get(monitor.take.remote())
@@ -530,15 +528,6 @@ def following(monitor, progress: Progress, track: Callable[[int, dict], None]) -
         for step, values in curves:
             track(step, values)
 
-    def follow() -> None:
-        while not stop.wait(0.5):
-            pass_on()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with every(0.5, pass_on):
         yield
-    finally:
-        stop.set()
-        thread.join()
     pass_on()

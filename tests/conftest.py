@@ -85,6 +85,13 @@ def sentences(rows: int, seed: int) -> pa.Table:
     return pa.table({"text": texts, "label": [("negative", "positive")[label] for label in labels]})
 
 
+def shard(root: Path, name: str, rows: int, seed: int, times: int = 1) -> None:
+    """Sentences without labels, each so many times as long."""
+    texts = sentences(rows, seed)["text"].to_pylist()
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": [" ".join([text] * times) for text in texts]}), root / name)
+
+
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory) -> str:
     """640 labelled sentences as Parquet."""

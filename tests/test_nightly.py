@@ -8,7 +8,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -19,7 +18,7 @@ from sentiment_core.nightly import NightlySettings, make_plan, nightly
 from sentiment_core.nights import Night
 from sentiment_core.registry import PromoteSettings, promote
 from sentiment_core.verify import VerifySettings, verify
-from tests.conftest import make_bundle, sentences
+from tests.conftest import make_bundle, shard
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +29,6 @@ def models(tiny_encoder, tmp_path_factory) -> Path:
     make_bundle(tiny_encoder, place / "second", max_length=24)
     promote(PromoteSettings(models=str(place), bundle="first"))
     return place
-
-
-def shard(root: Path, name: str, rows: int, seed: int, times: int = 1) -> None:
-    texts = sentences(rows, seed)["text"].to_pylist()
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": [" ".join([text] * times) for text in texts]}), root / name)
 
 
 # The registry

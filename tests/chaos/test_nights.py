@@ -19,14 +19,8 @@ import yaml
 from sentiment_core import bundle
 from sentiment_core.verify import VerifySettings, verify
 from tests.chaos import needs_minutes
-from tests.conftest import make_bundle, sentences
+from tests.conftest import make_bundle, sentences, shard
 from tests.nodes import submit, two_nodes
-
-
-def shard(root: Path, name: str, rows: int, seed: int, times: int = 1) -> None:
-    texts = sentences(rows, seed)["text"].to_pylist()
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": [" ".join([text] * times) for text in texts]}), root / name)
 
 
 def labelled(place: Path, rows: int, seed: int, right: bool = True) -> None:
