@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PretrainedConfig, get_linear_schedule_with_warmup
 
-from sentiment_core import bundle, classifier, cluster, hardware, metrics, storage
+from sentiment_core import bundle, classifier, cluster, cpu_training, hardware, metrics, storage
 from sentiment_core.classifier import Classifier
 from sentiment_core.errors import BadRequest
 from sentiment_core.tokens import TokenLists, batches_by_length, batches_by_tokens, pad
@@ -41,7 +41,7 @@ SCORE = "score"  # by which Ray keeps the best checkpoint, besides the latest
 NOT_BEST = -1e30  # the score of a checkpoint without an epoch that is the best so far
 # Tokens computed at a time, padding included: on a CPU what its caches hold, on a GPU more than most fit; halved until
 # the memory suffices.
-TRAIN_TOKENS = {"cpu": 4096, "cuda": 131072}
+TRAIN_TOKENS = {"cpu": 2048, "cuda": 131072}
 LEAST_TOKENS = 512
 EVAL_TOKENS = 8192  # of an evaluation batch: fits any GPU, and a CPU's caches do not mind
 
@@ -101,8 +101,8 @@ class Fit:
         classifier.spare_other_tokens(self.model.eval(), self.model.encoder)
         if settings.classifier_dropout is not None:
             classifier.set_head_dropout(self.model, settings.classifier_dropout)
-        if self.device.type == "cpu":  # faster there than the fused kernel, on short rows
-            self.model.pretrained.set_attn_implementation("eager")  # type: ignore[operator]
+        if self.device.type == "cpu":
+            cpu_training.prepare(self.model, self.model.pretrained)
         if settings.gradient_checkpointing:
             self.model.pretrained.gradient_checkpointing_enable(  # type: ignore[operator]
                 {"use_reentrant": False}
@@ -180,7 +180,11 @@ class Fit:
         # a last batch smaller than the number of workers: take part in the exchange with weight 0
         weight = 1.0 / len(rows) if len(mine) else 0.0
         mine = mine if len(mine) else rows[:1]
-        parts = batches_by_tokens(self.lengths[mine], self.budget)
+        budget = self.budget
+        if self.device.type == "cpu":
+            longest = min(int(self.lengths[mine].max()), self.settings.max_length)
+            budget = cpu_training.budget(budget, self.task.model_config, longest)
+        parts = batches_by_tokens(self.lengths[mine], budget)
         shares = []
         for i, part in enumerate(parts):
             alone = self.world > 1 and i < len(parts) - 1  # the last part brings the workers' gradients together
