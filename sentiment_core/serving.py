@@ -5,6 +5,7 @@ wait. For many texts use jobs/score.py, which is several times as fast.
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import socket
@@ -29,6 +30,7 @@ EXPLAINED_WORDS, EXPLAINED_CHARACTERS = 200, 20_000  # of a text; as many copies
 APPLICATION = "sentiment-core"
 PAGE = "serving.html"
 CLIENTS = 10_000  # whose rates are kept in mind
+FOLLOW_S = 60.0  # between two looks for which bundle is current
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,17 @@ def start(settings: ServeSettings) -> str:
         raise BadRequest("jobs/serve.py needs FastAPI and Ray Serve; pip install -c constraints.txt '.[serve]'")
     from ray import serve
 
-    _, files = bundle.read_files(registry.resolve(settings.model))
+    place = registry.resolve(settings.model)
+    _, files = bundle.read_files(place)
     port = _free_port(settings.host, settings.port)
     cluster.connect()
+    if others := list(serve.status().applications):
+        raise BadRequest(
+            f"Ray Serve already runs {', '.join(others)} on this cluster, behind an address of its own; end that "
+            "first, or serve from another cluster"
+        )
+    if follows := place != settings.model:
+        cluster.check_shared(settings.model, "--model", writable=False)
     workers = number_of_workers(settings.workers, settings.workers)
     for name in ("ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -73,7 +83,8 @@ def start(settings: ServeSettings) -> str:
         max_queued_requests=settings.max_waiting,
         logging_config=quiet,
     )(_service(settings))
-    serve.run(deployment.bind(ray.put(files), threads_each(workers)), name=APPLICATION, route_prefix="/")
+    service = deployment.bind(ray.put(files), threads_each(workers), place if follows else None)
+    serve.run(service, name=APPLICATION, route_prefix="/")
     return f"http://{settings.host}:{port}/"
 
 
@@ -201,7 +212,7 @@ def _service(settings: ServeSettings) -> Any:
     app = FastAPI(title="sentiment-core", version=__version__)
     app.add_middleware(Bounded, max_bytes=settings.max_bytes)
     page = (package_files("sentiment_core") / PAGE).read_text(encoding="utf-8")
-    rates = Rates(settings.texts_per_second)
+    rates, follow_s = Rates(settings.texts_per_second), FOLLOW_S
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -215,21 +226,35 @@ def _service(settings: ServeSettings) -> Any:
 
     @serve.ingress(app)
     class Service:
-        def __init__(self, files: ray.ObjectRef, threads: int) -> None:
+        def __init__(self, files: ray.ObjectRef, threads: int, place: str | None) -> None:
+            """`place`: where the bundle lies in a folder of bundles, whose current one is to be followed."""
             cluster.in_foreground()
+            self.threads, self.place = threads, place
             self.model = Model(ray.get(files), threads, settings.min_confidence)
+            if place:
+                threading.Thread(target=self.follow, daemon=True).start()
+
+        def follow(self) -> None:
+            """Take the bundle that has become current meanwhile. If it cannot be had, the one at hand goes on."""
+            while True:
+                time.sleep(follow_s)
+                with contextlib.suppress(Exception):
+                    place = registry.resolve(settings.model)
+                    if place != self.place:
+                        self.model = Model(bundle.read_files(place)[1], self.threads, settings.min_confidence)
+                        self.place = place
 
         @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
-        async def together(self, requests: list[list[str]]) -> list[list[dict]]:
-            texts = [text for request in requests for text in request]
-            found = iter(await asyncio.to_thread(self.model.results, texts))
-            return [[next(found) for _ in request] for request in requests]
+        async def together(self, requests: list[list[str]]) -> list[dict]:
+            texts, model = [text for request in requests for text in request], self.model
+            found = iter(await asyncio.to_thread(model.results, texts))
+            return [{"bundle": model.digest, "results": [next(found) for _ in request]} for request in requests]
 
         @app.post("/score", response_model=Results)
         async def score(self, given: Texts, request: Request) -> dict:
             """Label, confidence, probabilities and status of each text, as jobs/score.py writes them."""
             admit(request, len(given.texts))
-            return {"bundle": self.model.digest, "results": await self.together(given.texts)}
+            return await self.together(given.texts)
 
         @app.post("/explain", response_model=Explained)
         async def explain(self, given: Text, request: Request) -> dict:
@@ -237,13 +262,14 @@ def _service(settings: ServeSettings) -> Any:
             if len(given.text) > EXPLAINED_CHARACTERS:
                 raise HTTPException(422, f"text has more than {EXPLAINED_CHARACTERS} characters")
             admit(request, min(EXPLAINED_WORDS, 1 + len(given.text.split())))
-            found = await asyncio.to_thread(self.model.explanation, given.text)
-            return {"bundle": self.model.digest} | found
+            model = self.model
+            return {"bundle": model.digest} | await asyncio.to_thread(model.explanation, given.text)
 
         @app.get("/healthz")
         async def health(self) -> dict:
             """That the model is loaded, and which."""
-            return {"status": "ok", "bundle": self.model.digest, "computed_by": self.model.engine.backend.name}
+            model = self.model
+            return {"status": "ok", "bundle": model.digest, "computed_by": model.engine.backend.name}
 
         @app.get("/", response_class=HTMLResponse, include_in_schema=False)
         async def index(self) -> str:

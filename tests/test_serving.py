@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +16,29 @@ import pytest
 from sentiment_core import bundle, serving
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
+from sentiment_core.registry import PromoteSettings, promote
 from sentiment_core.serving import Rates, ServeSettings
 from sentiment_core.tokenizer import Tokenizer
+from tests.conftest import make_bundle
 
 TEXTS = ["a wonderful film", "", "boring " * 60, "the book, said he"]
 
 
 @pytest.fixture(scope="module")
-def service(ray_here, tiny_bundle):
-    yield serving.start(ServeSettings(model=tiny_bundle, port=0, max_bytes=25_000, texts_per_second=200.0))
+def models(tiny_bundle, tiny_encoder, tmp_path_factory) -> Path:
+    """A folder of two bundles, of which the first is current."""
+    place = tmp_path_factory.mktemp("registry")
+    shutil.copytree(tiny_bundle, place / "first")
+    make_bundle(tiny_encoder, place / "second", max_length=8)
+    promote(PromoteSettings(models=str(place), bundle="first"))
+    return place
+
+
+@pytest.fixture(scope="module")
+def service(ray_here, models):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "FOLLOW_S", 0.5)
+        yield serving.start(ServeSettings(model=str(models), port=0, max_bytes=25_000, texts_per_second=200.0))
     serving.stop()
 
 
@@ -141,3 +156,28 @@ def test_a_taken_port_is_refused(service, tiny_bundle):
     port = int(service.rstrip("/").rpartition(":")[2])
     with pytest.raises(BadRequest, match=f"cannot listen on 127.0.0.1:{port}"):
         serving.start(ServeSettings(model=tiny_bundle, port=port))
+
+
+def test_a_cluster_that_serves_already_is_refused(service, tiny_bundle):
+    with pytest.raises(BadRequest, match="already runs sentiment-core on this cluster"):
+        serving.start(ServeSettings(model=tiny_bundle, port=0))
+
+
+def test_the_bundle_that_becomes_current_is_taken(service, models):
+    def digest(name: str) -> str:
+        return bundle.digest_of(bundle.read_files(str(models / name))[1])
+
+    def wait_for(name: str) -> None:
+        deadline = time.monotonic() + 30
+        while ask(service + "healthz")[1]["bundle"] != digest(name):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    texts = {"texts": ["a wonderful film, and so we talked about it"]}
+    promote(PromoteSettings(models=str(models), bundle="second"))
+    wait_for("second")
+    found = ask(service + "score", texts)[1]
+    assert (found["bundle"], found["results"][0]["status"]) == (digest("second"), "truncated")
+    promote(PromoteSettings(models=str(models), back=True))
+    wait_for("first")
+    assert ask(service + "score", texts)[1]["results"][0]["status"] == "ok"
