@@ -18,7 +18,7 @@ from sentiment_core import sketch
 from sentiment_core.scored import Counts
 
 LEAST_ROWS = 200  # of fewer nothing is said
-CHANCE = 1e-3  # how seldom a single comparison passes the limit of chance by chance
+CHANCE = 1e-3  # how seldom a comparison passes the limit of chance by chance
 # By how much a share may rise; 0.01 is a percentage point
 SHARE_LIMITS = {"unknown tokens": 0.01, "empty texts": 0.05, "repeated texts": 0.2}
 LENGTHS, CONFIDENCES, LABELS = "text length", "confidence", "labels"
@@ -106,33 +106,35 @@ class Comparison:
         return f"{self.what}: {now} in {self.of}, {before} in {self.against}"
 
 
-def stability_index(one: list[float], other: list[float]) -> tuple[float, float]:
-    """The population stability index of two histograms with the same bins, and what chance alone passes once in
-    1 / `CHANCE` times. Bins empty in both are left out; half a row is added to each of the others."""
+def stability_index(one: list[float], other: list[float], seldom: float = CHANCE) -> tuple[float, float]:
+    """The population stability index of two histograms with the same bins, and what chance alone passes as `seldom`, a
+    probability. Bins empty in both are left out; half a row is added to each of the others."""
     a, b = np.array(one, float), np.array(other, float)
     used = (a > 0) | (b > 0)
     a, b = a[used] + 0.5, b[used] + 0.5
     p, q = a / a.sum(), b / b.sum()
-    chance = float(chdtri(max(1, len(a) - 1), CHANCE) * (1 / a.sum() + 1 / b.sum()))
+    chance = float(chdtri(max(1, len(a) - 1), seldom) * (1 / a.sum() + 1 / b.sum()))
     return float(((p - q) * np.log(p / q)).sum()), chance
 
 
-def compare(now: Profile, before: Profile, of: str, against: str, limit: float) -> list[Comparison]:
-    """Of each thing that both profiles know; nothing where either has fewer than `LEAST_ROWS` rows."""
+def compare(now: Profile, before: Profile, of: str, against: str, limit: float, among: int = 1) -> list[Comparison]:
+    """Of each thing that both profiles know; nothing where either has fewer than `LEAST_ROWS` rows. Where it is one
+    `among` many, chance gets no more chances for that: they all share in `CHANCE` (Bonferroni's correction)."""
+    seldom = CHANCE / among
     if min(now.rows, before.rows) < LEAST_ROWS:
         return []
     found = []
     for what, histogram in now.distributions.items():
         others = before.distributions.get(what, [])
         if sum(histogram) and sum(others):
-            value, chance = stability_index(histogram, others)
+            value, chance = stability_index(histogram, others, seldom)
             found.append(Comparison(what, of, against, value, limit, chance))
     for what, (part, whole, error) in now.shares.items():
         part_before, whole_before, error_before = before.shares.get(what, (0.0, 0.0, 0.0))
         if whole and whole_before:
             here, there = part / whole, part_before / whole_before
             spread = ((error / whole) ** 2 + (error_before / whole_before) ** 2) ** 0.5
-            chance = float(-ndtri(CHANCE) * spread)
+            chance = float(-ndtri(seldom) * spread)
             found.append(Comparison(what, of, against, here - there, SHARE_LIMITS[what], chance, there, here))
     return found
 

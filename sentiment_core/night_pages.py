@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sentiment_core import report, storage
 from sentiment_core.drift import CONFIDENCES, LABELS, LENGTHS
-from sentiment_core.nights import FOLDER, PAST, WHOLE, Night, compared_with
+from sentiment_core.nights import FOLDER, PAST, WHOLE, Night, compared_with, past_profile
 
 SHOWN_NIGHTS = 90  # in the trends
 SHOWN_PARTITIONS = 30
@@ -111,11 +111,11 @@ def index_page(nights: Sequence[Night]) -> str:
 
 
 def _images(night: Night, before: Sequence[Night]) -> dict[str, bytes]:
-    past = [n for n in compared_with(before) if n.labels == night.labels]
+    past = past_profile(compared_with(before), night).distributions
     figures = {}
     for what in (LABELS, CONFIDENCES, LENGTHS):
         now = np.array(night.profile["distributions"][what], float)
-        then = sum((np.array(n.profile["distributions"][what], float) for n in past), np.zeros(len(now)))
+        then = np.array(past.get(what, np.zeros(len(now))), float)
         figures[what] = _beside(what, night.labels, now, then)
     return {name: report.png(figure) for name, figure in figures.items()}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sentiment_core import alert, bundle, drift, night_pages, nights, registry, scored, storage
+from sentiment_core import alert, drift, night_pages, nights, registry, scored, storage
 from sentiment_core.drift import Profile
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, BadRequest
 from sentiment_core.nights import PAST, WHOLE, Night
@@ -129,7 +129,7 @@ def make_plan(settings: NightlySettings) -> Plan:
     left = work.rows_todo - sum(unit.rows for unit in todo)
     stale = [path for path in work.stale if wanted(path)]  # outputs lie in folders as their shards do
     name = settings.night or datetime.datetime.now(datetime.UTC).date().isoformat()
-    retrain = _retraining(settings, bool(decisions))
+    retrain = _retraining(settings, work.info.labels if decisions else None)
     before = nights.read_all(work.place)
     last = nights.latest(before)
     if last and last.night != name and name in (night.night for night in before):
@@ -216,20 +216,27 @@ def _chosen(settings: NightlySettings) -> Callable[[str], bool]:
     return lambda path: True
 
 
-def _retraining(settings: NightlySettings, is_registry: bool) -> "TrainSettings | None":
-    """How a candidate would be trained; None if that is not asked for. Raises `BadRequest`."""
+def _retraining(settings: NightlySettings, labels: list[str] | None) -> "TrainSettings | None":
+    """How a candidate would be trained, for the `labels` of the current bundle (None where --model is no folder of
+    bundles); None if that is not asked for. Raises `BadRequest`."""
     if not settings.train_config:
         return None
     if not settings.test_data:
         raise BadRequest("--train-config is given without --test-data; expected labelled text to compare models on")
-    if not is_registry:
+    if labels is None:
         raise BadRequest(
             f"--train-config renews the model, and --model {settings.model} is not a folder of bundles; make one, and "
             f"a bundle in it current: jobs/promote.py --models DIR --bundle NAME"
         )
     from sentiment_core.training import TrainSettings  # torch and transformers: seconds that other nights do without
 
-    return parse(TrainSettings, None, ["--config", settings.train_config, "--out", settings.model])
+    found = parse(TrainSettings, None, ["--config", settings.train_config, "--out", settings.model])
+    if found.label_names and list(found.label_names) != labels:
+        raise BadRequest(
+            f"--train-config {settings.train_config} has the label_names {','.join(found.label_names)}; expected those "
+            f"of the current bundle, {','.join(labels)}, or none"
+        )
+    return replace(found, label_names=tuple(labels))
 
 
 def _begun(plan: Plan) -> Night:
@@ -249,7 +256,7 @@ def _begun(plan: Plan) -> Night:
         last = nights.latest(plan.before)
         broke_off = last and last.state != "done" and not last.rows
         night = Night(plan.name, since_ns=last.since_ns if last and broke_off else nights.now_ns(plan.work.place))
-    night.model, night.bundle, night.labels = plan.work.model, plan.work.run.bundle, plan.work.labels
+    night.model, night.bundle, night.labels = plan.work.model, plan.work.run.bundle, plan.work.info.labels
     return night
 
 
@@ -276,9 +283,11 @@ def _score(plan: Plan, night: Night) -> dict:
 def _watch(plan: Plan, night: Night) -> None:
     """Verifies the night, and compares it with others."""
     place, settings = plan.work.place, plan.settings
-    found = verify(VerifySettings(input=settings.input, out=settings.out, limit=settings.limit), night.since_ns)
+    found = verify(
+        VerifySettings(input=settings.input, out=settings.out, limit=settings.limit), night.since_ns, plan.work.corpus
+    )
     night.verified = {kind: len(getattr(found, kind)) for kind in (*FAULTS, "unreadable")}
-    awaited = ("missing", "stale") if night.left or night.failed_shards else ()
+    awaited = ("orphaned", *(("missing", "stale") if night.left or night.failed_shards else ()))
     wrong = {kind: night.verified[kind] for kind in FAULTS if kind not in awaited}
     if any(wrong.values()):
         night.exit_code = EXIT_FAULT
@@ -289,28 +298,15 @@ def _watch(plan: Plan, night: Night) -> None:
     night.profile = asdict(profile := Profile.of(whole))
     night.partitions = {name: asdict(Profile.of(part)) for name, part in counts.items()} if set(counts) != {"."} else {}
     night.comparisons = []
-    info = bundle.read_info(plan.work.model)
+    info, past = plan.work.info, plan.past
     reference = Profile.of_reference(info.reference, info.labels)
     if settings.min_confidence:  # some labels are left out here, and none there
         reference.distributions.pop(drift.LABELS, None)
-    found_all = drift.compare(
-        profile,
-        reference,
-        WHOLE,
-        REFERENCE,
-        settings.reference_limit,
-    )
-
-    def seen(other: Night, found: dict) -> Profile:
-        return Profile(**found) if other.bundle == night.bundle else Profile(**found).of_texts()
-
-    past = plan.past
-    found_all += drift.compare(
-        profile, _sum(seen(other, other.profile) for other in past), WHOLE, PAST, settings.drift_limit
-    )
+    found_all = drift.compare(profile, reference, WHOLE, REFERENCE, settings.reference_limit)
+    found_all += drift.compare(profile, nights.past_profile(past, night), WHOLE, PAST, settings.drift_limit)
     for name, part in night.partitions.items():
-        own = _sum(seen(other, other.partitions[name]) for other in past if name in other.partitions)
-        found_all += drift.compare(Profile(**part), own, name, f"{name} in {PAST}", settings.drift_limit)
+        own, many = nights.past_profile(past, night, name), len(night.partitions)
+        found_all += drift.compare(Profile(**part), own, name, f"{name} in {PAST}", settings.drift_limit, many)
     night.comparisons = [asdict(one) | {"drifted": one.drifted, "told": str(one)} for one in found_all]
     night.alarms += [f"drift: {one}" for one in found_all if one.drifted]
     if night.alarms and night.exit_code == EXIT_OK:
@@ -330,10 +326,6 @@ def _by_partition(place: str, since_ns: int, labels: list[str]) -> Iterator[tupl
         yield "others", sum((found[name] for name in rest), Counts.none(labels))
 
 
-def _sum(profiles: Iterator[Profile]) -> Profile:
-    return sum(profiles, Profile())
-
-
 def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
     """Trains and compares a candidate if there are new labels. What goes wrong there is an alarm; the night is done."""
     from sentiment_core import renewal
@@ -343,14 +335,15 @@ def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
     try:
         parts = read_parts(retrain)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
-        trained = bundle.read_info(plan.work.model).training.get("data", {})
+        trained = plan.work.info.training.get("data", {})
         tried = {trained.get("fingerprint"): trained.get("train_rows", 0)}
         tried |= {other.renewal["fingerprint"]: other.renewal["rows"] for other in plan.before if other.renewal}
         drifted = any(one["drifted"] for one in night.comparisons)
         few = rows - max(tried.values()) < settings.renew_rows
         if fingerprint in tried or (few and not drifted):
             return
-        found = renewal.renew(retrain, parts, settings.model, night.night, settings.test_data or "", settings.margin)
+        name = renewal.candidate_name(retrain, fingerprint)
+        found = renewal.renew(retrain, parts, settings.model, name, settings.test_data or "", settings.margin)
         night.renewal = found | {"rows": rows, "fingerprint": fingerprint}
     except Exception as error:  # of training, too
         night.alarms.append(f"the model was not renewed: {storage.describe(error)}")

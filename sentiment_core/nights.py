@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sentiment_core import storage
+from sentiment_core.drift import Profile
 from sentiment_core.errors import BadRequest
 from sentiment_core.progress import every
 
@@ -29,7 +30,7 @@ NEW_NORMAL = 7  # nights in a row that must have drifted until they are what oth
 
 @dataclass
 class Night:
-    """What is known of a night. `sentiment_core.drift.Profile`s stand in it as JSON."""
+    """What is known of a night. `Profile`s stand in it as JSON."""
 
     night: str
     state: str = "running"  # then "done", "failed" or "stopped"; a run that was killed leaves "running"
@@ -103,6 +104,18 @@ def compared_with(before: Sequence[Night]) -> list[Night]:
             if len(unusual) == NEW_NORMAL:
                 usual, unusual = unusual, []
     return usual[-PAST_NIGHTS:]
+
+
+def past_profile(past: Sequence[Night], night: Night, partition: str | None = None) -> Profile:
+    """What `night`, or a partition of it, is compared with: the sum over the `past` nights. What a model says of texts
+    counts only where it is the same model."""
+    found = Profile()
+    for other in past:
+        known = other.profile if partition is None else other.partitions.get(partition)
+        if known:
+            profile = Profile(**known)
+            found += profile if other.bundle == night.bundle else profile.of_texts()
+    return found
 
 
 def latest(nights: Sequence[Night]) -> Night | None:

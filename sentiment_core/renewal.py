@@ -1,6 +1,8 @@
 """Renewing the model: trains a candidate when there are new labels, and makes it current if it is surely better."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy.stats import binomtest
@@ -39,6 +41,12 @@ class Comparison:
         if self.p_value > SURE:
             return False, f"{told}; too few rows to be sure of that: p may be {SURE} at most"
         return True, told
+
+
+def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
+    """The same for the same labels and settings: a night goes on with the candidate that a killed one has begun."""
+    told = json.dumps([fingerprint, asdict(replace(settings, out=""))])
+    return f"candidate-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
 def train_candidate(settings: TrainSettings, models: str, name: str) -> None:

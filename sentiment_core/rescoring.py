@@ -40,6 +40,10 @@ class Rescoring:
             raise BadRequest(f"--model {model} is not the bundle that scored {place}; give the one that did")
         return cls(place, run, files, info.labels)
 
+    def passes_over(self, output: Output) -> bool:
+        """Whether another bundle has made it: an earlier one, of a nightly job."""
+        return bool(output.origin) and output.origin["run"].get("bundle") != self.run.bundle
+
     def compare(self, source: str, outputs: dict[str, Output], rows: int | None, workers: int | None) -> Tally:
         """Score about `rows` of the input at `source` once more, or all; what differs from these `outputs`, or cannot
         be scored, has failed. Outputs made otherwise are passed over."""

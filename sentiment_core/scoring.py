@@ -119,7 +119,7 @@ class Work:
     run: Run
     model: str  # place of the bundle
     bundle_files: dict[str, bytes]
-    labels: list[str]
+    info: bundle.BundleInfo
     corpus: Corpus
     todo: list[Unit]
     done: Counts
@@ -130,7 +130,7 @@ class Work:
 
     @property
     def job(self) -> Job:
-        return Job(self.corpus.root, self.place, self.run, self.labels)
+        return Job(self.corpus.root, self.place, self.run, self.info.labels)
 
     @property
     def rows_todo(self) -> int:
@@ -186,9 +186,7 @@ def prepare(settings: ScoreSettings, replaced: Collection[str] = ()) -> Work:
                 del units[output.path]
         elif output.origin and (source := output.origin["unit"]["source"]) not in unreadable:
             (stale if source in readable else orphans).append(output.path)
-    return Work(
-        place, run, model, files, info.labels, planned, list(units.values()), done, stale, orphans, earlier, settings
-    )
+    return Work(place, run, model, files, info, planned, list(units.values()), done, stale, orphans, earlier, settings)
 
 
 def check_int8(model: str, info: bundle.BundleInfo) -> None:
@@ -229,7 +227,7 @@ def score(work: Work, minutes: float | None = None) -> Scored:
             storage.delete_file(storage.join(work.place, path))
     except OSError as error:
         raise BadRequest(f"--out {work.place} cannot be tidied: {error}; check who may write there") from None
-    tally = Tally(Counts.none(work.labels), bool(work.done.units), started, failed=list(work.corpus.failed))
+    tally = Tally(Counts.none(work.info.labels), bool(work.done.units), started, failed=list(work.corpus.failed))
     if work.todo:
         until = None if minutes is None else started + 60 * minutes
         stream = Stream(work.job, work.bundle_files, stages.write, {}, workers, work.settings.task_minutes, until)

@@ -1,7 +1,9 @@
 """Check that every input row was scored exactly once, from nothing but the files of input and output; and, if asked to,
 that the scores are those the bundle gives."""
 
+import itertools
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,14 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sentiment_core import columns, corpus, scored, storage
-from sentiment_core.corpus import FailedShard, Shard
+from sentiment_core.corpus import Corpus, FailedShard
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, BadRequest
 from sentiment_core.scored import Output
 from sentiment_core.settings import REQUIRED, check, setting
+from sentiment_core.storage import FileStamp
 
 CHECKED = ("label", "confidence", "status", "source", "row")
 SHOWN = 20  # findings of a kind in the report
-FAULTS = ("missing", "doubled", "stale", "damaged", "foreign", "different")
+FAULTS = ("missing", "doubled", "stale", "orphaned", "damaged", "foreign", "different")
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Findings:
     rows_out: int = 0
     missing: list[str] = field(default_factory=list)  # input rows without output
     doubled: list[str] = field(default_factory=list)  # input rows in two outputs
-    stale: list[str] = field(default_factory=list)  # outputs of a shard that has changed or is gone
+    stale: list[str] = field(default_factory=list)  # outputs of a shard that has changed, or of other settings
+    orphaned: list[str] = field(default_factory=list)  # outputs of a shard that is gone
     damaged: list[str] = field(default_factory=list)  # outputs that cannot be read or do not hold what they say
     foreign: list[str] = field(default_factory=list)  # Parquet files without a footer of jobs/score.py
     different: list[str] = field(default_factory=list)  # outputs that do not hold what their bundle gives now
     unreadable: list[str] = field(default_factory=list)  # input shards
     compared: int | None = None  # rows scored once more and the same; None if that was not asked for
+    passed_over: int = 0  # rows that were not, since an earlier bundle scored them
     stopped: str = ""  # why not all of these were
 
     @property
@@ -63,6 +68,8 @@ class Findings:
             lines.append(
                 f"scored once more: {self.compared:,} rows are the same; outputs that differ: {len(self.different):,}"
             )
+        if self.passed_over:
+            lines.append(f"not scored once more: {self.passed_over:,} rows that earlier bundles have scored")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}")
         for kind in (*FAULTS, "unreadable"):
@@ -79,9 +86,19 @@ class Findings:
         return "\n".join([*lines, good[self.exit_code]])
 
 
-def verify(settings: VerifySettings, since_ns: int = 0) -> Findings:
+@dataclass(frozen=True)
+class Expected:
+    """A shard whose rows 0 to `rows` should stand in the output."""
+
+    stamp: FileStamp
+    rows: int
+    needed: bool  # whether there must be an output, even if there are no rows
+
+
+def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None = None) -> Findings:
     """Compare input and output; of the outputs, the rows of those written at `since_ns` or later, and the footers of
-    all. Raises `BadRequest` if one of the places, or the bundle where it is needed, is not there."""
+    all. `planned`: the input as it was, instead of as it is now. Raises `BadRequest` if one of the places, or the
+    bundle where it is needed, is not there."""
     place = scored.place_of(settings.out, settings.limit)
     if not storage.is_folder(place):
         raise BadRequest(f"--out {place} does not exist; expected the output folder of jobs/score.py")
@@ -91,9 +108,12 @@ def verify(settings: VerifySettings, since_ns: int = 0) -> Findings:
         from sentiment_core.rescoring import Rescoring  # and with it Ray: a second that the files do not need
 
         rescoring = Rescoring.of(place, settings.model)
-    root, stamps = storage.find_files(settings.input, corpus.SUFFIXES)
     outputs: dict[str, list[Output]] = defaultdict(list)
     findings = Findings()
+    if planned:
+        shards = _shards_of(planned)
+    else:
+        shards = _read_shards(*storage.find_files(settings.input, corpus.SUFFIXES), run, settings.limit)
     found = list(scored.read_outputs(place))
     read = [output for output in found if output.mtime_ns >= since_ns]
     faults = dict(storage.in_parallel(lambda output: (output.path, _fault_of(place, output)), read))
@@ -104,44 +124,63 @@ def verify(settings: VerifySettings, since_ns: int = 0) -> Findings:
             if run and not scored.belongs(output.origin["run"], run):
                 findings.stale.append(f"{output.path}: made by another bundle or settings than {scored.RUN_FILE} tells")
             outputs[output.origin["unit"]["source"]].append(output)
-    left = settings.limit
-    for shard in corpus.read_footers(root, stamps, run["text_column"] if run else None):
+    for shard in shards:
         if isinstance(shard, FailedShard):
             findings.unreadable.append(f"{shard.source}: {shard.reason}")
             outputs.pop(shard.source, None)
-            continue
-        try:
-            if run:
-                columns.check(shard.schema, shard.stamp.path, run["text_column"], run["keep"])
-        except BadRequest as error:  # jobs/score.py lists it as failed too
-            findings.unreadable.append(str(error))
-            outputs.pop(shard.stamp.path, None)
-            continue
-        rows = sum(shard.group_rows)
-        if left is not None:
-            rows, left = min(rows, left), left - min(rows, left)
-        findings.rows_in += rows
-        _check_shard(findings, faults, shard, rows, outputs.pop(shard.stamp.path, []), limited=left is not None)
+        else:
+            findings.rows_in += shard.rows
+            _check_shard(findings, faults, shard, outputs.pop(shard.stamp.path, []))
     for source, orphans in outputs.items():
-        findings.stale += [
-            f"{output.path}: its input {source} is gone; jobs/score.py --prune deletes it" for output in orphans
+        findings.orphaned += [
+            f"{output.path}: stale, for its input {source} is gone; jobs/score.py --prune deletes it"
+            for output in orphans
         ]
     if rescoring:
         whole = {output.path: output for output in found if not faults.get(output.path)}
         some = None if settings.full else settings.sample
         tally = rescoring.compare(settings.input, whole, some, settings.workers)
         findings.compared, findings.stopped = tally.totals.rows, tally.stopped
+        findings.passed_over = sum(rescoring.passes_over(output) * output.rows for output in whole.values())
         findings.different += [f"{shard.source}: {shard.reason}" for shard in tally.failed]
     return findings
 
 
-def _check_shard(
-    findings: Findings, faults: dict[str, str], shard: Shard, rows: int, outputs: list[Output], limited: bool
-) -> None:
-    """One shard's outputs must cover its rows 0 to `rows` without gap or overlap, and have no `faults`, by path."""
-    stamp = shard.stamp
+def _shards_of(planned: Corpus) -> Iterator[Expected | FailedShard]:
+    """The shards of a corpus as scoring planned it."""
+    yield from planned.failed
+    for _, units in itertools.groupby(planned.units, key=lambda unit: unit.source):
+        *_, last = units  # they lie in order
+        yield Expected(FileStamp(last.source, last.size, last.mtime_ns), last.stop, needed=True)
+
+
+def _read_shards(
+    root: str, stamps: list[FileStamp], run: dict | None, left: int | None
+) -> Iterator[Expected | FailedShard]:
+    """The shards as they are now, up to the first rows that are `left`; failed are those that jobs/score.py, with the
+    settings of `run`, lists as failed."""
+    limited = left is not None
+    for shard in corpus.read_footers(root, stamps, run["text_column"] if run else None):
+        if isinstance(shard, FailedShard):
+            yield shard
+            continue
+        try:
+            if run:
+                columns.check(shard.schema, shard.stamp.path, run["text_column"], run["keep"])
+        except BadRequest as error:
+            yield FailedShard(shard.stamp.path, str(error))
+            continue
+        rows = sum(shard.group_rows)
+        if left is not None:
+            rows, left = min(rows, left), left - min(rows, left)
+        yield Expected(shard.stamp, rows, needed=rows > 0 or not limited)
+
+
+def _check_shard(findings: Findings, faults: dict[str, str], shard: Expected, outputs: list[Output]) -> None:
+    """One shard's outputs must cover its rows without gap or overlap, and have no `faults`, by path."""
+    stamp, rows = shard.stamp, shard.rows
     covered = 0
-    if not outputs and (rows or not limited):
+    if not outputs and shard.needed:
         findings.missing.append(f"{stamp.path}: all {rows} rows")
     for output in sorted(outputs, key=lambda output: output.origin["unit"]["start"]):
         unit = output.origin["unit"]

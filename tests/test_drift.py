@@ -41,6 +41,20 @@ def test_chance_passes_its_limit_about_as_often_as_said():
     assert 0 < np.mean(above) < 4 * drift.CHANCE
 
 
+def test_however_many_are_compared_chance_alarms_no_more_often():
+    rng = np.random.default_rng(0)
+    usual = Profile(5000, {"labels": [2500.0, 2500.0]})
+
+    def alarms(among: int) -> int:
+        nights = (
+            Profile(200, {"labels": rng.multinomial(200, [0.5, 0.5]).astype(float).tolist()}) for _ in range(8000)
+        )
+        return sum(found.drifted for night in nights for found in compare(night, usual, "a", "b", 0.01, among))
+
+    assert alarms(among=1) > 0
+    assert alarms(among=8000) == 0
+
+
 def counted(rows, positive=0.5, length=20, unknown=0.0, empty=0, texts=None):
     lengths = np.full(rows, length)
     lengths[:empty] = 0

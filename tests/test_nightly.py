@@ -65,7 +65,7 @@ def test_what_cannot_become_current_is_refused(models, tiny_encoder):
 
 @pytest.fixture(scope="module")
 def played(ray_here, models, tmp_path_factory):
-    """Five nights: all new; drifted and short of time; the rest of it; a shard changed, one gone; nothing new."""
+    """Six nights: all new; drifted; short of time; the rest of it; a shard changed, one gone; that one pruned."""
     base = tmp_path_factory.mktemp("nights")
     command = f"cat > {base}/alert.json"
     flags = {"model": str(models), "input": str(base / "in"), "out": str(base / "out"), "alert_command": command}
@@ -86,9 +86,10 @@ def played(ray_here, models, tmp_path_factory):
     night("n4")
     shard(base / "in", "date=1/a.parquet", 350, 4)
     (base / "in" / "date=1" / "b.parquet").unlink()
-    night("n5", prune=True)
+    night("n5")
     before = {path: path.stat().st_mtime_ns for path in (base / "out").rglob("*.parquet")}
-    night("n6")
+    night("n6", prune=True)
+    del before[base / "out" / "date=1" / "b.parquet"]
     assert before == {path: path.stat().st_mtime_ns for path in (base / "out").rglob("*.parquet")}
     promote(PromoteSettings(models=str(models), back=True))
     return base, records
@@ -102,12 +103,14 @@ def test_a_night_scores_what_is_new_and_tells(played):
         "n2": (500, 50, 0, 4, "done"),
         "n3": (told["n3"][0], 50 - told["n3"][0], 0, 0, "done"),  # the limit ends what waits, not what is under way
         "n4": (50 - told["n3"][0], 0, 0, 0, "done"),
-        "n5": (350, 0, 1, 0, "done"),
-        "n6": (0, 0, 0, 0, "done"),
+        "n5": (350, 0, 0, 0, "done"),
+        "n6": (0, 0, 1, 0, "done"),
     }
+    assert {name: n.verified["orphaned"] for name, n in records.items() if n.verified["orphaned"]} == {"n5": 1}
     assert [n.night for n in nights.read_all(str(base / "out"))] == list(records)
-    found = verify(VerifySettings(input=str(base / "in"), out=str(base / "out")))
-    assert (found.exit_code, found.rows_out) == (0, 350 + 500 + 50)
+    found = verify(VerifySettings(input=str(base / "in"), out=str(base / "out"), full=True))
+    assert (found.exit_code, found.rows_out, found.compared, found.passed_over) == (0, 350 + 500 + 50, 400, 500)
+    assert "not scored once more: 500 rows that earlier bundles have scored" in found.report()
     alert = json.loads((base / "alert.json").read_text())
     assert alert["night"] == "n2"
     assert "drift: text length: this night is unlike past nights" in alert["text"]
@@ -256,12 +259,14 @@ def test_a_night_that_cannot_begin_is_told_to_the_webhook(tmp_path, models, monk
         ({"time_limit": 0.0}, "--time-limit is 0.0"),
         ({"train_config": "t.yaml"}, "without --test-data"),
         ({"train_config": "t.yaml", "test_data": "d", "model": "{models}/first"}, "is not a folder of bundles"),
+        ({"train_config": "{here}/t.yaml", "test_data": "d"}, "label_names positive,negative; expected those of the"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused(flags, words, models, tmp_path):
     shard(tmp_path / "in", "a.parquet", 5, 0)
     given = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")} | flags
-    given["model"] = given["model"].format(models=models)
+    (tmp_path / "t.yaml").write_text("data: d\nmodel: m\nlabel_names: [positive, negative]\n")
+    given = {k: v.format(models=models, here=tmp_path) if isinstance(v, str) else v for k, v in given.items()}
     with pytest.raises(BadRequest, match=words):
         make_plan(NightlySettings(**given))
     assert not (tmp_path / "out").exists()

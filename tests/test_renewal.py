@@ -1,10 +1,14 @@
 """When a candidate is better; `chaos/test_nights.py` trains real ones."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from sentiment_core import dataset
 from sentiment_core.errors import BadRequest
-from sentiment_core.renewal import Comparison, compare
+from sentiment_core.renewal import Comparison, candidate_name, compare
+from sentiment_core.training import TrainSettings
 from tests.conftest import make_bundle
 
 
@@ -42,3 +46,12 @@ def test_bundles_are_compared_on_rows_that_were_not_for_training(tiny_encoder, t
     )
     with pytest.raises(BadRequest, match="also in the training data"):
         compare(tiny_bundle, other, data, set(data.texts))
+
+
+def test_the_same_labels_and_settings_make_the_same_candidate():
+    settings = TrainSettings(data="d", model="m", out="one")
+    name = candidate_name(settings, "f")
+    assert name == candidate_name(replace(settings, out="another"), "f")
+    assert name != candidate_name(settings, "g")
+    assert name != candidate_name(replace(settings, lr=1e-3), "f")
+    assert re.fullmatch(r"[a-z0-9-]+", name)  # in a path or an address it stands as it is

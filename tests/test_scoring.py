@@ -225,7 +225,7 @@ def test_input_that_changes_breaks_or_goes(ray_here, tiny_bundle, tmp_path, monk
     found = verify(settings)
     assert found.exit_code == 1
     assert any("changed.parquet has changed" in text for text in found.stale)
-    assert any("k=1/gone.parquet is gone; jobs/score.py --prune deletes it" in text for text in found.stale)
+    assert any("k=1/gone.parquet is gone; jobs/score.py --prune deletes it" in text for text in found.orphaned)
     kept = run(tiny_bundle, root, out)
     assert "1 outputs of input files that are gone were kept; --prune deletes them" in kept.report()
     assert {path.name[:5] for path in out.rglob("*.parquet")} == {"chang", "good.", "gone.", "break"}

@@ -81,7 +81,22 @@ def test_changed_and_vanished_inputs_are_found(folders):
     found = look(folders)
     assert found.exit_code == 1
     assert "a.parquet has changed" in found.stale[0]
-    assert sum("b.parquet is gone" in text for text in found.stale) == 3
+    assert len(found.stale) == 1
+    assert sum("b.parquet is gone" in text for text in found.orphaned) == 3
+
+
+def test_an_input_that_changes_meanwhile_is_judged_as_it_was_planned(folders):
+    planned = corpus.plan(str(folders[0]), "text", None, ())
+    pq.write_table(pa.table({"text": ["x"] * 3}), folders[0] / "c.parquet")
+    pq.write_table(pa.table({"text": ["y"] * 5}), folders[0] / "a.parquet")
+    (folders[0] / "b.parquet").unlink()
+    settings = VerifySettings(input=str(folders[0]), out=str(folders[1]))
+    found = verify(settings, planned=planned)
+    assert (found.exit_code, found.rows_in, found.rows_out) == (0, 30, 30)
+    sorted(folders[1].glob("b.rows-*"))[2].unlink()
+    assert verify(settings, planned=planned).missing == ["b.parquet: rows 16 to 24"]
+    limited = corpus.limited(planned, 9)  # the first unit of b is cut
+    assert "it holds rows from 4 on" in verify(settings, planned=limited).stale[0]
 
 
 def test_damaged_outputs_are_found(folders):
@@ -180,7 +195,7 @@ def test_whether_a_row_abstains_may_change_only_near_the_limit():
 
 def test_outputs_beyond_what_was_asked_for_are_found(folders):
     found = verify(VerifySettings(input=str(folders[0] / "b.parquet"), out=str(folders[1])))
-    assert "a.parquet is gone" in found.stale[0]
+    assert "a.parquet is gone" in found.orphaned[0]
     shutil.copytree(folders[1], f"{folders[1]}-limit-12")
     found = verify(VerifySettings(input=str(folders[0]), out=str(folders[1]), limit=12))
     assert found.exit_code == 1
