@@ -81,11 +81,9 @@ def write_outputs(settings: ResumeSettings, place: Path) -> None:
     """What a run would leave, without its hours."""
     work = prepare(ScoreSettings(settings.model, f"{place}/in", f"{place}/out", settings.text_column, keep=()))
     scored.pin(work.place, work.run, settings.model, [])
-    status, probabilities = (
-        np.zeros(2, np.int8),
-        np.full((2, len(work.info.labels)), 1 / len(work.info.labels), np.float32),
-    )
-    counts = scored.count(status, probabilities, work.info.labels, np.full(len(status), 8), 0, [])
+    labels = work.info.labels
+    status, probabilities = np.zeros(2, np.int8), np.full((2, len(labels)), 1 / len(labels), np.float32)
+    counts = scored.count(status, probabilities, labels, np.full(len(status), 8), 0, [])
     for unit in work.todo:
         rows = scored.make_table(unit, pa.table({}), status, probabilities, labels, False)
         scored.commit(work.place, work.run, unit, rows, counts)

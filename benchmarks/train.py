@@ -87,6 +87,7 @@ def main() -> None:
     }
     for name, rate in rates.items():
         print(f"{name:15} {rate:7.1f} rows/s, {rate / trainer:.2f} times the better Trainer's")
+    Path(settings.results).mkdir(exist_ok=True)
     Path(settings.results, f"train_{settings.name}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -67,9 +67,11 @@ def attend(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers' "eager", with fewer passes over the scores; all are (rows, heads, tokens, width). Where
-    neither dropout, which it does not know on CPUs, nor bfloat16 speaks against it, the fused kernel is taken: as fast on
-    short rows, faster on long ones."""
+    """Attention as transformers' "eager", with fewer passes over the scores; all are (rows, heads, tokens, width).
+
+    Where neither dropout, which it does not know on CPUs, nor bfloat16 speaks against it, the fused kernel is taken:
+    as fast on short rows, faster on long ones.
+    """
     drops = dropout if module.training else 0.0
     if not drops and query.dtype == torch.float32:
         fused = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
