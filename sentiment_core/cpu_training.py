@@ -1,4 +1,4 @@
-"""What a CPU needs to train fast: dropout and attention that cost a fraction of torch's there, and give the same.
+"""What a CPU needs to train fast: dropout and attention that cost a fraction of torch's there, and do the same.
 
 Torch draws dropout's random numbers one by one, and with them a third of a training step on reviews is dropout. Here
 16 random bits decide each, many at a time.
@@ -13,10 +13,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 ATTENTION = "sentiment_core_cpu"
+# whose attention is the plain one; others may have fewer keys than queries, caps, sinks, ...
+FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 LEVELS = 1 << 16  # in which a probability is told: 0.1 becomes 0.100006
-# Of attention's scores computed at a time. What is larger than 32 MB, glibc's malloc asks the system for each time, and
-# gives back: fresh pages cost more than what is computed on them.
-SCORES_BYTES = 32 << 20
+# Of attention's scores computed at a time. For 32 MB and more, glibc's malloc asks the system each time, and gives them
+# back: fresh pages cost more than what is computed on them.
+SCORES_BYTES = (32 << 20) - (64 << 10)
 HEADS = 12  # of a family that does not tell
 
 
@@ -43,11 +45,16 @@ def _random(shape: torch.Size) -> torch.Tensor:
 
 
 def _threshold(p: float) -> int:
-    return round(p * LEVELS) - LEVELS // 2
+    return _dropped(p) - LEVELS // 2
+
+
+def _dropped(p: float) -> int:
+    """Of `LEVELS`."""
+    return min(round(p * LEVELS), LEVELS - 1)
 
 
 def _kept(p: float) -> float:
-    return 1 - round(p * LEVELS) / LEVELS
+    return 1 - _dropped(p) / LEVELS
 
 
 class Dropout(nn.Dropout):
@@ -78,7 +85,9 @@ def attend(
         return fused.transpose(1, 2).contiguous(), None
     scores = (query * (scaling or query.size(-1) ** -0.5)) @ key.transpose(2, 3)
     if attention_mask is not None:
-        scores += attention_mask  # in place: what makes the scores does not look at them again
+        # in place: what makes the scores does not look at them again; float32's least number is none of bfloat16's, and
+        # of a query that may look at nothing there must be numbers left
+        scores += attention_mask.clamp(min=torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1).to(value.dtype)
     # what is scaled up to make up for the dropped is the result, which is smaller
     attended = (_Drop.apply(weights, drops) @ value) / _kept(drops) if drops else weights @ value
@@ -96,8 +105,8 @@ def budget(tokens: int, config: Any, longest: int) -> int:
 
 def prepare(model: nn.Module, pretrained: Any) -> None:
     """Make `model` train faster, of which `pretrained` is the part that transformers knows."""
-    own = getattr(pretrained, "_supports_attention_backend", False)
-    pretrained.set_attn_implementation(ATTENTION if own else "eager")  # faster than the fused kernel on short rows
+    plain = pretrained.config.model_type in FAMILIES
+    pretrained.set_attn_implementation(ATTENTION if plain else "eager")
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:

@@ -287,7 +287,9 @@ def _watch(plan: Plan, night: Night) -> None:
         VerifySettings(input=settings.input, out=settings.out, limit=settings.limit), night.since_ns, plan.work.corpus
     )
     night.verified = {kind: len(getattr(found, kind)) for kind in (*FAULTS, "unreadable")}
-    awaited = ("orphaned", *(("missing", "stale") if night.left or night.failed_shards else ()))
+    awaited = {"orphaned"} if not settings.prune else set()
+    if night.left or night.failed_shards:
+        awaited |= {"missing", "stale"}
     wrong = {kind: night.verified[kind] for kind in FAULTS if kind not in awaited}
     if any(wrong.values()):
         night.exit_code = EXIT_FAULT
@@ -304,9 +306,10 @@ def _watch(plan: Plan, night: Night) -> None:
         reference.distributions.pop(drift.LABELS, None)
     found_all = drift.compare(profile, reference, WHOLE, REFERENCE, settings.reference_limit)
     found_all += drift.compare(profile, nights.past_profile(past, night), WHOLE, PAST, settings.drift_limit)
-    for name, part in night.partitions.items():
-        own, many = nights.past_profile(past, night, name), len(night.partitions)
-        found_all += drift.compare(Profile(**part), own, name, f"{name} in {PAST}", settings.drift_limit, many)
+    pairs = {name: (Profile(**part), nights.past_profile(past, night, name)) for name, part in night.partitions.items()}
+    many = sum(min(part.rows, own.rows) >= drift.LEAST_ROWS for part, own in pairs.values())
+    for name, (part, own) in pairs.items():
+        found_all += drift.compare(part, own, name, f"{name} in {PAST}", settings.drift_limit, max(1, many))
     night.comparisons = [asdict(one) | {"drifted": one.drifted, "told": str(one)} for one in found_all]
     night.alarms += [f"drift: {one}" for one in found_all if one.drifted]
     if night.alarms and night.exit_code == EXIT_OK:

@@ -11,7 +11,7 @@ from sentiment_core import bundle, dataset, registry, storage
 from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import probabilities_of
-from sentiment_core.training import TrainSettings, train
+from sentiment_core.training import OF_NO_EFFECT, TrainSettings, train
 
 SURE = 0.05  # the most that chance may explain of a candidate's being better
 
@@ -44,8 +44,9 @@ class Comparison:
 
 
 def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
-    """The same for the same labels and settings: a night goes on with the candidate that a killed one has begun."""
-    told = json.dumps([fingerprint, asdict(replace(settings, out=""))])
+    """The same for the same training rows and settings that matter: a night goes on with the candidate that a killed
+    one has begun."""
+    told = json.dumps([fingerprint, {k: v for k, v in asdict(settings).items() if k not in OF_NO_EFFECT}])
     return f"candidate-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
@@ -86,8 +87,10 @@ def renew(
     labels = bundle.read_info(registry.resolve(models)).labels
     test = dataset.read(test_data, settings.text_column, settings.label_column, labels)
     train_candidate(settings, models, name)
-    current = registry.resolve(models)  # by now it may be another one
-    found = compare(current, storage.join(models, name), test, {text for part in parts for text in part.texts})
+    current, candidate = registry.resolve(models), storage.join(models, name)  # by now it may be another one
+    if current == candidate:
+        return {"candidate": name, "promoted": True, "reason": "another run has made it current"}
+    found = compare(current, candidate, test, {text for part in parts for text in part.texts})
     better, reason = found.verdict(margin)
     registry.decide(models, name, "promoted" if better else "refused", reason)
     return {"candidate": name, "promoted": better, "reason": reason}

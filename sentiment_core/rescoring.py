@@ -41,7 +41,7 @@ class Rescoring:
         return cls(place, run, files, info.labels)
 
     def passes_over(self, output: Output) -> bool:
-        """Whether another bundle has made it: an earlier one, of a nightly job."""
+        """Whether another bundle has made it, as after a nightly job's promotion."""
         return bool(output.origin) and output.origin["run"].get("bundle") != self.run.bundle
 
     def compare(self, source: str, outputs: dict[str, Output], rows: int | None, workers: int | None) -> Tally:

@@ -5,7 +5,6 @@ wait. For many texts use jobs/score.py, which is several times as fast.
 """
 
 import asyncio
-import contextlib
 import importlib.util
 import logging
 import socket
@@ -59,17 +58,18 @@ def start(settings: ServeSettings) -> str:
         raise BadRequest("jobs/serve.py needs FastAPI and Ray Serve; pip install -c constraints.txt '.[serve]'")
     from ray import serve
 
-    place = registry.resolve(settings.model)
+    model = storage.absolute(settings.model)  # replicas may work in another folder
+    place = registry.resolve(model)
     _, files = bundle.read_files(place)
     port = _free_port(settings.host, settings.port)
     cluster.connect()
     if others := list(serve.status().applications):
         raise BadRequest(
             f"Ray Serve already runs {', '.join(others)} on this cluster, behind an address of its own; end that "
-            "first, or serve from another cluster"
+            "first (Ctrl-C where it was started, else `serve shutdown`), or serve from another cluster"
         )
-    if follows := place != settings.model:
-        cluster.check_shared(settings.model, "--model", writable=False)
+    if follows := place != model:
+        cluster.check_shared(model, "--model", writable=False)
     workers = number_of_workers(settings.workers, settings.workers)
     for name in ("ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -83,7 +83,7 @@ def start(settings: ServeSettings) -> str:
         max_queued_requests=settings.max_waiting,
         logging_config=quiet,
     )(_service(settings))
-    service = deployment.bind(ray.put(files), threads_each(workers), place if follows else None)
+    service = deployment.bind(ray.put(files), threads_each(workers), place, model if follows else None)
     serve.run(service, name=APPLICATION, route_prefix="/")
     return f"http://{settings.host}:{port}/"
 
@@ -226,23 +226,24 @@ def _service(settings: ServeSettings) -> Any:
 
     @serve.ingress(app)
     class Service:
-        def __init__(self, files: ray.ObjectRef, threads: int, place: str | None) -> None:
-            """`place`: where the bundle lies in a folder of bundles, whose current one is to be followed."""
+        def __init__(self, files: ray.ObjectRef, threads: int, place: str, models: str | None) -> None:
+            """`files`: those of the bundle at `place`; `models`: the folder of bundles whose current one it is."""
             cluster.in_foreground()
-            self.threads, self.place = threads, place
             self.model = Model(ray.get(files), threads, settings.min_confidence)
-            if place:
-                threading.Thread(target=self.follow, daemon=True).start()
+            if models:
+                threading.Thread(target=self.follow, args=(models, place, threads), daemon=True).start()
 
-        def follow(self) -> None:
+        def follow(self, models: str, place: str, threads: int) -> None:
             """Take the bundle that has become current meanwhile. If it cannot be had, the one at hand goes on."""
             while True:
+                try:
+                    current = registry.resolve(models)
+                    if current != place:
+                        self.model = Model(bundle.read_files(current)[1], threads, settings.min_confidence)
+                        place = current
+                except Exception:
+                    logging.getLogger("ray.serve").exception("the bundle that is current cannot be served")
                 time.sleep(follow_s)
-                with contextlib.suppress(Exception):
-                    place = registry.resolve(settings.model)
-                    if place != self.place:
-                        self.model = Model(bundle.read_files(place)[1], self.threads, settings.min_confidence)
-                        self.place = place
 
         @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
         async def together(self, requests: list[list[str]]) -> list[dict]:

@@ -53,7 +53,7 @@ class Findings:
     different: list[str] = field(default_factory=list)  # outputs that do not hold what their bundle gives now
     unreadable: list[str] = field(default_factory=list)  # input shards
     compared: int | None = None  # rows scored once more and the same; None if that was not asked for
-    passed_over: int = 0  # rows that were not, since an earlier bundle scored them
+    passed_over: int = 0  # rows that were not, since another bundle scored them
     stopped: str = ""  # why not all of these were
 
     @property
@@ -69,7 +69,7 @@ class Findings:
                 f"scored once more: {self.compared:,} rows are the same; outputs that differ: {len(self.different):,}"
             )
         if self.passed_over:
-            lines.append(f"not scored once more: {self.passed_over:,} rows that earlier bundles have scored")
+            lines.append(f"not scored once more: {self.passed_over:,} rows that other bundles have scored")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}")
         for kind in (*FAULTS, "unreadable"):

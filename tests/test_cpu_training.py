@@ -49,6 +49,23 @@ def test_the_same_logits_and_gradients_as_eager_attention(tiny_encoder, precise)
             torch.testing.assert_close(one.grad, other.grad, **near, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_that_may_look_at_nothing_gets_numbers(dtype):
+    """As in families that look around within a window, behind the end of a row."""
+    query, key, value = (torch.randn(1, 2, 4, 4, dtype=dtype) for _ in range(3))
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 3, :] = torch.finfo(torch.float32).min
+    found, _ = cpu_training.attend(nn.Module().train(), query, key, value, mask, dropout=0.5)
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("p", [1e-7, 1 - 1e-7])
+def test_dropout_stands_the_extremes(p):
+    y = Dropout(p).train()(torch.ones(100))
+    assert y.isfinite().all()
+    assert (y.mean() == 1) == (p < 0.5)
+
+
 def test_attention_with_dropout_has_the_mean_of_that_without():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 2, 8, 4) for _ in range(3))

@@ -110,7 +110,7 @@ def test_a_night_scores_what_is_new_and_tells(played):
     assert [n.night for n in nights.read_all(str(base / "out"))] == list(records)
     found = verify(VerifySettings(input=str(base / "in"), out=str(base / "out"), full=True))
     assert (found.exit_code, found.rows_out, found.compared, found.passed_over) == (0, 350 + 500 + 50, 400, 500)
-    assert "not scored once more: 500 rows that earlier bundles have scored" in found.report()
+    assert "not scored once more: 500 rows that other bundles have scored" in found.report()
     alert = json.loads((base / "alert.json").read_text())
     assert alert["night"] == "n2"
     assert "drift: text length: this night is unlike past nights" in alert["text"]

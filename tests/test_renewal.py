@@ -51,7 +51,7 @@ def test_bundles_are_compared_on_rows_that_were_not_for_training(tiny_encoder, t
 def test_the_same_labels_and_settings_make_the_same_candidate():
     settings = TrainSettings(data="d", model="m", out="one")
     name = candidate_name(settings, "f")
-    assert name == candidate_name(replace(settings, out="another"), "f")
+    assert name == candidate_name(replace(settings, out="another", checkpoint_minutes=1.0), "f")
     assert name != candidate_name(settings, "g")
     assert name != candidate_name(replace(settings, lr=1e-3), "f")
     assert re.fullmatch(r"[a-z0-9-]+", name)  # in a path or an address it stands as it is
