@@ -83,7 +83,7 @@ def night_page(night: Night, before: Sequence[Night]) -> str:
 
 def renewed(night: Night) -> str:
     kind = "promoted" if night.renewal["promoted"] else "refused"
-    return f"candidate {night.renewal['candidate']} {kind}: {night.renewal['reason']}"
+    return f"{night.renewal['candidate']} {kind}: {night.renewal['reason']}"
 
 
 def index_page(nights: Sequence[Night]) -> str:

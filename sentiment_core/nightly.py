@@ -196,7 +196,7 @@ def report(night: Night) -> str:
     lines.append("verified: " + (listed(night.verified) if any(night.verified.values()) else "nothing wrong"))
     lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in night.failed_shards[:10]]
     if night.renewal:
-        lines.append(f"model: {night.renewal['reason']}")
+        lines.append(f"model: {night_pages.renewed(night)}")
     lines += [f"alarm: {alarm}" for alarm in night.alarms]
     return "\n".join(lines)
 
