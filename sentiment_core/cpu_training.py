@@ -12,6 +12,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from sentiment_core.classifier import Classifier
+
 ATTENTION = "sentiment_core_cpu"
 # whose attention is the plain one; others may have fewer keys than queries, caps, sinks, ...
 FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
@@ -103,8 +105,9 @@ def budget(tokens: int, config: Any, longest: int) -> int:
     return min(tokens, SCORES_BYTES // (4 * getattr(config, "num_attention_heads", HEADS) * longest))
 
 
-def prepare(model: nn.Module, pretrained: Any) -> None:
-    """Make `model` train faster, of which `pretrained` is the part that transformers knows."""
+def prepare(model: Classifier) -> None:
+    """Make the model train faster."""
+    pretrained: Any = model.pretrained
     plain = pretrained.config.model_type in FAMILIES
     pretrained.set_attn_implementation(ATTENTION if plain else "eager")
     for parent in list(model.modules()):

@@ -102,7 +102,7 @@ class Fit:
         if settings.classifier_dropout is not None:
             classifier.set_head_dropout(self.model, settings.classifier_dropout)
         if self.device.type == "cpu":
-            cpu_training.prepare(self.model, self.model.pretrained)
+            cpu_training.prepare(self.model)
         if settings.gradient_checkpointing:
             self.model.pretrained.gradient_checkpointing_enable(  # type: ignore[operator]
                 {"use_reentrant": False}

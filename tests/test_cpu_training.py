@@ -35,7 +35,7 @@ def test_the_same_logits_and_gradients_as_eager_attention(tiny_encoder, precise)
     classifier.set_head_dropout(eager, 0.0)
     ours = copy.deepcopy(eager)
     eager.pretrained.set_attn_implementation("eager")
-    cpu_training.prepare(ours, ours.pretrained)
+    cpu_training.prepare(ours)
     ids = torch.randint(1000, 20000, (3, 17))
     mask = (torch.arange(17) < torch.tensor([[17], [9], [1]])).long()
     for model in (eager, ours):
@@ -80,7 +80,7 @@ def test_dropout_is_replaced_wherever_it_is(tiny_encoder):
     config = classifier.make_config(tiny_encoder, ["a", "b"], dropout=0.25)
     model = classifier.from_encoder(tiny_encoder, config, "mlp")
     before = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    cpu_training.prepare(model, model.pretrained)
+    cpu_training.prepare(model)
     assert [module.p for module in model.modules() if type(module) is Dropout] == before
     assert not any(type(module) is nn.Dropout for module in model.modules())
     assert model.pretrained.config._attn_implementation == cpu_training.ATTENTION
