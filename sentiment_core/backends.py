@@ -3,6 +3,8 @@
 """
 
 import copy
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,14 +80,26 @@ class PaddedRows:
 
 
 class Padded(PaddedRows):
-    """Plain torch. Runs every model on every device."""
+    """Plain torch. Runs every model on every device.
 
-    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int) -> None:
+    On a CPU each thread computes a batch of its own: with AMX 1.3 times as fast as sharing one, and a batch of few
+    tokens is multiplied as a large one is, to the last bit.
+    """
+
+    def __init__(
+        self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, threads: int | None
+    ) -> None:
         super().__init__(device)
         self.name = f"torch {hardware.short_name(dtype)}"
         self.encoder = parts.encoder if dtype == torch.float32 else copy.deepcopy(parts.encoder).to(dtype)
         self.pad_id = pad_id
+        self.map: Callable[..., Iterable[torch.Tensor]] = map
+        if device.type == "cpu":  # `set_num_threads` is for the thread that calls it
+            self.map = ThreadPoolExecutor(threads or torch.get_num_threads(), "torch", torch.set_num_threads, (1,)).map
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
-        padded = (hardware.put(self.device, *pad(tokens, rows, self.pad_id)) for rows in batches)
-        return torch.cat([self.encoder(*ids_and_mask) for ids_and_mask in padded])
+        def step(rows: np.ndarray) -> torch.Tensor:
+            with torch.inference_mode():  # is each thread's own affair
+                return self.encoder(*hardware.put(self.device, *pad(tokens, rows, self.pad_id)))
+
+        return torch.cat(list(self.map(step, batches)))

@@ -25,6 +25,8 @@ ENCODER_DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
     "mlp_dropout",
 )  # fmt: skip
+# families whose attention is the plain one; others may have fewer keys than queries, caps, sinks, ...
+PLAIN_ATTENTION = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 PROBE_LENGTHS = (1, 2, 15, 16, 40)  # of the token lists that a way to compute a model is checked with
 POSITIONS_ASIDE = 2  # RoBERTa and its kin have two positions that no token takes
 

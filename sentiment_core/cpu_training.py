@@ -12,11 +12,9 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from sentiment_core.classifier import Classifier
+from sentiment_core.classifier import PLAIN_ATTENTION, Classifier
 
 ATTENTION = "sentiment_core_cpu"
-# whose attention is the plain one; others may have fewer keys than queries, caps, sinks, ...
-FAMILIES = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 LEVELS = 1 << 16  # in which a probability is told: 0.1 becomes 0.100006
 # Of attention's scores computed at a time. For 32 MB and more, glibc's malloc asks the system each time, and gives them
 # back: fresh pages cost more than what is computed on them.
@@ -108,7 +106,7 @@ def budget(tokens: int, config: Any, longest: int) -> int:
 def prepare(model: Classifier) -> None:
     """Make the model train faster."""
     pretrained: Any = model.pretrained
-    plain = pretrained.config.model_type in FAMILIES
+    plain = pretrained.config.model_type in PLAIN_ATTENTION
     pretrained.set_attn_implementation(ATTENTION if plain else "eager")
     for parent in list(model.modules()):
         for name, child in parent.named_children():

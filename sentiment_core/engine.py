@@ -113,7 +113,7 @@ def choose(
     probe = classifier.probe(config)
     with torch.inference_mode():
         whole = Parts(model.to(device), nn.Identity(), True)
-        expected = _probabilities(Padded(whole, device, torch.float32, pad_id), whole.head, probe)
+        expected = _probabilities(Padded(whole, device, torch.float32, pad_id, threads), whole.head, probe)
         parts = _cut(model, device, pad_id, probe, expected) or whole
 
         @functools.cache
@@ -124,9 +124,9 @@ def choose(
         candidates: dict[str, Callable[[], Backend]] = {
             "compiled": lambda: _packed(parts, device, dtype, pad_id, compiled=True),
             "packed": lambda: _packed(parts, device, dtype, pad_id, compiled=False),
-            "openvino": lambda: OpenVino(spared(), dtype, pad_id, threads, int8=False),
-            "int8": lambda: OpenVino(spared(), dtype, pad_id, threads, int8=True),
-            "torch": lambda: Padded(spared(), device, dtype, pad_id),
+            "openvino": lambda: OpenVino(spared(), dtype, config, threads, int8=False),
+            "int8": lambda: OpenVino(spared(), dtype, config, threads, int8=True),
+            "torch": lambda: Padded(spared(), device, dtype, pad_id, threads),
         }
         passed_over: list[str] = []
         for name in names:
@@ -154,12 +154,14 @@ def _cut(model: Classifier, device: torch.device, pad_id: int, probe: TokenLists
     """The model cut behind its first token's last state, if that gives the same; not all families can be cut there."""
     try:
         parts = Parts(FirstToken(model.encoder), model.head(), False)
-        found = _probabilities(Padded(parts, device, torch.float32, pad_id), parts.head, probe)
+        found = _probabilities(Padded(parts, device, torch.float32, pad_id, None), parts.head, probe)
     except (TypeError, ValueError, AttributeError, RuntimeError):
         return None
     return parts if np.abs(found - expected).max() < SAME else None
 
 
 def _probabilities(backend: Backend, head: nn.Module, tokens: TokenLists) -> np.ndarray:
-    """Of all rows as one batch."""
-    return torch.softmax(head(backend(tokens, [np.arange(len(tokens))]).float()), dim=1).cpu().numpy()
+    """Of all rows, which have tokens, in their order."""
+    batches = backend.batches(tokens.lengths)
+    found = torch.softmax(head(backend(tokens, batches).float()), dim=1).cpu().numpy()
+    return found[np.argsort(np.concatenate(batches))]

@@ -3,12 +3,19 @@
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from sentiment_core import hardware
-from sentiment_core.backends import PaddedRows, Parts, Unfit
+from sentiment_core.backends import CPU_STEP, PaddedRows, Parts, Unfit
+from sentiment_core.classifier import PLAIN_ATTENTION
 from sentiment_core.tokens import TokenLists, pad
 
 TOKENS = 1_024  # of a batch, padding included: half of what is best for two threads that share one
@@ -30,7 +37,7 @@ class OpenVino(PaddedRows):
     threads that share one wait at every layer.
     """
 
-    def __init__(self, parts: Parts, dtype: torch.dtype, pad_id: int, threads: int | None, int8: bool) -> None:
+    def __init__(self, parts: Parts, dtype: torch.dtype, config: Any, threads: int | None, int8: bool) -> None:
         # importing and converting report to OpenVINO's makers over the network, unless this module is missing
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         try:
@@ -40,9 +47,10 @@ class OpenVino(PaddedRows):
         super().__init__(torch.device("cpu"))
         self.budget = TOKENS
         self.name = f"openvino {'int8' if int8 else hardware.short_name(dtype)}"
-        self.pad_id = pad_id
+        self.pad_id = config.pad_token_id or 0
         example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-        with warnings.catch_warnings():
+        example["attention_mask"][0, -1] = 0  # with nothing to hide transformers would leave out the mask
+        with warnings.catch_warnings(), aligned_attention(config):
             warnings.simplefilter("ignore")  # the tracer's, about shapes it takes for constant; `choose` checks them
             model = openvino.convert_model(parts.encoder, example_input=example)
         threads = threads or torch.get_num_threads()
@@ -71,6 +79,45 @@ class OpenVino(PaddedRows):
             self.streams = self.new_streams()  # the others may still be busy with requests
             raise
         return torch.from_numpy(np.concatenate([found[i] for i in range(len(batches))]))
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention in transformers' interface, all (rows, heads, tokens, width), to keys whose number is filled up to a
+    multiple of 16 with some that the mask hides. Without them the plugin's fused attention takes up to three times as
+    long on an AMX chip, where 1.1 times as many rows are scored so; filling up the whole rows would cost as much."""
+    missing = -key.size(2) % CPU_STEP
+    # in the order in which the projections give them, the transposition is fused too
+    keys, values = (
+        nn.functional.pad(states.transpose(1, 2), (0, 0, 0, 0, 0, missing)).transpose(1, 2) for states in (key, value)
+    )
+    mask = nn.functional.pad(attention_mask, (0, missing), value=False)
+    found = nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=scaling)
+    return found.transpose(1, 2).contiguous(), None
+
+
+ATTENTION = "sentiment_core_aligned"
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+@contextmanager
+def aligned_attention(config: Any) -> Iterator[None]:
+    """Within it a model of this configuration takes the attention above, if its family's own does no more."""
+    before = config._attn_implementation
+    if config.model_type in PLAIN_ATTENTION:
+        config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def to_int8(model) -> None:
