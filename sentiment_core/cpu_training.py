@@ -1,9 +1,14 @@
-"""What a CPU needs to train fast: dropout and attention that cost a fraction of torch's there, and do the same.
+"""What a CPU needs to train fast: dropout and attention that cost a fraction of torch's there, and do the same; and
+parts of a batch side by side.
 
 Torch draws dropout's random numbers one by one, and with them a third of a training step on reviews is dropout. Here
 16 random bits decide each, many at a time.
 """
 
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,11 +20,15 @@ from transformers.masking_utils import eager_mask
 from sentiment_core.classifier import PLAIN_ATTENTION, Classifier
 
 ATTENTION = "sentiment_core_cpu"
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 LEVELS = 1 << 16  # in which a probability is told: 0.1 becomes 0.100006
 # Of attention's scores computed at a time. For 32 MB and more, glibc's malloc asks the system each time, and gives them
 # back: fresh pages cost more than what is computed on them.
 SCORES_BYTES = (32 << 20) - (64 << 10)
 HEADS = 12  # of a family that does not tell
+STREAMS = 2  # parts of a batch that are computed side by side
+
+_own = threading.local()  # `numbers`, in the threads of `Streams`
 
 
 class _Drop(torch.autograd.Function):
@@ -27,21 +36,31 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
-        keep = _random(x.shape) >= _threshold(p)
-        ctx.save_for_backward(keep)
-        return torch.where(keep, x, 0.0)
+        numbers = _random(x.shape)
+        # all bits of what is kept: `and` takes a twentieth of the time of `where`
+        kept = torch.ge(numbers, _threshold(p), out=torch.empty_like(numbers)).neg_().to(INTEGERS[x.element_size()])
+        ctx.save_for_backward(kept)
+        return _and(x, kept)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return torch.where(keep, gradients[0], 0.0), None
+        return _and(gradients[0], *ctx.saved_tensors), None
+
+
+def _and(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    return (x.view(bits.dtype) & bits).view(x.dtype)
 
 
 def _random(shape: torch.Size) -> torch.Tensor:
-    """int16, any of them equally likely. By a generator that torch's seeds, on whose state it so depends."""
-    seed = int(torch.randint(1 << 62, ()))
-    raw = np.random.SFC64(seed).random_raw(-(-shape.numel() // 4))
+    """int16, any of them equally likely. By this thread's own numbers, or by torch's generator, on whose state they so
+    depend."""
+    numbers = getattr(_own, "numbers", None) or _numbers(int(torch.randint(1 << 62, ())))
+    raw = numbers.integers(1 << 64, size=-(-shape.numel() // 4), dtype=np.uint64)
     return torch.from_numpy(raw.view(np.int16)[: shape.numel()]).view(shape)
+
+
+def _numbers(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(seed))
 
 
 def _threshold(p: float) -> int:
@@ -58,10 +77,15 @@ def _kept(p: float) -> float:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` (Srivastava et al. 2014) on a CPU."""
+    """`nn.Dropout` (Srivastava et al. 2014) on a CPU. Under autocast its result has autocast's type, and with it what
+    the layers behind add up and normalise, which autocast alone leaves in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Drop.apply(x, self.p) / _kept(self.p) if self.training and self.p else x
+        if not self.training:
+            return x
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        return _Drop.apply(x, self.p) / _kept(self.p) if self.p else x
 
 
 def attend(
@@ -103,12 +127,82 @@ def budget(tokens: int, config: Any, longest: int) -> int:
     return min(tokens, SCORES_BYTES // (4 * getattr(config, "num_attention_heads", HEADS) * longest))
 
 
+def is_plain(model: Classifier) -> bool:
+    """Whether the model's family takes the attention above."""
+    config: Any = model.encoder.config
+    return config.model_type in PLAIN_ATTENTION
+
+
 def prepare(model: Classifier) -> None:
     """Make the model train faster."""
     pretrained: Any = model.pretrained
-    plain = pretrained.config.model_type in PLAIN_ATTENTION
-    pretrained.set_attn_implementation(ATTENTION if plain else "eager")
+    pretrained.set_attn_implementation(ATTENTION if is_plain(model) else "eager")
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p))
+
+
+class Streams:
+    """Threads that each compute a part of a batch. Threads that share one wait at every operation for whichever the
+    other processes interrupt: beside Ray's, two parts side by side are faster.
+
+    All randomness must be the dropouts' above: each part has its own, whichever thread is first, and so the same
+    training ends the same.
+    """
+
+    def __init__(self, model: Classifier, dtype: torch.dtype, threads: int) -> None:
+        # `set_num_threads` is for the thread that calls it
+        self.pool = ThreadPoolExecutor(STREAMS, "stream", torch.set_num_threads, (max(1, threads // STREAMS),))
+        self.twin = _twin(model, dtype)
+        self.parameters = list(zip(model.parameters(), self.twin.parameters(), strict=True))
+        self.gradients = [torch.empty_like(p) for p in model.parameters()]  # fresh memory each time takes longer
+
+    @staticmethod
+    def parts(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+        """All rows once, in parts of similar work of up to `budget` tokens, padding included, as many for each thread
+        where there are enough rows."""
+        order = np.argsort(-lengths, kind="stable")
+        rounds = -(-len(order) // max(1, budget // int(lengths.max())) // STREAMS)
+        return np.array_split(order, min(len(order), max(1, rounds) * STREAMS))
+
+    def backward(
+        self, loss: Callable[[Classifier, np.ndarray], torch.Tensor], parts: Sequence[np.ndarray]
+    ) -> torch.Tensor:
+        """Add the gradients of the parts' losses, which are summed and given back; in the order of the parts."""
+        with torch.no_grad():
+            for own, copied in self.parameters:
+                if own is not copied:
+                    copied.copy_(own)
+        trained = [p for _, p in self.parameters]
+
+        def gradients(part: np.ndarray, seed: int) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+            _own.numbers = _numbers(seed)
+            found = loss(self.twin, part)
+            return found.detach(), torch.autograd.grad(found, trained, allow_unused=True)
+
+        losses = []
+        for found, given in self.pool.map(gradients, parts, torch.randint(1 << 62, (len(parts),)).tolist()):
+            losses.append(found)
+            for (parameter, _), gradient, place in zip(self.parameters, given, self.gradients, strict=True):
+                if gradient is None:  # some heads leave the encoder's pooler without one
+                    continue
+                if parameter.grad is not None:
+                    parameter.grad += gradient
+                else:
+                    parameter.grad = place.zero_().add_(gradient) if gradient.is_sparse else place.copy_(gradient)
+        return torch.stack(losses).sum()
+
+
+def _twin(model: Classifier, dtype: torch.dtype) -> Classifier:
+    """The same model with the same parameters, but copies of its linear layers' in `dtype`, which else each part would
+    convert for itself; the gradients of its embeddings have but the rows that were looked up."""
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    for module in model.modules():
+        if type(module) is nn.Linear and dtype != torch.float32:
+            memo |= {id(p): nn.Parameter(p.detach().to(dtype)) for p in module.parameters()}
+    twin = copy.deepcopy(model, memo).train()
+    for module in twin.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = True
+    return twin

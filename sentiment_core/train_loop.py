@@ -118,6 +118,12 @@ class Fit:
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(settings.warmup * steps), steps)
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.budget = fitting_budget(self._try, TRAIN_TOKENS[self.device.type], self.device)
+        # not among several workers, who exchange gradients within their backward pass, nor where what is computed anew
+        # would be dropped anew
+        alone = self.world == 1 and not settings.gradient_checkpointing
+        self.streams: cpu_training.Streams | None = None
+        if self.device.type == "cpu" and task.threads > 1 and alone and cpu_training.is_plain(self.model):
+            self.streams = cpu_training.Streams(self.model, self.dtype, task.threads)
         self.wrapped: nn.Module = self.model
         if self.world > 1:
             self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=self.some_unused)
@@ -184,6 +190,9 @@ class Fit:
         if self.device.type == "cpu":
             longest = min(int(self.lengths[mine].max()), self.settings.max_length)
             budget = cpu_training.budget(budget, self.task.model_config, longest)
+        if self.streams:
+            parts = self.streams.parts(self.lengths[mine], budget)
+            return self.streams.backward(lambda model, part: self._loss(model, mine[part]) * weight, parts)
         parts = batches_by_tokens(self.lengths[mine], budget)
         shares = []
         for i, part in enumerate(parts):

@@ -2,12 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from sentiment_core import classifier, cpu_training
-from sentiment_core.cpu_training import Dropout
+from sentiment_core.cpu_training import Dropout, Streams
 
 
 def test_dropout_drops_the_share_it_is_told_and_keeps_the_mean():
@@ -92,3 +93,71 @@ def test_long_rows_are_computed_in_smaller_parts(tiny_encoder):
     assert cpu_training.budget(2048, config, 64) == 2048
     rows = cpu_training.budget(2048, config, 512) // 512
     assert 0 < 4 * 12 * rows * 512**2 <= cpu_training.SCORES_BYTES < 4 * 12 * (rows + 1) * 512**2
+
+
+def streams_and_model(encoder, dropout, dtype):
+    torch.manual_seed(0)
+    model = classifier.from_encoder(encoder, classifier.make_config(encoder, ["a", "b"], dropout), "standard").train()
+    classifier.set_head_dropout(model, dropout)
+    cpu_training.prepare(model)
+    return Streams(model, dtype, threads=2), model
+
+
+def loss_of(dtype):
+    ids = torch.randint(1000, 20000, (7, 9), generator=torch.Generator().manual_seed(0))
+
+    def loss(model, part):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(ids[part], torch.ones_like(ids[part])).float()
+        return logits.square().sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_side_by_side_give_the_gradients_of_the_whole(tiny_encoder, dtype):
+    streams, model = streams_and_model(tiny_encoder, 0.0, dtype)
+    parts = [np.array([0, 1, 2]), np.array([3, 4]), np.array([5]), np.array([6])]
+    whole = loss_of(dtype)(model, np.arange(7))
+    whole.backward()
+    expected = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    near = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
+    for times in (1, 2):  # on top of what is there
+        if times == 1:
+            model.zero_grad()
+        torch.testing.assert_close(streams.backward(loss_of(dtype), parts), whole.detach(), **near)
+        for (name, p), gradient in zip(model.named_parameters(), expected, strict=True):
+            if gradient is None:
+                assert p.grad is None, name
+            else:
+                assert p.grad.dtype == torch.float32
+                torch.testing.assert_close(p.grad / times, gradient, **near, msg=name)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert streams.backward(loss_of(dtype), parts) == 0  # the weights are the model's of now
+
+
+def test_parts_side_by_side_drop_the_same_from_the_same_random_state(tiny_encoder):
+    streams, model = streams_and_model(tiny_encoder, 0.5, torch.float32)
+    parts = [np.array([i]) for i in range(7)]
+    found = []
+    for seed in (1, 1, 1, 2):
+        model.zero_grad()
+        torch.manual_seed(seed)
+        loss = streams.backward(loss_of(torch.float32), parts)
+        found.append([loss, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for again in found[1:3]:
+        assert all(torch.equal(x, y) for x, y in zip(again, found[0], strict=True))
+    assert found[3][0] != found[0][0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 64])
+@pytest.mark.parametrize("budget", [1, 60, 500, 5000])
+def test_parts_have_every_row_once_and_keep_the_budget(rows, budget):
+    lengths = np.random.default_rng(rows).integers(1, 30, rows)
+    parts = Streams.parts(lengths, budget)
+    assert sorted(np.concatenate(parts)) == list(range(rows))
+    assert len(parts) % 2 == 0 or len(parts) == rows
+    for part in parts:
+        assert len(part) == 1 or len(part) * lengths[part].max() <= budget
