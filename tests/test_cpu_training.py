@@ -28,6 +28,15 @@ def test_dropout_drops_the_share_it_is_told_and_keeps_the_mean():
     assert dropout.eval()(x) is x
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_dropout_passes_on_autocasts_type_in_training_alone(p):
+    x = torch.ones(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Dropout(p).train()(x).dtype == torch.bfloat16
+        assert Dropout(p).eval()(x) is x
+    assert Dropout(p).train()(x).dtype == torch.float32
+
+
 @pytest.mark.parametrize("precise", [True, False], ids=["float32", "bfloat16"])
 def test_the_same_logits_and_gradients_as_eager_attention(tiny_encoder, precise):
     torch.manual_seed(0)
