@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from sentiment_core.classifier import PLAIN_ATTENTION, Classifier
+from sentiment_core.tokens import longest_first
 
 ATTENTION = "sentiment_core_cpu"
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
@@ -165,10 +166,11 @@ class Streams:
     def parts(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
         """All rows once, in parts of similar work of up to `budget` tokens, padding included: one where they are few,
         else as many for each thread where there are enough rows."""
-        order = np.argsort(-lengths, kind="stable")
-        if len(order) * int(lengths.max()) <= min(budget, SMALL):
+        order = longest_first(lengths)
+        longest = int(lengths[order[0]])
+        if len(order) * longest <= min(budget, SMALL):
             return [order]
-        rounds = -(-len(order) // max(1, budget // int(lengths.max())) // STREAMS)
+        rounds = -(-len(order) // max(1, budget // longest) // STREAMS)
         return np.array_split(order, min(len(order), max(1, rounds) * STREAMS))
 
     def backward(
@@ -183,7 +185,10 @@ class Streams:
 
         def gradients(part: np.ndarray, seed: int) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
             _own.numbers = _numbers(seed)
-            found = loss(self.twin, part)
+            try:
+                found = loss(self.twin, part)
+            finally:
+                _own.numbers = None  # or this thread's dropouts would no longer depend on torch's state
             return found.detach(), torch.autograd.grad(found, trained, allow_unused=True)
 
         losses = []

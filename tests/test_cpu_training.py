@@ -132,9 +132,8 @@ def test_parts_side_by_side_give_the_gradients_of_the_whole(tiny_encoder, dtype,
     whole.backward()
     expected = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     near = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
+    model.zero_grad()
     for times in (1, 2):  # on top of what is there
-        if times == 1:
-            model.zero_grad()
         torch.testing.assert_close(streams.backward(loss_of(dtype), parts), whole.detach(), **near)
         for (name, p), gradient in zip(model.named_parameters(), expected, strict=True):
             if gradient is None:
@@ -160,6 +159,17 @@ def test_parts_side_by_side_drop_the_same_from_the_same_random_state(tiny_encode
     for again in found[1:3]:
         assert all(torch.equal(x, y) for x, y in zip(again, found[0], strict=True))
     assert found[3][0] != found[0][0]
+
+
+def test_a_part_leaves_the_threads_own_dropout_to_torchs_random_state(tiny_encoder):
+    streams, _ = streams_and_model(tiny_encoder, 0.5, torch.float32)
+    streams.backward(loss_of(torch.float32), [np.arange(7)])
+    dropped = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        dropped.append(Dropout(0.5).train()(torch.ones(1000)))
+    assert torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[0], dropped[2])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 64])
