@@ -1,7 +1,7 @@
 """Serving a few texts at a time by HTTP: a Ray Serve deployment that holds the engine which scores corpora.
 
-Requests that arrive together are computed together. What is sent is bounded: bytes, texts, and how many requests
-wait. For many texts use jobs/score.py, which is several times as fast.
+Requests that arrive while the model is busy are computed together next. What is sent is bounded: bytes, texts, and
+how many requests wait. For many texts use jobs/score.py, which is faster.
 """
 
 import asyncio
@@ -10,6 +10,8 @@ import logging
 import socket
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from typing import Any
@@ -24,7 +26,8 @@ from sentiment_core.settings import REQUIRED, check, setting
 from sentiment_core.stream import actor_resources, number_of_workers, threads_each
 from sentiment_core.tokens import STATUS_NAMES
 
-BATCH_REQUESTS, BATCH_WAIT_S = 64, 0.005  # computed together at most; how long the first one waits for others
+BATCH_TEXTS = 256  # computed together, and what the last request has beyond
+ONGOING = 128  # requests taken by a replica, computed or waiting; further ones wait where another replica can take them
 EXPLAINED_WORDS, EXPLAINED_CHARACTERS = 200, 20_000  # of a text; as many copies of it are computed as it has words
 APPLICATION = "sentiment-core"
 PAGE = "serving.html"
@@ -79,7 +82,7 @@ def start(settings: ServeSettings) -> str:
         name="Classifier",
         num_replicas=workers,
         ray_actor_options=dict(actor_resources(workers)),
-        max_ongoing_requests=2 * BATCH_REQUESTS,
+        max_ongoing_requests=ONGOING,
         max_queued_requests=settings.max_waiting,
         logging_config=quiet,
     )(_service(settings))
@@ -159,6 +162,46 @@ def _unicode(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+class Together:
+    """Computes in one call what waits for the model: a request alone at once, those that come meanwhile next.
+    (Batches of `serve.batch` are of what came within some milliseconds, however long they then wait.)"""
+
+    def __init__(self, compute: Callable[[list[list[str]]], list[dict]]) -> None:
+        """`compute`: from the texts of each request the answer to each; called in a thread, one call at a time."""
+        self.compute = compute
+        self.waiting: deque[tuple[list[str], asyncio.Future[dict]]] = deque()
+        self.task: asyncio.Task | None = None
+
+    async def __call__(self, texts: list[str]) -> dict:
+        answer = asyncio.get_running_loop().create_future()
+        self.waiting.append((texts, answer))
+        if self.task is None:
+            self.task = asyncio.create_task(self._work())  # a task of its own: a request's ends when its client goes
+        return await answer
+
+    async def _work(self) -> None:
+        while self.waiting:
+            requests: list[list[str]] = []
+            answers: list[asyncio.Future[dict]] = []
+            while self.waiting and sum(map(len, requests)) < BATCH_TEXTS:
+                texts, answer = self.waiting.popleft()
+                if not answer.done():  # else its client is gone
+                    requests.append(texts)
+                    answers.append(answer)
+            try:
+                found: list = await asyncio.to_thread(self.compute, requests)
+            except Exception as error:
+                found = [error] * len(answers)
+            for answer, result in zip(answers, found, strict=True):
+                if answer.done():
+                    continue
+                if isinstance(result, Exception):
+                    answer.set_exception(result)
+                else:
+                    answer.set_result(result)
+        self.task = None
+
+
 class Rates:
     """How many texts each client has sent: a token bucket that holds two seconds' worth."""
 
@@ -230,6 +273,7 @@ def _service(settings: ServeSettings) -> Any:
             """`files`: those of the bundle at `place`; `models`: the folder of bundles whose current one it is."""
             cluster.in_foreground()
             self.model = Model(ray.get(files), threads, settings.min_confidence)
+            self.together = Together(self.answers)
             if models:
                 threading.Thread(target=self.follow, args=(models, place, threads), daemon=True).start()
 
@@ -245,10 +289,9 @@ def _service(settings: ServeSettings) -> Any:
                     logging.getLogger("ray.serve").exception("the bundle that is current cannot be served")
                 time.sleep(follow_s)
 
-        @serve.batch(max_batch_size=BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
-        async def together(self, requests: list[list[str]]) -> list[dict]:
-            texts, model = [text for request in requests for text in request], self.model
-            found = iter(await asyncio.to_thread(model.results, texts))
+        def answers(self, requests: list[list[str]]) -> list[dict]:
+            model = self.model
+            found = iter(model.results([text for request in requests for text in request]))
             return [{"bundle": model.digest, "results": [next(found) for _ in request]} for request in requests]
 
         @app.post("/score", response_model=Results)

@@ -1,10 +1,12 @@
 """Serving: a real service, asked by HTTP; its page in Chromium where there is one."""
 
+import asyncio
 import concurrent.futures
 import html
 import json
 import shutil
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +19,7 @@ from sentiment_core import bundle, serving
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.registry import PromoteSettings, promote
-from sentiment_core.serving import Rates, ServeSettings
+from sentiment_core.serving import Rates, ServeSettings, Together
 from sentiment_core.tokenizer import Tokenizer
 from tests.conftest import make_bundle
 
@@ -120,6 +122,37 @@ def test_a_client_that_sends_too_much_is_told_to_wait(service):
     assert 429 in codes
     time.sleep(2.5)
     assert ask(service + "score", {"texts": ["x"]})[0] == 200
+
+
+def test_requests_that_wait_are_computed_together_but_for_those_whose_clients_are_gone(monkeypatch):
+    monkeypatch.setattr(serving, "BATCH_TEXTS", 3)
+    calls, begun, free = [], threading.Event(), threading.Event()
+
+    def compute(requests: list[list[str]]) -> list[dict]:
+        calls.append(requests)
+        begun.set()
+        assert free.wait(60)
+        if ["bad"] in requests:
+            raise ValueError("bad")
+        return [{"texts": request} for request in requests]
+
+    async def play() -> list:
+        together = Together(compute)
+        first = asyncio.create_task(together(["a"]))
+        assert await asyncio.to_thread(begun.wait, 60)
+        others = [asyncio.create_task(together(texts)) for texts in (["b"], ["gone"], ["c", "d"], ["bad"], ["e"])]
+        await asyncio.sleep(0)  # they wait now
+        others[1].cancel()
+        await asyncio.sleep(0)
+        free.set()
+        answers = await asyncio.gather(first, *others, return_exceptions=True)
+        return [*answers, await together(["later"])]
+
+    a, b, gone, c, bad, e, later = asyncio.run(play())
+    assert calls == [[["a"]], [["b"], ["c", "d"]], [["bad"], ["e"]], [["later"]]]
+    assert [a, b, c, later] == [{"texts": texts} for texts in (["a"], ["b"], ["c", "d"], ["later"])]
+    assert isinstance(gone, asyncio.CancelledError)
+    assert [str(each) for each in (bad, e)] == ["bad", "bad"]
 
 
 def test_rates_are_of_each_client(monkeypatch):
