@@ -26,6 +26,7 @@ from sentiment_core import (
     calibration,
     classifier,
     cluster,
+    cpu_training,
     dataset,
     encoder,
     metrics,
@@ -475,6 +476,7 @@ def run_workers(
                             num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
                         ),
                         logging_config=LoggingConfig(log_level="ERROR"),
+                        worker_runtime_env={"env_vars": {} if use_gpu else cpu_training.environment()},
                     ),
                 )
                 try:

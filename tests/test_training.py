@@ -11,12 +11,13 @@ import torch
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
+from torch import nn
 
 from sentiment_core import bundle, classifier, dataset, tracking
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.tokens import TokenLists, pad
-from sentiment_core.train_loop import Tokenised, Vocabulary, fitting_budget, renumbered, used_ids
+from sentiment_core.train_loop import Tokenised, Vocabulary, clip, fitting_budget, renumbered, used_ids
 from sentiment_core.training import Trained, TrainSettings, train
 from tests.conftest import make_bundle, sentences
 
@@ -176,6 +177,27 @@ def test_embeddings_that_the_data_has_no_token_of_stay_as_they_are(tiny_bundle):
     assert after.keys() == before.keys()
     changed = (after[vocabulary.name] != before[vocabulary.name]).any(dim=1).nonzero()[:, 0]
     assert changed.tolist() == [0, 101, 102, 2143, 2204, 2919]
+
+
+@pytest.mark.parametrize("norm", [0.5, 1e6])
+def test_gradients_are_clipped_as_torch_does(norm):
+    def trained(clips) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 2))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+        for scale in (1.0, 100.0, 3.0):  # Adam alone would not tell gradients from multiples of them
+            model(torch.randn(8, 20)).square().sum().mul(scale).backward()
+            clips(model, optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+        return model
+
+    ours = trained(lambda _, optimizer: clip(optimizer, norm))
+    torchs = trained(lambda model, _: nn.utils.clip_grad_norm_(model.parameters(), norm))
+    without = trained(lambda *_: None)
+    for a, b, c in zip(ours.parameters(), torchs.parameters(), without.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+        assert torch.allclose(a, c) == (norm == 1e6)
 
 
 def test_layers_are_told_by_how_deep_they_lie(tiny_bundle):
