@@ -31,25 +31,24 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
     command += [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
     work = tmp_path / "_training-killed"
     chance = random.Random(int(time.time()))
-    known: set[Path] = set()
 
-    def wait_for_checkpoint(job: psutil.Popen | None = None) -> None:
-        """One that was not there before, and a moment more."""
+    def checkpoints() -> set[Path]:
+        return set(work.glob("run/checkpoint_*/state-0.pt"))
+
+    def wait_for_checkpoint(known: set[Path], job: psutil.Popen | None = None) -> None:
+        """One besides those known, and a moment more."""
         stop = time.monotonic() + 120
-        while (
-            not (found := set(work.glob("run/checkpoint_*/state-0.pt"))) - known
-            or not (work / "run" / SNAPSHOT).exists()
-        ):
+        while not checkpoints() - known or not (work / "run" / SNAPSHOT).exists():
             assert time.monotonic() < stop
             assert job is None or job.poll() is None
             time.sleep(0.02)
-        known.update(found)
         time.sleep(chance.uniform(0, 0.7))
 
     for turn in range(2):
+        known = checkpoints()  # all that the killed one left: what is new is this turn's
         with open(tmp_path / f"said{turn}", "w") as said:
             job = psutil.Popen(command, stdout=said, stderr=said)
-            wait_for_checkpoint(job)
+            wait_for_checkpoint(known, job)
             for process in (*job.children(recursive=True), job):
                 process.kill()
             assert job.wait() == -signal.SIGKILL  # it was not done
@@ -57,13 +56,14 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
         train(TrainSettings(**flags | {"lr": 0.1}))
 
     def kill_worker() -> None:
-        wait_for_checkpoint()
+        wait_for_checkpoint(known)
         workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
         killed.extend(p.pid for p in workers)
         for process in workers:
             process.kill()
 
     killed: list[int] = []
+    known = checkpoints()
     killer = threading.Thread(target=kill_worker)
     killer.start()
     again = train(TrainSettings(**flags))
