@@ -1,9 +1,11 @@
 """Dropout and attention on a CPU give what torch and transformers give."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from torch import nn
 
@@ -181,3 +183,20 @@ def test_parts_have_every_row_once_and_keep_the_budget(rows, budget):
     assert len(parts) % 2 == 0 or len(parts) in (1, rows)
     for part in parts:
         assert len(part) == 1 or len(part) * lengths[part].max() <= budget
+
+
+def test_a_worker_allocates_by_jemalloc(ray_here):
+    environment = cpu_training.environment()
+    if not environment:
+        pytest.skip("needs Linux on x86-64, and an own choice of malloc (LD_PRELOAD) not made")
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": environment})
+    def libraries() -> str:
+        return Path("/proc/self/maps").read_text()
+
+    assert environment["LD_PRELOAD"] in ray.get(libraries.remote())
+
+
+def test_the_users_own_malloc_is_left_alone(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc.so")
+    assert cpu_training.environment() == {}
