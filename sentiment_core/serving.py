@@ -32,6 +32,7 @@ EXPLAINED_WORDS, EXPLAINED_CHARACTERS = 200, 20_000  # of a text; as many copies
 APPLICATION = "sentiment-core"
 PAGE = "serving.html"
 CLIENTS = 10_000  # whose rates are kept in mind
+WARM_UP_TOKENS = 2048  # of each length: some batches for each thread of a CPU
 FOLLOW_S = 60.0  # between two looks for which bundle is current
 
 
@@ -119,6 +120,16 @@ class Model:
             self.labels = bundle.read_info(folder).labels
             self.engine = Engine.load(folder, threads=threads)
             self.tokenizer = Tokenizer.from_bundle(folder)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Compute texts of all lengths, so that buffers have their size and kernels are there when requests come."""
+        length, texts = 8, []
+        while length <= self.engine.max_length:
+            # different texts of about so many tokens, since equal ones are computed once
+            texts += [" ".join(map(str, range(i, i + length))) for i in range(WARM_UP_TOKENS // length)]
+            length *= 2
+        self.probabilities(texts)
 
     def probabilities(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(n, classes), NaN where there is nothing to score, and the status codes (n,)."""

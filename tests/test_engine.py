@@ -1,5 +1,6 @@
 """The engine: whatever computes it and whatever comes along, a row's probabilities are those of plain torch."""
 
+import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -128,6 +129,17 @@ def test_openvino_is_taken_by_itself_on_a_cpu(tiny_bundle):
         pytest.skip("needs a machine without a GPU")
     assert engine.backend.name.startswith("openvino ")
     assert engine.passed_over == []
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_what_openvino_is_started_with_does_not_stay(tiny_bundle, monkeypatch, own):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    if own:
+        monkeypatch.setenv(name, own)
+    else:
+        monkeypatch.delenv(name, raising=False)
+    Engine.load(tiny_bundle, backend="openvino")
+    assert os.environ.get(name) == own
 
 
 @settings(max_examples=15)
