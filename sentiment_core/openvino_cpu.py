@@ -26,6 +26,7 @@ SHAPES = 100
 # Kernels that oneDNN, which the plugin computes with, keeps for all shapes. By default it is 1,024, for which a service
 # grew by 40 MB in its first minutes; as fast with these, and not with none.
 KERNELS = 128
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # the environment's variable for it, which is looked at once
 # numbers of an activation that share a scale when multiplied in 8 bits: with 384, 1 in 600 labels was another; less
 # than 128 was slower
 INT8_GROUP = 128
@@ -68,7 +69,7 @@ class OpenVino(PaddedRows):
         if int8:
             to_int8(model)
             options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = INT8_GROUP
-        with environment(ONEDNN_PRIMITIVE_CACHE_CAPACITY=str(KERNELS)):
+        with few_kernels():
             compiled = openvino.Core().compile_model(model, "CPU", options)
         self.new_streams = lambda: openvino.AsyncInferQueue(compiled, threads)
         self.streams = self.new_streams()
@@ -126,16 +127,17 @@ def aligned_attention(config: Any) -> Iterator[None]:
 
 
 @contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Within it these are set, unless the user has set them: for libraries that look once, when they are first used;
-    torch has a oneDNN of its own, which is to keep its many kernels."""
-    missing = variables.keys() - os.environ.keys()
-    os.environ.update({name: variables[name] for name in missing})
+def few_kernels() -> Iterator[None]:
+    """A oneDNN that is first used within it keeps `KERNELS`, or what the user has set. Torch's own, used before or
+    after, keeps its many."""
+    if CAPACITY in os.environ:
+        yield
+        return
+    os.environ[CAPACITY] = str(KERNELS)
     try:
         yield
     finally:
-        for name in missing:
-            del os.environ[name]
+        del os.environ[CAPACITY]
 
 
 def to_int8(model) -> None:
