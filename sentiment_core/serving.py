@@ -60,7 +60,7 @@ class ServeSettings:
 def start(settings: ServeSettings) -> str:
     """Serve from now on; the address. Raises `BadRequest`."""
     if importlib.util.find_spec("fastapi") is None:
-        raise BadRequest("jobs/serve.py needs FastAPI and Ray Serve; pip install -c constraints.txt '.[serve]'")
+        raise BadRequest("jobs/serve.py needs FastAPI and Ray Serve; pip install -c constraints.txt -e '.[serve]'")
     from ray import serve
 
     model = storage.absolute(settings.model)  # replicas may work in another folder
