@@ -82,8 +82,8 @@ class PaddedRows:
 class Padded(PaddedRows):
     """Plain torch. Runs every model on every device.
 
-    On a CPU each thread computes a batch of its own: with AMX 1.3 times as fast as sharing one, and a batch of few
-    tokens is multiplied as a large one is, to the last bit.
+    On a CPU each thread computes a batch of its own: with AMX 1.3 times as fast as sharing one, and rows depend less on
+    how many are beside them, which decides how threads share a product.
     """
 
     def __init__(

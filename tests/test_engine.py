@@ -73,6 +73,12 @@ def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
     return TokenLists(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
+def by_company(engine: Engine) -> float:
+    """By how much a row's probabilities may differ with what else is in the batch: on AMX, torch's bfloat16 product of
+    1,536 columns is added up in an order that depends on the number of tokens, which moved them by up to 0.0021."""
+    return 3e-3 if engine.backend.name.startswith("torch") else 1e-3
+
+
 def one_by_one(place: str, lists: TokenLists) -> np.ndarray:
     """Plain torch, float32, a batch for each row."""
     model, _ = bundle.load(place)
@@ -149,14 +155,15 @@ def test_a_row_gets_the_same_in_any_company_and_order(engine, lengths, seed, dat
     together, _ = engine.probabilities(lists)
     assert (np.isnan(together).any(axis=1) == (lists.lengths == 0)).all()
     rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=20)))
-    np.testing.assert_allclose(engine.probabilities(lists.take(rows))[0], together[rows], atol=1e-3)
+    np.testing.assert_allclose(engine.probabilities(lists.take(rows))[0], together[rows], atol=by_company(engine))
 
 
 def test_long_rows_get_the_same_in_any_company(engine):
     lists = random_lists([512, 511, 300, 256, 255, 187, 160, 150, 40] * 2)
     together, _ = engine.probabilities(lists)
     for row in range(9):
-        np.testing.assert_allclose(engine.probabilities(lists.take(np.array([row])))[0][0], together[row], atol=1e-3)
+        alone, _ = engine.probabilities(lists.take(np.array([row])))
+        np.testing.assert_allclose(alone[0], together[row], atol=by_company(engine))
 
 
 def test_rows_of_the_same_tokens_are_computed_once(engine):
