@@ -33,7 +33,7 @@ EXPLAINED_WORDS, EXPLAINED_CHARACTERS = 200, 20_000  # of a text; as many copies
 APPLICATION = "sentiment-core"
 PAGE = "serving.html"
 CLIENTS = 10_000  # whose rates are kept in mind
-WARM_UP_BATCHES = 3  # after one, memory grew by 40 MB more under requests; after three by none
+WARM_UP_BATCHES = 3  # after one, the engine grew by 40 MB more under requests; after three by 2
 FOLLOW_S = 60.0  # between two looks for which bundle is current
 
 
