@@ -115,10 +115,11 @@ def training_page(
         ],
     )
     epochs = html_table(
-        ["epoch", "training loss", "evaluation loss", "accuracy", "macro-F1", "seconds"],
+        ["epoch", "rows", "training loss", "evaluation loss", "accuracy", "macro-F1", "seconds"],
         [
             [
                 f"{record['epoch']}{', kept' if record['epoch'] == t['best_epoch'] else ''}",
+                record["rows"],
                 float(np.mean(record["losses"])),
                 *(record["eval"][name] for name in ("loss", "accuracy", "macro_f1")),
                 record["seconds"],

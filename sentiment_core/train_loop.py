@@ -23,7 +23,7 @@ import torch.distributed
 from ray.train import Checkpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PretrainedConfig, get_linear_schedule_with_warmup
+from transformers import PretrainedConfig
 
 from sentiment_core import bundle, classifier, cluster, cpu_training, hardware, metrics, storage
 from sentiment_core.classifier import Classifier
@@ -113,9 +113,6 @@ class Fit:
         weights = 1 / (shares * np.count_nonzero(shares)) if settings.class_weights == "balanced" else shares**0
         self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
         self.optimizer = make_optimizer(self.model, settings)
-        self.steps = -(-len(self.train_part) // settings.batch_size)  # of an epoch
-        steps = settings.epochs * self.steps
-        self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(settings.warmup * steps), steps)
         self.average = Average(self.model, settings.ema_decay) if settings.ema_decay else None
         self.budget = fitting_budget(self._try, TRAIN_TOKENS[self.device.type], self.device)
         # not among several workers, who exchange gradients within their backward pass, nor where what is computed anew
@@ -129,6 +126,7 @@ class Fit:
             self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=self.some_unused)
         torch.manual_seed(settings.seed + self.rank)  # from here on for dropout: each worker its own
         self.epoch, self.step = 1, 0  # that comes next; steps are counted from 0 in each epoch
+        self.pruning = Pruning(len(self.train_part), settings, self.device)
         self.losses = torch.zeros(self.steps, device=self.device)  # of this epoch; this worker's shares
         self.seconds = 0.0  # that this epoch has taken
         self.log: list[dict] = []
@@ -154,10 +152,11 @@ class Fit:
     def _train_epoch(self) -> None:
         self.wrapped.train()
         order = np.random.default_rng([self.settings.seed, self.epoch])
-        batches = batches_by_length(self.lengths, self.settings.batch_size, order)
-        for rows in batches[self.step :]:
+        kept = self.pruning.kept
+        batches = batches_by_length(self.lengths[kept], self.settings.batch_size, order)
+        for batch in batches[self.step :]:
             started = time.monotonic()
-            self.losses[self.step] = self._train_step(rows)
+            self.losses[self.step] = self._train_step(kept[batch])
             self.step += 1
             self.seconds += time.monotonic() - started
             self._tell_progress()
@@ -171,9 +170,11 @@ class Fit:
             with perturbed(self.vocabulary.embedding, self.settings.adversarial):
                 self._backward(rows)
         clip(self.optimizer, self.settings.max_grad_norm)
+        rate = self._rate(self._epochs_done(self.step + 0.5))  # amid the step, or the first or the last would be lost
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
         if self.average and ((self._steps_done + 1) % AVERAGE_EVERY == 0 or self.step + 1 == self.steps):
             self.average.update()
         return loss
@@ -186,26 +187,30 @@ class Fit:
         # a last batch smaller than the number of workers: take part in the exchange with weight 0
         weight = 1.0 / len(rows) if len(mine) else 0.0
         mine = mine if len(mine) else rows[:1]
+
+        def loss(model: nn.Module, part: np.ndarray) -> torch.Tensor:
+            return self.pruning.weigh(mine[part], self._losses(model, mine[part])).sum() * weight
+
         budget = self.budget
         if self.device.type == "cpu":
             longest = min(int(self.lengths[mine].max()), self.settings.max_length)
             budget = cpu_training.budget(budget, self.task.model_config, longest)
         if self.streams:
             parts = self.streams.parts(self.lengths[mine], budget)
-            return self.streams.backward(lambda model, part: self._loss(model, mine[part]) * weight, parts)
+            return self.streams.backward(loss, parts)
         parts = batches_by_tokens(self.lengths[mine], budget)
         shares = []
         for i, part in enumerate(parts):
             alone = self.world > 1 and i < len(parts) - 1  # the last part brings the workers' gradients together
             with self.wrapped.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-                share = self._loss(self.wrapped, mine[part]) * weight
+                share = loss(self.wrapped, part)
                 # DDP averages gradients over the workers; the sum over all rows is wanted
                 (share * self.world).backward()
             shares.append(share.detach())
         return torch.stack(shares).sum()
 
-    def _loss(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
-        """Sum of the rows' losses."""
+    def _losses(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
+        """(rows,) the loss of each."""
         labels = torch.from_numpy(self.train_part.labels[rows]).to(self.device)
         with hardware.autocast(self.device, self.dtype):
             logits = self._logits(model, self.train_part.tokens, rows)
@@ -214,7 +219,7 @@ class Fit:
         if settings.focal_gamma:
             right = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
             each = each * (1 - right).clamp(min=1e-6) ** settings.focal_gamma
-        return (each * self.class_weights[labels]).sum()
+        return each * self.class_weights[labels]
 
     def _logits(self, model: nn.Module, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         """(rows, classes) float32; those of a text in several pieces are averaged."""
@@ -230,7 +235,7 @@ class Fit:
         """Forward and backward of the longest rows, beside as much memory as the optimiser will take."""
         reserve = [torch.empty_like(p) for p in self.model.parameters() for _ in range(4)]
         rows = batches_by_tokens(self.lengths, budget)[0][: self.settings.batch_size]
-        self._loss(self.model.train(), rows).backward()
+        self._losses(self.model.train(), rows).sum().backward()
         # some heads leave the encoder's pooler without a gradient
         self.some_unused = any(p.grad is None for p in self.model.parameters())
         self.optimizer.zero_grad(set_to_none=True)
@@ -252,6 +257,7 @@ class Fit:
                     "epoch": self.epoch,
                     "losses": losses.tolist(),
                     "seconds": self.seconds,
+                    "rows": len(self.pruning.kept),
                     "eval": {name: scores[name] for name in ("loss", "accuracy", "macro_f1", "ece")},
                     "selected_by": -scores["loss"] if by == "loss" else scores[by],
                     "device": hardware.device_name(self.device),
@@ -264,7 +270,8 @@ class Fit:
             best = self._since_best() == 0
             weights = self.vocabulary.whole_state(self.model) if best and self.rank == 0 else {}
         self.epoch, self.step, self.told_step, self.seconds = self.epoch + 1, 0, 0, 0.0
-        self.losses.zero_()
+        self.pruning.choose(self.epoch)
+        self.losses = torch.zeros(self.steps, device=self.device)
         self._save(self.log[-1]["selected_by"] if best else NOT_BEST, (weights, logits) if best else None)
 
     def _since_best(self) -> int:
@@ -291,20 +298,34 @@ class Fit:
         return logits
 
     @property
+    def steps(self) -> int:
+        """Of this epoch."""
+        return -(-len(self.pruning.kept) // self.settings.batch_size)
+
+    @property
     def _steps_done(self) -> int:
-        return (self.epoch - 1) * self.steps + self.step
+        return sum(len(record["losses"]) for record in self.log[: self.epoch - 1]) + self.step
+
+    def _epochs_done(self, step: float) -> float:
+        """When so many steps of this epoch are."""
+        return self.epoch - 1 + step / self.steps
+
+    def _rate(self, epochs_done: float) -> float:
+        """The learning rate, as a share of its peak: climbs and falls linearly."""
+        done, warmup = epochs_done / self.settings.epochs, self.settings.warmup
+        if done < warmup:
+            return done / warmup
+        return (1 - done) / (1 - warmup) if done < 1 else 0.0
 
     def _tell_progress(self) -> None:
         if self.rank == 0 and (time.monotonic() - self.told > TELL_EVERY or self.step == self.steps):
             loss = self.world * float(self.losses[self.told_step : self.step].mean())  # about: its own shares
-            group = self.optimizer.param_groups[0]
-            lr = self.settings.lr * group["lr"] / group["initial_lr"]
+            lr = self.settings.lr * self._rate(self._epochs_done(self.step))
             self._tell({"train/loss": loss, "train/learning_rate": lr})
             self.told, self.told_step = time.monotonic(), self.step
 
     def _tell(self, values: dict[str, float]) -> None:
-        rows = (self.epoch - 1) * len(self.train_part)
-        rows += min(self.step * self.settings.batch_size, len(self.train_part))
+        rows = round(self._epochs_done(self.step) * len(self.train_part))
         self.task.monitor.put.remote(rows, self._steps_done, values)
 
     def _time_to_save(self) -> bool:
@@ -320,7 +341,7 @@ class Fit:
             "model": self.model.state_dict() if self.rank == 0 else None,  # all workers have the same
             "optimizer": self.optimizer.state_dict() if self.rank == 0 else None,
             "average": self.average.state() if self.average and self.rank == 0 else None,
-            "schedule": self.schedule.state_dict(),
+            "pruning": self.pruning.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "at": [self.epoch, self.step, self.seconds],
@@ -347,7 +368,7 @@ class Fit:
         self.optimizer.load_state_dict(shared["optimizer"])
         if self.average:
             self.average.restore(shared["average"])
-        self.schedule.load_state_dict(own["schedule"])
+        self.pruning.restore(own["pruning"])
         torch.set_rng_state(own["random"])
         if own["random_cuda"] is not None:
             torch.cuda.set_rng_state(own["random_cuda"], self.device)
@@ -377,8 +398,8 @@ def fitting_budget(attempt: Callable[[int], None], tokens: int, device: torch.de
 
 
 def make_optimizer(model: Classifier, settings: "TrainSettings") -> torch.optim.AdamW:
-    """AdamW with the head's own rate, the encoder's decaying from its last layer to its first, and no weight decay on
-    biases and norms, the parameters of one dimension."""
+    """AdamW with the head's own rate, the encoder's decaying from its last layer to its first (`initial_lr` is the
+    peak), and no weight decay on biases and norms, the parameters of one dimension."""
     depth = classifier.depths(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -386,7 +407,8 @@ def make_optimizer(model: Classifier, settings: "TrainSettings") -> torch.optim.
         lr = settings.lr * settings.layer_decay ** depth[name] if in_encoder else settings.head_lr
         groups.setdefault((lr, settings.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": some, "lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()], fused=True
+        [{"params": some, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay), some in groups.items()],
+        fused=True,
     )
 
 
@@ -397,6 +419,49 @@ def clip(optimizer: torch.optim.AdamW, norm: float) -> None:
         [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     )
     optimizer.grad_scale = (found / norm).clamp(min=1)  # type: ignore[attr-defined]
+
+
+class Pruning:
+    """Which rows an epoch trains on: all in the first, and then, of those whose loss was last below the mean, all but a
+    share taken at random each time, for which the others of them count more, so that the gradient is the same in the
+    mean (Qin et al. 2024, InfoBatch, https://arxiv.org/abs/2303.04947). An epoch has fewer steps so."""
+
+    def __init__(self, rows: int, settings: "TrainSettings", device: torch.device) -> None:
+        self.share, self.seed, self.device = settings.data_pruning, settings.seed, device
+        # when a row was last trained on; 0: not in this epoch yet, or by another worker
+        self.losses = torch.zeros(rows, device=device)
+        self.restore([self.losses, torch.ones(rows)])
+
+    def choose(self, epoch: int) -> None:
+        """The rows of this epoch; on all workers the same."""
+        if not self.share:
+            return
+        exchanging = torch.distributed.is_initialized()
+        if exchanging:
+            torch.distributed.all_reduce(self.losses, torch.distributed.ReduceOp.MAX)
+        mean = self.losses.mean()
+        if exchanging:  # chips of another kind may add up in another order
+            torch.distributed.broadcast(mean, 0)
+        learned = (self.losses < mean).cpu().numpy()
+        left_out = learned & (np.random.default_rng([self.seed, epoch, 1]).random(len(learned)) < self.share)
+        weights = np.where(left_out, 0.0, np.where(learned, 1 / (1 - self.share), 1.0))
+        self.restore([self.losses, torch.from_numpy(weights / weights[~left_out].mean()).float()])
+        self.losses[torch.from_numpy(self.kept)] = 0
+
+    def weigh(self, rows: np.ndarray, losses: torch.Tensor) -> torch.Tensor:
+        """The rows' losses, (rows,), times what each counts."""
+        if not self.share:
+            return losses
+        (where,) = hardware.put(self.device, rows)
+        self.losses[where] = losses.detach()
+        return losses * self.weights[where]
+
+    def state(self) -> list:
+        return [self.losses, self.weights]
+
+    def restore(self, state: list) -> None:
+        self.losses, self.weights = (tensor.to(self.device) for tensor in state)
+        self.kept = np.flatnonzero(state[1].cpu().numpy())
 
 
 class Average:

@@ -1,5 +1,6 @@
 """Training: it learns, workers agree, calibration reaches the bundle, bad requests are refused."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sentiment_core import bundle, classifier, dataset, tracking
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.tokens import TokenLists, pad
-from sentiment_core.train_loop import Tokenised, Vocabulary, clip, fitting_budget, renumbered, used_ids
+from sentiment_core.train_loop import Pruning, Tokenised, Vocabulary, clip, fitting_budget, renumbered, used_ids
 from sentiment_core.training import Trained, TrainSettings, train
 from tests.conftest import make_bundle, sentences
 
@@ -177,6 +178,50 @@ def test_embeddings_that_the_data_has_no_token_of_stay_as_they_are(tiny_bundle):
     assert after.keys() == before.keys()
     changed = (after[vocabulary.name] != before[vocabulary.name]).any(dim=1).nonzero()[:, 0]
     assert changed.tolist() == [0, 101, 102, 2143, 2204, 2919]
+
+
+def test_workers_leave_out_the_same_rows(ray_here, tiny_encoder, labelled, tmp_path):
+    settings = TrainSettings(
+        data=labelled, model=tiny_encoder, out=str(tmp_path / "b"), workers=2, epochs=2, batch_size=33, lr=1e-4,
+        head_lr=1e-3, data_pruning=0.5,
+    )  # fmt: skip
+    first, second = train(settings).log  # which would hang if they had not as many steps
+    assert second["rows"] < 0.95 * first["rows"]
+    assert [len(record["losses"]) for record in (first, second)] == [-(-r["rows"] // 33) for r in (first, second)]
+    assert np.mean(second["losses"]) < np.mean(first["losses"])
+
+
+def test_what_is_left_out_is_learned_and_counted_by_others():
+    settings = TrainSettings(data="d", model="m", out="o", data_pruning=0.75)
+    rows = np.arange(1000)
+    pruning = Pruning(len(rows), settings, torch.device("cpu"))
+    assert np.array_equal(pruning.kept, rows)
+    losses = torch.linspace(0.1, 1.1, len(rows)) ** 2  # 535 below the mean
+    assert torch.equal(pruning.weigh(rows, losses), losses)
+    learned = int((losses < losses.mean()).sum())
+    estimates, seen = [], []
+    for epoch in range(2, 42):
+        pruning.choose(epoch)
+        kept = pruning.kept
+        assert np.isin(rows[learned:], kept).all()
+        weighed = pruning.weigh(kept, losses[kept])
+        counts = weighed / losses[kept]
+        torch.testing.assert_close(counts[kept < learned], 4 * counts[-1].expand(len(kept) - len(rows) + learned))
+        estimates.append(float(weighed.mean()))
+        seen.append(np.isin(rows[:learned], kept))
+    assert np.mean(estimates) == pytest.approx(float(losses.mean()), rel=0.01)
+    assert np.mean(seen) == pytest.approx(0.25, abs=0.01)
+    assert np.any(seen, axis=0).all()  # others each time
+    # what a checkpoint keeps is enough to go on the same; what is learned no more is back
+    again = Pruning(len(rows), settings, torch.device("cpu"))
+    again.restore(copy.deepcopy(pruning.state()))
+    before = pruning.kept
+    for one in (pruning, again):
+        one.weigh(one.kept, 2 - losses[one.kept])
+        one.choose(99)
+    assert torch.equal(again.weights, pruning.weights)
+    assert np.isin(before[before < learned], pruning.kept).all()
+    assert len(pruning.kept) < len(rows)  # those that were left out before still count as learned
 
 
 @pytest.mark.parametrize("norm", [0.5, 1e6])

@@ -24,7 +24,8 @@ REPO = Path(__file__).resolve().parents[2]
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny_encoder, labelled, tmp_path):
     """The whole job twice, then a worker, each at a random moment after a new checkpoint. Dropout included."""
     flags = {"data": labelled, "model": tiny_encoder, "lr": 1e-4, "batch_size": 8, "ema_decay": 0.9}
-    flags |= {"epochs": 8, "patience": 8}  # long enough that even on a fast machine three kills come before the end
+    # long enough that even on a fast machine three kills come before the end
+    flags |= {"epochs": 10, "patience": 10, "data_pruning": 0.5}
     calm = train(TrainSettings(**flags, out=str(tmp_path / "calm")))
     flags |= {"out": str(tmp_path / "killed"), "checkpoint_minutes": 0.005}
     command = [sys.executable, str(REPO / "jobs" / "train.py")]
