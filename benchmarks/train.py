@@ -32,6 +32,7 @@ from transformers import (
 
 from sentiment_core import bundle, classifier, dataset, hardware
 from sentiment_core.dataset import Labelled
+from sentiment_core.errors import BadRequest
 from sentiment_core.settings import REQUIRED, parse, run_job, setting
 from sentiment_core.training import TrainSettings, train
 
@@ -66,6 +67,11 @@ def main() -> None:
     if settings.eval_data:
         eval_data = dataset.read(settings.eval_data, "text", "label", data.label_names)
     else:
+        if len(data) <= settings.rows:
+            raise BadRequest(
+                f"{settings.data} has {len(data):,} rows, of which --rows {settings.rows:,} leaves none to evaluate "
+                "on; lower it or give --eval-data"
+            )
         eval_data = data.take(order[settings.rows :][:EVAL_ROWS])
     data = data.take(order[: settings.rows])
     contenders = {
@@ -86,7 +92,7 @@ def main() -> None:
         "device": hardware.device_name(hardware.device()),
         "cpus": os.cpu_count(),
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("results", "model")}
-        | {name: Path(getattr(settings, name) or "").name for name in ("data", "eval_data")}
+        | {"data": Path(settings.data).name, "eval_data": settings.eval_data and Path(settings.eval_data).name}
         | {"eval_rows": len(eval_data)},
         "rows_per_second": rates,
         "times_better_trainer": {name: rate / trainer for name, rate in rates.items()},

@@ -170,7 +170,7 @@ class Fit:
             with perturbed(self.vocabulary.embedding, self.settings.adversarial):
                 self._backward(rows)
         clip(self.optimizer, self.settings.max_grad_norm)
-        rate = self._rate(self._epochs_done(self.step + 0.5))  # amid the step, or the first or the last would be lost
+        rate = self._rate(self.step + 0.5)  # amid the step, or the first or the last would be lost
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         self.optimizer.step()
@@ -310,9 +310,10 @@ class Fit:
         """When so many steps of this epoch are."""
         return self.epoch - 1 + step / self.steps
 
-    def _rate(self, epochs_done: float) -> float:
-        """The learning rate, as a share of its peak: climbs and falls linearly."""
-        done, warmup = epochs_done / self.settings.epochs, self.settings.warmup
+    def _rate(self, step: float) -> float:
+        """The learning rate when so many steps of this epoch are done, as a share of its peak: climbs and falls
+        linearly."""
+        done, warmup = self._epochs_done(step) / self.settings.epochs, self.settings.warmup
         if done < warmup:
             return done / warmup
         return (1 - done) / (1 - warmup) if done < 1 else 0.0
@@ -320,7 +321,7 @@ class Fit:
     def _tell_progress(self) -> None:
         if self.rank == 0 and (time.monotonic() - self.told > TELL_EVERY or self.step == self.steps):
             loss = self.world * float(self.losses[self.told_step : self.step].mean())  # about: its own shares
-            lr = self.settings.lr * self._rate(self._epochs_done(self.step))
+            lr = self.settings.lr * self._rate(self.step)
             self._tell({"train/loss": loss, "train/learning_rate": lr})
             self.told, self.told_step = time.monotonic(), self.step
 
