@@ -2,9 +2,12 @@
 
 import copy
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
+import boto3
 import jsonschema
 import pytest
 import ray
@@ -13,6 +16,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 import sentiment_core.cluster
 from sentiment_core.errors import BadRequest
+from tests import s3
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -46,6 +50,73 @@ def test_cluster_yaml_commands_are_valid_shell(config):
     assert commands
     for command in commands:
         subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+# Stands in for ssh and rsync to a node, which is not there: writes down what was asked of it.
+NODE = """#!/bin/sh
+printf '%s\\n' "$*" >> {log}
+"""
+
+
+def test_ray_up_and_down_on_aws(config, tmp_path):
+    """The launcher's commands, by the words of cluster.yaml, on moto's AWS, with nodes that only take orders down."""
+    home, tools, log = tmp_path / "home", tmp_path / "bin", tmp_path / "asked"
+    (home / ".ssh").mkdir(parents=True)
+    tools.mkdir()
+    for name in ("ssh", "rsync"):
+        (tools / name).write_text(NODE.format(log=log))
+        (tools / name).chmod(0o755)
+    with s3.moto_server() as port:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+        environment |= s3.environment(port) | {
+            "HOME": str(home),
+            "TMPDIR": str(tmp_path),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        del environment["AWS_REGION"]
+        environment["PATH"] = f"{tools}:{Path(sys.executable).parent}:{environment['PATH']}"
+
+        def aws(service: str):
+            key = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+            region = config["provider"]["region"]
+            return boto3.client(service, endpoint_url=f"http://127.0.0.1:{port}", region_name=region, **key)
+
+        def run(*command: str) -> str:
+            options = {"cwd": REPO, "env": environment, "timeout": 120, "capture_output": True, "text": True}
+            done = subprocess.run(["ray", *command], **options)
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        def instances() -> list[dict]:
+            return [one for some in aws("ec2").describe_instances()["Reservations"] for one in some["Instances"]]
+
+        nodes = {name: kind["node_config"] for name, kind in config["available_node_types"].items()}
+        for arn in {node["IamInstanceProfile"]["Arn"] for node in nodes.values()}:
+            aws("iam").create_instance_profile(InstanceProfileName=arn.rpartition("/")[2])
+        run("get-auth-token", "--generate")
+        run("up", "--yes", "--no-config-cache", "cluster.yaml")
+
+        (head,) = instances()  # no worker before a job asks for one
+        assert head["State"]["Name"] == "running"
+        assert head["InstanceType"] == nodes["head"]["InstanceType"]
+        assert head["ImageId"] == nodes["head"]["ImageId"]
+        assert head["IamInstanceProfile"]["Arn"] == nodes["head"]["IamInstanceProfile"]["Arn"]
+        groups = aws("ec2").describe_security_groups(GroupIds=[group["GroupId"] for group in head["SecurityGroups"]])
+        rules = [rule for group in groups["SecurityGroups"] for rule in group["IpPermissions"]]
+        from_outside = [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
+        assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
+
+        asked = log.read_text()
+        for there, here in config["file_mounts"].items():
+            assert here.replace("~", str(home)) in asked, here
+            assert f"ubuntu@{head['PublicIpAddress']}:{there}" in asked, there
+        places = [asked.index(last) for last in ("sudo apt-get", "constraints.txt '", "boto3", "ray start --head")]
+        assert places == sorted(places)
+
+        run("dashboard", "cluster.yaml")
+        assert "-L 8265:localhost:8265" in log.read_text()
+        run("down", "--yes", "cluster.yaml")
+        assert [one["State"]["Name"] for one in instances()] == ["terminated"]
 
 
 def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypatch):
