@@ -43,14 +43,14 @@ def filesystem(port: int) -> pyarrow.fs.S3FileSystem:
     )
 
 
-def client(port: int):
+def client(port: int, service: str = "s3", region: str = "us-east-1"):
     """boto3's, which takes any name for a key."""
     return boto3.client(
-        "s3",
+        service,
         endpoint_url=f"http://127.0.0.1:{port}",
         aws_access_key_id="key",
         aws_secret_access_key=SECRET,
-        region_name="us-east-1",
+        region_name=region,
     )
 
 

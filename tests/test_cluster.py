@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import boto3
 import jsonschema
 import pytest
 import ray
@@ -73,26 +72,20 @@ def test_ray_up_and_down_on_aws(config, tmp_path):
             "TMPDIR": str(tmp_path),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        del environment["AWS_REGION"]
         environment["PATH"] = f"{tools}:{Path(sys.executable).parent}:{environment['PATH']}"
+        ec2, iam = (s3.client(port, service, config["provider"]["region"]) for service in ("ec2", "iam"))
 
-        def aws(service: str):
-            key = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-            region = config["provider"]["region"]
-            return boto3.client(service, endpoint_url=f"http://127.0.0.1:{port}", region_name=region, **key)
-
-        def run(*command: str) -> str:
+        def run(*command: str) -> None:
             options = {"cwd": REPO, "env": environment, "timeout": 120, "capture_output": True, "text": True}
             done = subprocess.run(["ray", *command], **options)
             assert done.returncode == 0, done.stdout + done.stderr
-            return done.stdout
 
         def instances() -> list[dict]:
-            return [one for some in aws("ec2").describe_instances()["Reservations"] for one in some["Instances"]]
+            return [one for some in ec2.describe_instances()["Reservations"] for one in some["Instances"]]
 
         nodes = {name: kind["node_config"] for name, kind in config["available_node_types"].items()}
         for arn in {node["IamInstanceProfile"]["Arn"] for node in nodes.values()}:
-            aws("iam").create_instance_profile(InstanceProfileName=arn.rpartition("/")[2])
+            iam.create_instance_profile(InstanceProfileName=arn.rpartition("/")[2])
         run("get-auth-token", "--generate")
         run("up", "--yes", "--no-config-cache", "cluster.yaml")
 
@@ -101,7 +94,7 @@ def test_ray_up_and_down_on_aws(config, tmp_path):
         assert head["InstanceType"] == nodes["head"]["InstanceType"]
         assert head["ImageId"] == nodes["head"]["ImageId"]
         assert head["IamInstanceProfile"]["Arn"] == nodes["head"]["IamInstanceProfile"]["Arn"]
-        groups = aws("ec2").describe_security_groups(GroupIds=[group["GroupId"] for group in head["SecurityGroups"]])
+        groups = ec2.describe_security_groups(GroupIds=[group["GroupId"] for group in head["SecurityGroups"]])
         rules = [rule for group in groups["SecurityGroups"] for rule in group["IpPermissions"]]
         from_outside = [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
         assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
