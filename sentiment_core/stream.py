@@ -8,9 +8,12 @@ probabilities travel. The columns to keep are read where the last stage needs th
 import json
 import logging
 import random
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,6 +45,7 @@ TASK_UNITS = 512  # however small
 # try, counts for ten.
 FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES = 50, 500, 10
 TASK_MINUTES = 60.0  # that a task may take, seconds of work on most chips
+OVERTIME_S = 120  # that a run whose time is over waits for the next block, so that it does not compute it for nothing
 LOST = f"nothing came back from its worker: it died or hung {TRIES} times, or failed in a way that Ray's logs tell"
 
 
@@ -127,7 +131,7 @@ class Stream:
     last_takes: dict[str, Any]  # that stage alone
     workers: int
     task_minutes: float
-    until: float | None = None  # by `time.monotonic()`: later no task is waited for
+    until: float | None = None  # by `time.monotonic()`: the first block that comes later is the last
 
     def run(self, what: str, units: list[Unit], tally: Tally) -> None:
         """Tally what comes of all `units`: unless too many fail, of each it is known then that it is done, or why not.
@@ -146,9 +150,13 @@ class Stream:
     def _run_tasks(
         self, tasks: list[list[Unit]], guard: Guard, tally: Tally, meters: Meters, progress: Progress
     ) -> None:
-        blocks = self.of(tasks, guard).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        blocks = iter(self.of(tasks, guard).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
-            for block in blocks:
+            while True:
+                with _interrupted(None if self.until is None else self.until + OVERTIME_S):
+                    block = next(blocks, None)
+                if block is None:
+                    return
                 records = block.to_pylist()  # type: ignore[union-attr]  # a pyarrow table, as asked for
                 tally.add(records)
                 meters.add(records)
@@ -160,6 +168,8 @@ class Stream:
                 tally.out_of_time = self.until is not None and time.monotonic() > self.until
                 if tally.stopped or tally.out_of_time:
                     return
+        except _OutOfTime:
+            tally.out_of_time = True
         except ray.exceptions.RayActorError as error:
             last_line = str(error).strip().rpartition("\n")[2]  # below the trace
             tally.broken = f"no worker could load the model: {last_line}"
@@ -183,6 +193,8 @@ class Stream:
         stream.context.target_max_block_size = None  # one block for each task, whatever its size
         stream.context.raise_original_map_exception = True
         stream.context.max_errored_blocks = -1  # `Tally.lost` finds their units
+        # the guard ends what hangs; nodes may be long in coming
+        stream.context.execution_no_progress_timeout_s = -1
         stream.context.max_consecutive_actor_init_deaths = TRIES
         return (
             stream.map_batches(
@@ -205,6 +217,30 @@ class Stream:
                 **common,
             )
         )
+
+
+class _OutOfTime(BaseException):
+    """No block came in time. Like Ctrl-C it is no `Exception`, which Ray might take for one of its own."""
+
+
+@contextmanager
+def _interrupted(until: float | None) -> Iterator[None]:
+    """Raise `_OutOfTime` in what takes longer than `until`, by `time.monotonic()`. In the main thread, where a job
+    waits for its blocks; elsewhere time is not limited."""
+    if until is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise _OutOfTime
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, until - time.monotonic()))
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def number_of_workers(asked: int | None, units: int) -> int:

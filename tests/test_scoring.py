@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from sentiment_core import columns, corpus, scored, stages, storage, stream
 from sentiment_core.engine import Engine
 from sentiment_core.errors import BadRequest
 from sentiment_core.guard import Guard
-from sentiment_core.scoring import ScoreSettings, prepare, score
-from sentiment_core.stream import Stream
+from sentiment_core.scored import Counts
+from sentiment_core.scoring import ScoreSettings, prepare, score, take_output
+from sentiment_core.stream import Stream, Tally
 from sentiment_core.tokenizer import Tokenizer
 from sentiment_core.verify import VerifySettings, verify
 from tests.conftest import make_bundle
@@ -388,3 +390,33 @@ def test_gpus_the_cluster_has_not_are_refused_at_once(ray_here):
 
     with pytest.raises(BadRequest, match=r"1000 workers are asked for and the cluster has at most .* CPUs"):
         cluster.require(1000)
+
+
+def write_late(task: pa.Table, seconds: float, **common) -> pa.Table:
+    time.sleep(seconds)
+    return stages.write(task, **common)
+
+
+@pytest.fixture
+def work(ray_here, tiny_bundle, tmp_path):
+    write(tmp_path / "corpus", "a.parquet", {"text": ["good", "bad", "fine"]})
+    out = str(tmp_path / "out")
+    work = prepare(ScoreSettings(model=str(tiny_bundle), input=str(tmp_path / "corpus"), out=out))
+    storage.check_writable(out)
+    take_output(work)
+    return work
+
+
+def test_a_task_may_take_longer_than_ray_has_patience(work, monkeypatch):
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
+    tally = Tally(Counts.none(work.info.labels))
+    Stream(work.job, work.bundle_files, write_late, {"seconds": 3}, 1, 60).run("score", work.todo, tally)
+    assert (tally.totals.rows, tally.failed, tally.out_of_time) == (3, [], False)
+
+
+def test_time_that_is_over_is_noticed_while_nothing_comes(work, monkeypatch):
+    monkeypatch.setattr(stream, "OVERTIME_S", 2)
+    tally = Tally(Counts.none(work.info.labels))
+    late = Stream(work.job, work.bundle_files, write_late, {"seconds": 300}, 1, 60, until=time.monotonic())
+    late.run("score", work.todo, tally)
+    assert (tally.totals.rows, tally.failed, tally.out_of_time) == (0, [], True)
