@@ -79,6 +79,17 @@ class PaddedRows:
         return int((lengths.max() - lengths).sum())
 
 
+def in_precision(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy that computes in `dtype`, but for the frequencies of rotary positions: these are multiplied by positions,
+    and families compute them in float32 whatever else they do."""
+    found = copy.deepcopy(encoder).to(dtype)
+    for name, exact in encoder.named_buffers():
+        if name.endswith("inv_freq"):
+            module, _, own_name = name.rpartition(".")
+            setattr(found.get_submodule(module), own_name, exact.clone())
+    return found
+
+
 class Padded(PaddedRows):
     """Plain torch. Runs every model on every device.
 
@@ -91,7 +102,7 @@ class Padded(PaddedRows):
     ) -> None:
         super().__init__(device)
         self.name = f"torch {hardware.short_name(dtype)}"
-        self.encoder = parts.encoder if dtype == torch.float32 else copy.deepcopy(parts.encoder).to(dtype)
+        self.encoder = parts.encoder if dtype == torch.float32 else in_precision(parts.encoder, dtype)
         self.pad_id = pad_id
         self.map: Callable[..., Iterable[torch.Tensor]] = map
         if device.type == "cpu":  # `set_num_threads` is for the thread that calls it

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # importing torch and transformers takes seconds; what only a
 
 FORMAT_VERSION = 2  # 1 knew no other truncation than "head", and no cleaning
 CARD = "sentiment.json"
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+METRICS = "metrics.json"  # what jobs/evaluate.py may put beside
 LOG = "training_log.jsonl"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ray", "pyarrow")
 FOR_PEOPLE = (".md", ".png", ".jsonl", ".html")  # files that decide no label: changing them leaves the digest as it is
@@ -108,8 +109,9 @@ def _publish(work: Path, place: str) -> None:
             beside.mkdir()  # not the temporary folder itself: that one is closed to other users
             for name in os.listdir(work):
                 shutil.copyfile(work / name, beside / name)
-            if final.exists():  # empty but for leavings: `check_free` refused others before the work started
-                shutil.rmtree(final)
+            if final.exists():
+                check_free(place)  # once more: what came meanwhile is not ours
+                shutil.rmtree(final)  # empty but for leavings
             os.rename(beside, final)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -118,9 +120,11 @@ def _publish(work: Path, place: str) -> None:
         storage.write_file(storage.join(place, name), (work / name).read_bytes())
 
 
-def check_free(place: str) -> None:
-    """Refuse a place for a new bundle that already holds something."""
-    if storage.holds_something(place):
+def check_free(place: str, begun: bool = False) -> None:
+    """Refuse a place for a new bundle that already holds something; but not a bundle without its card where a run that
+    had `begun` broke off while it put it into an object store, file by file."""
+    half_there = begun and not storage.is_local(place) and not storage.exists(storage.join(place, CARD))
+    if storage.holds_something(place) and not half_there:
         raise BadRequest(f"--out {place} already holds something; expected a new folder; remove it or choose another")
 
 
@@ -158,10 +162,25 @@ def read_files(place: str) -> tuple[BundleInfo, dict[str, bytes]]:
 
 def digest_of(files: dict[str, bytes]) -> str:
     """sha256 over all that decides a label: weights, configuration, tokenizer, and how texts are cut."""
-    deciding = {name: content for name, content in files.items() if name != CARD and not name.endswith(FOR_PEOPLE)}
     info = json.loads(files[CARD])
     rules = [info["head"], info["labels"], info["max_length"], info["truncation"], info.get("clean", "none")]
-    return hashlib.sha256((storage.digest(deciding) + json.dumps(rules)).encode()).hexdigest()
+    return hashlib.sha256((storage.digest(_deciding(files)) + json.dumps(rules)).encode()).hexdigest()
+
+
+def tokens_digest_of(files: dict[str, bytes]) -> str:
+    """sha256 over all that decides which tokens a text has: bundles with the same count them alike."""
+    tokenizer = {name: data for name, data in _deciding(files).items() if name not in (WEIGHTS, CONFIG)}
+    info = json.loads(files[CARD])
+    rules = [info["max_length"], info["truncation"], info.get("clean", "none")]
+    return hashlib.sha256((storage.digest(tokenizer) + json.dumps(rules)).encode()).hexdigest()
+
+
+def _deciding(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {
+        name: content
+        for name, content in files.items()
+        if name not in (CARD, METRICS) and not name.startswith(".") and not name.endswith(FOR_PEOPLE)
+    }
 
 
 def load(folder: str) -> tuple["Classifier", BundleInfo]:

@@ -140,7 +140,10 @@ def from_config(config: PretrainedConfig, head: Head) -> Classifier:
 
 
 def check(config: PretrainedConfig, head: Head, labels: list[str], gradient_checkpointing: bool) -> None:
-    """Refuse an encoder that cannot be trained so. Builds it without its weights."""
+    """Refuse an encoder that cannot be trained so. Builds it without its weights. Raises `BadRequest`, and what
+    transformers raises for a family that has no such classifier."""
+    if config.is_encoder_decoder:
+        raise BadRequest(f"--model is of the family {config.model_type}, with a decoder; expected an encoder alone")
     with torch.device("meta"):
         model = from_config(config, head)
     last_layer(model, len(labels))
@@ -170,9 +173,15 @@ def depths(classifier: Classifier) -> dict[str, int]:
     return {name: layers - 1 - n[0] if n else layers if "embedding" in name else 0 for name, n in numbers.items()}
 
 
+def positions(config: Any, unbounded: int) -> int:
+    """How many tokens the encoder has positions for; `unbounded` if it counts them otherwise."""
+    found = getattr(config, "max_position_embeddings", None) or 0
+    return found if found > 0 else unbounded  # XLNet: -1
+
+
 def probe(config: Any) -> TokenLists:
     """Token lists of several lengths, random but for special tokens, which vocabularies keep at either end."""
-    limit = getattr(config, "max_position_embeddings", 512) - POSITIONS_ASIDE
+    limit = positions(config, 512) - POSITIONS_ASIDE
     offsets = np.cumsum([0, *(min(length, limit) for length in PROBE_LENGTHS)])
     quarter = config.vocab_size // 4
     ids = np.random.default_rng(0).integers(quarter, 3 * quarter, offsets[-1], dtype=np.int32)

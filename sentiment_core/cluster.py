@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from sentiment_core.errors import BadRequest
 
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts its configuration on the head
 _SCHEDULES = hasattr(os, "sched_setscheduler")  # Linux
+REACH_SECONDS = 10  # for the head to take a connection
 PROBE_SECONDS = 60  # for a node to start a process and say whether it sees a folder
 
 
@@ -26,6 +28,7 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS (set for submitted jobs) or the one running here, else start one here."""
     if ray.is_initialized():
         return
+    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet_start(), _in_background():
@@ -44,6 +47,20 @@ def connect_for(workers: int, place: str) -> None:
     require(workers)
     storage.check_writable(place)
     check_shared(place, "--out", writable=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a cluster where nobody listens: Ray would wait for it for many minutes without a word."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise BadRequest(
+            f"the cluster of RAY_ADDRESS {address} cannot be reached: {error}; expected the address of a running one, "
+            "or none to start Ray here"
+        ) from None
 
 
 @contextlib.contextmanager

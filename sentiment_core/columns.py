@@ -37,14 +37,14 @@ def check_clash(
     """Refuse a shard that would bring a column of a `reserved` name into the output."""
     names = kept(schema, text_column, keep)
     for name in names:
-        if name in reserved:
-            others = ",".join(other for other in names if other not in reserved)
+        if name.lower() in reserved:  # DuckDB and Spark do not tell Label from label
+            others = ",".join(other for other in names if other.lower() not in reserved)
             raise BadRequest(
                 f"column {name!r} of {path} has the name of a scored column; name the columns to keep "
                 f"without it: --keep {others or repr('')}"
             )
     for key in _partition_keys(path):
-        if key in reserved:
+        if key.lower() in reserved:
             raise BadRequest(
                 f"the partition folders {key}=... of {path} have the name of a scored column; rename them, "
                 "or score one of them at a time with --input"

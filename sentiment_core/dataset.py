@@ -48,16 +48,25 @@ class Labelled:
         return digest.hexdigest()
 
 
-def read(place: str, text_column: str, label_column: str, label_names: list[str] | None = None) -> Labelled:
+def read(
+    place: str, text_column: str, label_column: str, label_names: list[str] | None = None, numbered: bool = False
+) -> Labelled:
     """Labelled text from a file, folder, glob, URI (Parquet, CSV, JSON Lines) or hub data set.
 
     A hub data set is `owner/name[:config][:split]`, the split `train` unless named. String labels are numbered in
     alphabetical order, whole numbers in their own; `label_names` (of a trained model, or the user's names for the
-    numbers 0, 1, ...) fixes them instead, and another label is refused. Raises `BadRequest`.
+    numbers 0, 1, ...) fixes them instead, and another label is refused. Whole numbers that could all be names are,
+    unless `numbered` says that they count the names; the `origin` of data read before tells. Raises `BadRequest`.
     """
     table, named, origin = _read_table(place, text_column, label_column)
     texts = _decode(table[text_column], place, text_column)
-    values = _label_values(table[label_column], place, label_column, named)
+    values = _label_values(table[label_column], place, label_column)
+    if named:  # hub data marks unlabelled rows with -1
+        values = [v if isinstance(v, int) and 0 <= v < len(named) else None for v in values]
+        if label_names and len(label_names) == len(named) and not set(named) <= set(label_names):
+            numbered = True  # the same classes, called otherwise
+        else:
+            values = [None if v is None else named[v] for v in values]
     has_text = np.array([text is not None and not text.isspace() and text != "" for text in texts], bool)
     has_label = np.array([value is not None for value in values], bool)
     rows = np.flatnonzero(has_text & has_label)
@@ -67,23 +76,28 @@ def read(place: str, text_column: str, label_column: str, label_names: list[str]
             f"{place} has no row with both a text in {text_column!r} and a label in {label_column!r} "
             f"({len(texts)} rows, {dropped['without_text']} without text); expected labelled rows"
         )
-    names, labels = _number([values[i] for i in rows], place, label_column, label_names)
-    origin |= {"rows": len(rows), "dropped": dropped}
+    names, labels, numbered = _number([values[i] for i in rows], place, label_column, label_names, numbered)
+    origin |= {"rows": len(rows), "dropped": dropped, "numbered": numbered}
     return Labelled([texts[i] or "" for i in rows], labels, names, origin)
 
 
 def split(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
-    """A training and an evaluation part, the latter `fraction` of the rows, each label in proportion."""
-    counts = Counter(data.labels.tolist())
+    """A training and an evaluation part, the latter `fraction` of the different texts, each label in proportion. All
+    rows of a text are in the same part: one that was trained on would tell nothing."""
+    number: dict[str, int] = {}
+    texts = np.array([number.setdefault(text, len(number)) for text in data.texts])
+    labels = data.labels[np.unique(texts, return_index=True)[1]]  # of each text's first row
+    counts = Counter(labels.tolist())
     rare = [data.label_names[label] for label, count in counts.items() if count < 2]
-    classes, held_out = len(counts), round(fraction * len(data))
-    if rare or held_out < classes or len(data) - held_out < classes:
-        reason = f"label {rare[0]!r} has only one row" if rare else f"{len(data)} rows are too few"
+    classes, held_out = len(counts), round(fraction * len(labels))
+    if rare or held_out < classes or len(labels) - held_out < classes:
+        reason = f"label {rare[0]!r} has only one row" if rare else f"{len(labels)} rows are too few"
+        reason += " (of different texts)" * (len(labels) < len(data))
         raise BadRequest(
             f"the data cannot be split into a training and an evaluation part: {reason}; add rows or give --eval-data"
         )
-    train, held = train_test_split(np.arange(len(data)), test_size=held_out, stratify=data.labels, random_state=seed)
-    return data.take(np.sort(train)), data.take(np.sort(held))
+    train, held = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=seed)
+    return data.take(np.flatnonzero(np.isin(texts, train))), data.take(np.flatnonzero(np.isin(texts, held)))
 
 
 def _read_table(place: str, text_column: str, label_column: str) -> tuple[pa.Table, list[str] | None, dict]:
@@ -138,6 +152,8 @@ def _require(columns: list[str], present: list[str], place: str) -> None:
     for column, flag in zip(columns, ("--text-column", "--label-column"), strict=False):
         if column not in present:
             raise BadRequest(f"{place} has no column {column!r}; it has {', '.join(present)}; choose with {flag}")
+        if present.count(column) > 1:
+            raise BadRequest(f"{place} has {present.count(column)} columns {column!r}; expected one; rename the others")
 
 
 def _read_hub(name: str, text_column: str, label_column: str) -> tuple[pa.Table, list[str] | None, dict]:
@@ -179,13 +195,13 @@ def _decode(column: pa.ChunkedArray, place: str, name: str) -> list[str | None]:
     return [text for chunk in column.chunks for text in to_texts(chunk)]
 
 
-def _label_values(column: pa.ChunkedArray, place: str, name: str, names: list[str] | None) -> list:
+def _label_values(column: pa.ChunkedArray, place: str, name: str) -> list:
     """Labels as texts or whole numbers, None where there is none."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     values = [v for chunk in column.chunks for v in (to_texts(chunk) if is_text(kind) else chunk.to_pylist())]
     if pa.types.is_floating(kind):  # whole numbers with gaps, as pandas writes them
         values = [None if v is None or np.isnan(v) else v for v in values]
-        broken = next((v for v in values if v is not None and v != int(v)), None)
+        broken = next((v for v in values if v is not None and not float(v).is_integer()), None)
         if broken is not None:
             raise BadRequest(
                 f"column {name!r} of {place} holds the number {broken}; expected classes: texts or whole numbers"
@@ -197,23 +213,22 @@ def _label_values(column: pa.ChunkedArray, place: str, name: str, names: list[st
         values = [None if v is None or not v.strip() else v for v in values]
     elif not pa.types.is_integer(kind):
         raise BadRequest(f"column {name!r} of {place} holds {kind}; expected classes: texts or whole numbers")
-    if names:  # hub data marks unlabelled rows with -1
-        values = [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in values]
     return values
 
 
-def _number(values: list, place: str, column: str, names: list[str] | None) -> tuple[list[str], np.ndarray]:
-    """Label names in order and each row's number among them."""
+def _number(
+    values: list, place: str, column: str, names: list[str] | None, numbered: bool
+) -> tuple[list[str], np.ndarray, bool]:
+    """Label names in order, each row's number among them, and whether the values were such numbers."""
     found = sorted(set(values), key=lambda v: (isinstance(v, str), v))
     if names is None:
         names = [str(v) for v in found]
-        index = {v: i for i, v in enumerate(found)}
+        index, numbered = {v: i for i, v in enumerate(found)}, False
     else:
         index = {name: i for i, name in enumerate(names)}
-        if all(isinstance(v, int) for v in found) and not set(map(str, found)) <= set(names):
-            index = {number: number for number in range(len(names))}  # the user's names for the numbers 0, 1, ...
-        elif all(isinstance(v, int) for v in found):
-            index = {int(name): i for i, name in enumerate(names) if name.lstrip("-").isdigit()}
+        named = {v: index[str(v)] for v in found if str(v) in index}
+        numbered = all(isinstance(v, int) for v in found) and (numbered or len(named) < len(found))
+        index = {number: number for number in range(len(names))} if numbered else named
     unknown = [v for v in found if v not in index]
     if unknown:
         raise BadRequest(
@@ -221,7 +236,7 @@ def _number(values: list, place: str, column: str, names: list[str] | None) -> t
             f"{', '.join(names[:SHOWN_LABELS])}{' ...' if len(names) > SHOWN_LABELS else ''}; "
             "remove those rows or train with data that has this label"
         )
-    return names, np.array([index[v] for v in values], np.int64)
+    return names, np.array([index[v] for v in values], np.int64), numbered
 
 
 def label_shares(labels: np.ndarray, names: list[str]) -> dict[str, float]:

@@ -25,11 +25,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from sentiment_core import report
+from sentiment_core import report, storage
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
 from sentiment_core.scoring import Scored, ScoreSettings, prepare, score
-from sentiment_core.settings import setting
+from sentiment_core.settings import check, setting
 from sentiment_core.training import Trained, TrainSettings, train
 
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
@@ -44,7 +44,7 @@ HELD_OUT_ROWS = 3_000
 TRAINING_ROWS = 8_000  # of the rest: enough for the accuracy shown, few enough for two cores
 SHARDS_PER_KIND = 2
 SHOWN = 2  # most confident sentences of each label, and as many of the least confident
-CONTENT = ("labelled", "corpus", "bundle", "scored", "report.html")
+CONTENT = ("labelled", "corpus", "bundle", "_training-bundle", "scored", "report.html")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,15 @@ class DemoSettings:
     epochs: int = setting(2, "passes over the training rows")
     seed: int = setting(0, "of the split and the training")
 
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+
 
 def demo(settings: DemoSettings) -> str:
     """Run it; returns the closing words for the terminal. Raises `BadRequest` if a part cannot be had."""
     started = time.monotonic()
+    storage.check_lasting(settings.out)
     out = Path(settings.out)
     make_room(out)
     encoder = find_encoder()

@@ -20,7 +20,8 @@ from sentiment_core.scored import Counts
 LEAST_ROWS = 200  # of fewer nothing is said
 CHANCE = 1e-3  # how seldom a comparison passes the limit of chance by chance
 # By how much a share may rise; 0.01 is a percentage point
-SHARE_LIMITS = {"unknown tokens": 0.01, "empty texts": 0.05, "repeated texts": 0.2}
+UNKNOWN = "unknown tokens"
+SHARE_LIMITS = {UNKNOWN: 0.01, "empty texts": 0.05, "repeated texts": 0.2}
 LENGTHS, CONFIDENCES, LABELS = "text length", "confidence", "labels"
 
 
@@ -44,7 +45,7 @@ class Profile:
                 LENGTHS: [*map(float, counts.length_histogram)],
             },
             {
-                "unknown tokens": [counts.unknown_tokens, counts.tokens, counts.unknown_tokens**0.5],
+                UNKNOWN: [counts.unknown_tokens, counts.tokens, counts.unknown_tokens**0.5],
                 "empty texts": [*_binomial(counts.status["empty"] + counts.status["null"], counts.rows)],
                 "repeated texts": [scored - different, scored, different * sketch.relative_error(counts.texts)],
             },
@@ -61,13 +62,15 @@ class Profile:
         if "length_histogram" in reference:
             found[LENGTHS] = reference["length_histogram"]
             tokens = reference["tokens"]
-            unknown = {"unknown tokens": [*_binomial(reference["unknown_token_share"] * tokens, tokens)]}
+            unknown = {UNKNOWN: [*_binomial(reference["unknown_token_share"] * tokens, tokens)]}
         return cls(reference.get("rows", 0), found, unknown)
 
-    def of_texts(self) -> "Profile":
-        """Without what a model says of them, which another model says otherwise."""
-        texts = {what: bins for what, bins in self.distributions.items() if what not in (LABELS, CONFIDENCES)}
-        return Profile(self.rows, texts, self.shares)
+    def of_texts(self, tokens: bool) -> "Profile":
+        """Without what a model says of them, which another model says otherwise; with or without what is counted in
+        `tokens`."""
+        texts = {what: bins for what, bins in self.distributions.items() if what == LENGTHS and tokens}
+        shares = {what: share for what, share in self.shares.items() if what != UNKNOWN or tokens}
+        return Profile(self.rows, texts, shares)
 
     def __add__(self, more: "Profile") -> "Profile":
         def both(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:

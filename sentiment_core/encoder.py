@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from sentiment_core import bundle
+from sentiment_core.classifier import positions
 from sentiment_core.errors import BadRequest
 
 # configuration, tokenizer, weights; pickled weights and code are not fetched
@@ -76,10 +77,11 @@ def check_max_length(
     encoder: Encoder, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, asked: int
 ) -> None:
     """Refuse a --max-length over what the encoder has positions for."""
-    positions = getattr(config, "max_position_embeddings", None) or asked
+    limit = positions(config, asked)
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        positions -= 2  # their position numbers start behind the padding id
-    limit = min(positions, tokenizer.model_max_length)
+        limit -= 2  # their position numbers start behind the padding id
+    if not os.path.exists(os.path.join(encoder.folder, bundle.CARD)):  # a bundle's tokenizer has its own --max-length
+        limit = min(limit, tokenizer.model_max_length)
     if asked > limit:
         raise BadRequest(f"--max-length is {asked}; {encoder.name} takes at most {limit} tokens")
     least = tokenizer.num_special_tokens_to_add(pair=False) + 1

@@ -33,9 +33,12 @@ def evaluate(settings: EvaluateSettings) -> dict:
     """
     info, files = bundle.read_files(registry.resolve(settings.model))
     labels = info.labels
-    data = dataset.read(settings.data, settings.text_column, settings.label_column, labels)
+    numbered = info.training.get("data", {}).get("numbered", False)
+    data = dataset.read(settings.data, settings.text_column, settings.label_column, labels, numbered)
     if settings.out:
         storage.check_lasting(settings.out)
+        if storage.is_folder(settings.out):
+            raise BadRequest(f"--out {settings.out} is a folder; expected a file, such as metrics.json in it")
         storage.check_writable(storage.parent(settings.out))
     probabilities = probabilities_of(files, data.texts)
     scored = ~np.isnan(probabilities).any(axis=1)

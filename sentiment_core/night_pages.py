@@ -137,7 +137,7 @@ def _beside(what: str, labels: list[str], now: np.ndarray, then: np.ndarray) -> 
         axes.bar(at - 0.2, then[bins] / then.sum(), width=0.4, color=report.GREY, label=PAST)
     axes.bar(at + 0.2, now[bins] / max(1, now.sum()), width=0.4, color=report.BLUE, label=WHOLE)
     step = max(1, len(bins) // 8)
-    axes.set_xticks(at[::step], [names[i] for i in bins][::step])
+    axes.set_xticks(at[::step], [report.verbatim(names[i]) for i in bins][::step])
     axes.set_ylim(0, 1.15)  # room for the legend
     axes.legend(frameon=False, ncols=2, loc="upper center")
     return figure
@@ -152,7 +152,7 @@ def _trends(nights: Sequence[Night]) -> dict[str, bytes]:
     figures["Labels"], axes = report.axes_for("Labels", "", "share of rows")
     for label in dict.fromkeys(label for night in nights for label in night.labels):
         shares = [_share(night, label) for night in nights]
-        axes.plot(at, shares, marker=".", label=label)
+        axes.plot(at, shares, marker=".", label=report.verbatim(label))
     axes.set_ylim(0, 1)
     axes.legend(frameon=False)
     figures["Confidence"], axes = report.axes_for("Mean confidence", "", "confidence")

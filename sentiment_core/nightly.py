@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sentiment_core import alert, drift, night_pages, nights, registry, scored, storage
+from sentiment_core import alert, bundle, drift, night_pages, nights, registry, scored, storage
+from sentiment_core.corpus import Corpus
 from sentiment_core.drift import Profile
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, BadRequest
 from sentiment_core.nights import PAST, WHOLE, Night
@@ -81,8 +82,10 @@ class Plan:
 
     settings: NightlySettings
     name: str
-    work: Work
+    work: Work  # of the chosen partitions
+    whole: Corpus  # all partitions
     left: int  # rows to be scored that are not of the chosen partitions
+    waiting: bool  # there are shards to be scored that are not of the chosen partitions
     before: list[Night]
     retrain: "TrainSettings | None"
 
@@ -102,7 +105,8 @@ class Plan:
         lines.append(
             f"about {tokens:,.0f} tokens" + (f"; rows left for other nights: {self.left:,}" if self.left else "")
         )
-        seconds = sum(run["seconds"] for night in self.past for run in night.runs if run["rows"])
+        runs = [run for night in self.past for run in night.runs if run["rows"]]
+        seconds = sum(run.get("scoring_seconds", run["seconds"]) for run in runs)
         if seconds and rows:
             hours = rows * seconds / past_rows / 3600
             cost = self.settings.cost_per_hour
@@ -121,7 +125,9 @@ def make_plan(settings: NightlySettings) -> Plan:
     work = prepare(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
     wanted = _chosen(settings)
     todo = [unit for unit in work.todo if wanted(unit.source)]
-    if (settings.date or settings.since) and not any(wanted(unit.source) for unit in work.corpus.units):
+    failed = [shard for shard in work.corpus.failed if wanted(shard.source)]
+    none = not failed and not any(wanted(unit.source) for unit in work.corpus.units)
+    if (settings.date or settings.since) and none:
         chosen = f"--date {settings.date}" if settings.date else f"--since {settings.since}"
         raise BadRequest(
             f"{chosen}: --input {settings.input} has no such folder {settings.date_key}=...; see --date-key"
@@ -134,7 +140,8 @@ def make_plan(settings: NightlySettings) -> Plan:
     last = nights.latest(before)
     if last and last.night != name and name in (night.night for night in before):
         raise BadRequest(f"--night {name} is over: {last.night} has begun since; give that name, or a new one")
-    return Plan(settings, name, replace(work, todo=todo, stale=stale), left, before, retrain)
+    part = replace(work, todo=todo, stale=stale, corpus=replace(work.corpus, failed=failed))
+    return Plan(settings, name, part, work.corpus, left, len(todo) < len(work.todo), before, retrain)
 
 
 def nightly(settings: NightlySettings) -> Night:
@@ -146,6 +153,7 @@ def nightly(settings: NightlySettings) -> Night:
         storage.check_writable(place)
         if fresh:
             take_output(fresh.work)  # before there is anything else in it
+        storage.check_writable(storage.join(place, nights.FOLDER))
     with nights.alone(place):
         with _telling(settings):
             plan = make_plan(settings)
@@ -155,7 +163,7 @@ def nightly(settings: NightlySettings) -> Night:
         try:
             nights.write(place, night)
             scoring = _score(plan, night)
-            _watch(plan, night)
+            _watch(plan, night, plan.waiting or scoring["out_of_time"])
             if plan.retrain and not settings.limit:  # a look changes no model
                 _renew(plan, night, plan.retrain)
             night.state = "done"
@@ -257,6 +265,7 @@ def _begun(plan: Plan) -> Night:
         broke_off = last and last.state != "done" and not last.rows
         night = Night(plan.name, since_ns=last.since_ns if last and broke_off else nights.now_ns(plan.work.place))
     night.model, night.bundle, night.labels = plan.work.model, plan.work.run.bundle, plan.work.info.labels
+    night.tokens_by = bundle.tokens_digest_of(plan.work.bundle_files)
     return night
 
 
@@ -275,20 +284,22 @@ def _score(plan: Plan, night: Night) -> dict:
     return {
         "rows": run["rows"],
         "rows_per_second": run["rows_per_second"],
+        "scoring_seconds": run["seconds"],
+        "out_of_time": summary["out_of_time"],
         "computed_by": run["computed_by"],
         "padding_share": summary["padding_share"],
     }
 
 
-def _watch(plan: Plan, night: Night) -> None:
-    """Verifies the night, and compares it with others."""
+def _watch(plan: Plan, night: Night, waiting: bool) -> None:
+    """Verifies the night, and compares it with others. `waiting`: some shards are left to the next one."""
     place, settings = plan.work.place, plan.settings
     found = verify(
-        VerifySettings(input=settings.input, out=settings.out, limit=settings.limit), night.since_ns, plan.work.corpus
+        VerifySettings(input=settings.input, out=settings.out, limit=settings.limit), night.since_ns, plan.whole
     )
     night.verified = {kind: len(getattr(found, kind)) for kind in (*FAULTS, "unreadable")}
     awaited = {"orphaned"} if not settings.prune else set()
-    if night.left or night.failed_shards:
+    if waiting or night.failed_shards:
         awaited |= {"missing", "stale"}
     wrong = {kind: night.verified[kind] for kind in FAULTS if kind not in awaited}
     if any(wrong.values()):
@@ -346,6 +357,8 @@ def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
         if fingerprint in tried or (few and not drifted):
             return
         name = renewal.candidate_name(retrain, fingerprint)
+        if any(decision.bundle == name for decision in registry.history(settings.model)):
+            return  # by a night of another output, or gone back from
         found = renewal.renew(retrain, parts, settings.model, name, settings.test_data or "", settings.margin)
         night.renewal = found | {"rows": rows, "fingerprint": fingerprint}
     except Exception as error:  # of training, too

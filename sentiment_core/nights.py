@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sentiment_core import storage
-from sentiment_core.drift import Profile
+from sentiment_core.drift import LEAST_ROWS, Profile
 from sentiment_core.errors import BadRequest
 from sentiment_core.progress import every
 
@@ -38,6 +38,7 @@ class Night:
     since_ns: int = 0  # outputs written from then on are this night's, by the clock of their disk or store
     model: str = ""
     bundle: str = ""  # digest
+    tokens_by: str = ""  # digest of what decides the tokens of a text
     labels: list[str] = field(default_factory=list)
     rows: int = 0  # scored in this night
     left: int = 0  # rows that wait for the next, for want of time or by choice of partitions
@@ -100,7 +101,8 @@ def compared_with(before: Sequence[Night]) -> list[Night]:
                 unusual.append(night)
             else:
                 usual.append(night)
-                unusual = []
+                if night.rows >= LEAST_ROWS:  # else it was not judged
+                    unusual = []
             if len(unusual) == NEW_NORMAL:
                 usual, unusual = unusual, []
     return usual[-PAST_NIGHTS:]
@@ -108,13 +110,15 @@ def compared_with(before: Sequence[Night]) -> list[Night]:
 
 def past_profile(past: Sequence[Night], night: Night, partition: str | None = None) -> Profile:
     """What `night`, or a partition of it, is compared with: the sum over the `past` nights. What a model says of texts
-    counts only where it is the same model."""
+    counts only where it is the same model, and tokens only where they are made the same way."""
     found = Profile()
     for other in past:
         known = other.profile if partition is None else other.partitions.get(partition)
         if known:
             profile = Profile(**known)
-            found += profile if other.bundle == night.bundle else profile.of_texts()
+            if other.bundle != night.bundle:
+                profile = profile.of_texts(tokens=other.tokens_by == night.tokens_by)
+            found += profile
     return found
 
 

@@ -1,6 +1,5 @@
 """Rows packed one behind the other: what GPUs compute."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from sentiment_core import hardware
-from sentiment_core.backends import Parts, Unfit, budget_for
+from sentiment_core.backends import Parts, Unfit, budget_for, in_precision
 from sentiment_core.tokens import TokenLists, packs_by_tokens
 
 
@@ -28,12 +27,13 @@ class Packed:
         self.name = f"{'compiled' if compiled else 'packed'} {hardware.short_name(dtype)}"
         self.device, self.pad_id = device, pad_id
         self.budget = budget_for(device)
-        encoder: Any = copy.deepcopy(parts.encoder.encoder)
+        whole: Any = parts.encoder.encoder
+        encoder: Any = in_precision(whole, dtype)
         encoder.config._attn_implementation = PACKED_ATTENTION
         # RoBERTa and its kin count positions from behind the padding id
         embeddings = getattr(encoder, "embeddings", None)
         self.first_position = pad_id + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
-        self.encoder = encoder.to(dtype)
+        self.encoder = encoder
         if compiled:
             self.encoder = torch.compile(self.encoder, fullgraph=True)
 

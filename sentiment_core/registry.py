@@ -82,12 +82,15 @@ def resolve(model: str) -> str:
     return storage.join(model, names[-1]) if names else model
 
 
-def decide(models: str, name: str, kind: str, reason: str) -> None:
-    """Note a decision on the bundle in folder `name`. Raises `BadRequest` for a folder that is no bundle, or whose
-    labels are not those of the current one."""
+def decide(models: str, name: str, kind: str, reason: str, current: str | None = None) -> None:
+    """Note a decision on the bundle in folder `name`, which holds if the one in `current` (its place) is the current
+    one. Raises `BadRequest` for a folder that is no bundle, or whose labels are not those of the current one, and where
+    another decision was made meanwhile."""
     info, files = bundle.read_files(storage.join(models, name))
     decisions = history(models)
     names = standing(decisions)
+    if (kind == "back" and names[-2:-1] != [name]) or (current and storage.join(models, names[-1]) != current):
+        raise BadRequest(f"--models {models}: {names[-1]} has become the current bundle meanwhile; look, and run again")
     if kind == "promoted" and names:
         labels = bundle.read_info(storage.join(models, names[-1])).labels
         if info.labels != labels:

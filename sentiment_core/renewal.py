@@ -30,13 +30,13 @@ class Comparison:
 
     def verdict(self, margin: float) -> tuple[bool, str]:
         """Whether the candidate is to be promoted, and why."""
-        gain = self.candidate_accuracy - self.accuracy
+        gain = (self.only_candidate - self.only_current) / self.rows
         seen = f", {self.left_out:,} more left out since it was trained on them" if self.left_out else ""
         told = (
             f"accuracy {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows{seen} (alone "
             f"right: {self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
         )
-        if gain < margin:
+        if gain < margin - 1e-9:
             return False, f"{told}; expected at least {margin:g} more"
         if self.p_value > SURE:
             return False, f"{told}; too few rows to be sure of that: p may be {SURE} at most"
@@ -84,13 +84,14 @@ def renew(
 ) -> dict:
     """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide. `parts`: what
     `settings` train and evaluate on."""
-    labels = bundle.read_info(registry.resolve(models)).labels
-    test = dataset.read(test_data, settings.text_column, settings.label_column, labels)
+    info = bundle.read_info(registry.resolve(models))
+    numbered = info.training.get("data", {}).get("numbered", False)
+    test = dataset.read(test_data, settings.text_column, settings.label_column, info.labels, numbered)
     train_candidate(settings, models, name)
     current, candidate = registry.resolve(models), storage.join(models, name)  # by now it may be another one
     if current == candidate:
         return {"candidate": name, "promoted": True, "reason": "another run has made it current"}
     found = compare(current, candidate, test, {text for part in parts for text in part.texts})
     better, reason = found.verdict(margin)
-    registry.decide(models, name, "promoted" if better else "refused", reason)
+    registry.decide(models, name, "promoted" if better else "refused", reason, current)
     return {"candidate": name, "promoted": better, "reason": reason}

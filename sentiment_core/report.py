@@ -183,7 +183,7 @@ def loss_curve(log: list[dict]) -> Figure:
 
 def confusion_matrix(metrics: dict) -> Figure:
     """Rows true, columns predicted; shade and percentage by row."""
-    labels, counts = metrics["labels"], np.array(metrics["confusion"])
+    labels, counts = [*map(verbatim, metrics["labels"])], np.array(metrics["confusion"])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     figure, axes = axes_for(f"Confusion matrix, {metrics['n']:,} rows", "predicted", "true")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -271,7 +271,7 @@ def label_shares(shares: dict[str, dict[str, float]]) -> Figure:
     left = np.zeros(len(shares))
     for label, color in zip(labels, (RED, "#d9dce1", BLUE, "#6aa56a", "#b58a2f") * len(labels), strict=False):
         values = np.array([group[label] for group in shares.values()])
-        axes.barh(list(shares), values, left=left, color=color, label=label)
+        axes.barh([*map(verbatim, shares)], values, left=left, color=color, label=verbatim(label))
         left += values
     axes.set_xlim(0, 1)
     axes.invert_yaxis()
@@ -287,6 +287,11 @@ def axes_for(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     return drawn, axes
+
+
+def verbatim(name: str) -> str:
+    """A user's word as matplotlib writes it as it is: not as mathematics, for its dollars."""
+    return name.replace("$", r"\$")
 
 
 def png(figure: Figure) -> bytes:

@@ -253,11 +253,12 @@ def check_output(place: str, root: str, run: Run, replaced: Collection[str] = ()
     """Refuse an output folder that overlaps the input, holds something else, or the output of another run, unless the
     other one had but a `replaced` bundle. The digests of the earlier bundles whose outputs stay."""
     searched_whole = "**" in run.input or storage.is_folder(run.input)
-    if (searched_whole and f"{place}/".startswith(f"{root}/")) or f"{root}/".startswith(f"{place}/"):
+    if (searched_whole and storage.overlap(root, place)) or storage.overlap(place, root):
         raise BadRequest(f"--out {place} and --input {root} overlap; choose an --out outside the input")
+    something = storage.holds_something(place)  # asked first: another run may begin meanwhile
     pinned = scored.read_run(place) if storage.exists(place) else None
     if pinned is None:
-        if storage.holds_something(place):
+        if something:
             raise BadRequest(
                 f"--out {place} holds something else (no readable {scored.RUN_FILE}); expected a new folder or one that "
                 "jobs/score.py made"

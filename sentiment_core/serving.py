@@ -46,7 +46,9 @@ class ServeSettings:
     min_confidence: float = setting(0.0, "texts whose best label is less probable get none (status abstained)", "P")
     max_texts: int = setting(64, "texts in a request")
     max_bytes: int = setting(1_000_000, "bytes of a request")
-    max_waiting: int = setting(256, "requests that may wait for a model; more are answered with 503")
+    max_waiting: int = setting(
+        256, f"requests that may wait while each model has taken {ONGOING}; more are answered with 503"
+    )
     texts_per_second: float = setting(0.0, "of one client, more are answered with 429; 0: as many as it sends")
 
     def __post_init__(self) -> None:
@@ -79,17 +81,21 @@ def start(settings: ServeSettings) -> str:
     for name in ("ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
-    serve.start(http_options={"host": settings.host, "port": port}, logging_config=quiet)
-    deployment = serve.deployment(
-        name="Classifier",
-        num_replicas=workers,
-        ray_actor_options=dict(actor_resources(workers)),
-        max_ongoing_requests=ONGOING,
-        max_queued_requests=settings.max_waiting,
-        logging_config=quiet,
-    )(_service(settings))
-    service = deployment.bind(ray.put(files), threads_each(workers), place, model if follows else None)
-    serve.run(service, name=APPLICATION, route_prefix="/")
+    try:
+        serve.start(http_options={"host": settings.host, "port": port}, logging_config=quiet)
+        deployment = serve.deployment(
+            name="Classifier",
+            num_replicas=workers,
+            ray_actor_options=dict(actor_resources(workers)),
+            max_ongoing_requests=ONGOING,
+            max_queued_requests=settings.max_waiting,
+            logging_config=quiet,
+        )(_service(settings))
+        service = deployment.bind(ray.put(files), threads_each(workers), place, model if follows else None)
+        serve.run(service, name=APPLICATION, route_prefix="/")
+    except BaseException:  # Ctrl-C, too: its actors would outlive this process on a cluster
+        stop()
+        raise
     return f"http://{settings.host}:{port}/"
 
 
@@ -215,7 +221,8 @@ class Together:
 
 
 class Rates:
-    """How many texts each client has sent: a token bucket that holds two seconds' worth."""
+    """How many texts each client has sent to this replica, which gets its share of them: a token bucket that holds two
+    seconds' worth."""
 
     def __init__(self, per_second: float) -> None:
         self.per_second = per_second
@@ -267,7 +274,7 @@ def _service(settings: ServeSettings) -> Any:
     app = FastAPI(title="sentiment-core", version=__version__)
     app.add_middleware(Bounded, max_bytes=settings.max_bytes)
     page = (package_files("sentiment_core") / PAGE).read_text(encoding="utf-8")
-    rates, follow_s = Rates(settings.texts_per_second), FOLLOW_S
+    rates, follow_s = Rates(settings.texts_per_second / settings.workers), FOLLOW_S
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

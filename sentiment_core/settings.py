@@ -48,13 +48,14 @@ def parse(settings_class: type[Settings], description: str | None, argv: list[st
     values = {}
     config = given.pop("config", None)
     if config:
-        for key, value in _read_yaml(config).items():
+        content, written = _read_yaml(config)
+        for key, value in content.items():
             name = str(key).replace("-", "_")
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}"
                 raise BadRequest(f"{config} has the unknown setting {key!r}{hint}")
-            values[name] = _from_yaml(config, name, value, kinds[name])
+            values[name] = _from_yaml(config, name, value, kinds[name], written.get(key))
     values.update(given)
     missing = [n for n, f in fields.items() if f.default is REQUIRED and n not in values]
     if missing:
@@ -66,10 +67,10 @@ def parse(settings_class: type[Settings], description: str | None, argv: list[st
 def parse_value(settings_class: type, name: str, text: str) -> Any:
     """The value of a setting that is written like this in a --config file. Raises `BadRequest`."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    return _from_yaml(text, name, value, typing.get_type_hints(settings_class)[name])
+        value, written = _load(text)
+    except (yaml.YAMLError, ValueError):
+        value, written = text, text
+    return _from_yaml(text, name, value, typing.get_type_hints(settings_class)[name], written)
 
 
 def command(job: str, settings: Any) -> str:
@@ -124,7 +125,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, field: dataclasses.Field) -> None:
     default = field.default
     text = field.metadata["help"].replace("%", "%%")
-    if default not in (REQUIRED, None, False, ()):
+    if isinstance(default, str | int | float) and not isinstance(default, bool):
         text += f" (default: {default})"
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
     kind = _plain(kind)
@@ -149,26 +150,31 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _read_yaml(path: str) -> dict:
+def _load(text: str) -> tuple[Any, Any]:
+    """YAML's content, and the same with each value as it is written: names such as no, 01 and 2026-11-30 are texts."""
+    return yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+
+
+def _read_yaml(path: str) -> tuple[dict, dict]:
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+            content, written = _load(file.read())
     except OSError as error:
         raise BadRequest(f"--config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # that of 2026-02-30 is no YAMLError
         raise BadRequest(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadRequest(f"--config {path} holds {type(content).__name__}; expected settings as 'name: value' lines")
-    return content
+    return content, written
 
 
-def _from_yaml(path: str, name: str, value: Any, kind: Any) -> Any:
+def _from_yaml(path: str, name: str, value: Any, kind: Any, written: Any) -> Any:
     optional, kind = kind is not _plain(kind), _plain(kind)
     if value is None and optional:
         return None
     if typing.get_origin(kind) is tuple:
-        if isinstance(value, list):
-            return tuple(str(item) for item in value)
+        if isinstance(written, list) and all(isinstance(item, str) for item in written):
+            return tuple(written)
         if isinstance(value, str):
             return _names(value)
         expected = "a list of names"
@@ -181,7 +187,7 @@ def _from_yaml(path: str, name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
         expected = "a number"
     elif kind is str and isinstance(value, datetime.date):  # YAML's 2026-11-30

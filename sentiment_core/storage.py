@@ -64,10 +64,14 @@ class FileStamp:
 
 
 def locate(place: str) -> tuple[pa.fs.FileSystem, str]:
-    """The filesystem of a place and the path in it. Raises `BadRequest` for a URI nothing here can open."""
+    """The filesystem of a place and the path in it. Raises `BadRequest` for a URI nothing here can open, or nothing."""
+    if not place.strip():
+        raise BadRequest(f"a place is {place!r}; expected a local path, s3:// or gs://")
     scheme, separator, path = place.partition("://")
     if not separator:
         return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(place))
+    if scheme == "file" and path.startswith("/"):
+        return pa.fs.LocalFileSystem(), os.path.abspath(path)
     try:
         if scheme in BUCKETS:
             # the path as it stands: a "?" or "%" in it is part of a name or a glob
@@ -108,12 +112,12 @@ def in_parallel(action: Callable[[Item], Found], items: Iterable[Item]) -> Itera
 
 
 def is_local(place: str) -> bool:
-    return "://" not in place or isinstance(locate(place)[0], pa.fs.LocalFileSystem)
+    return "://" not in place or place.startswith("file://")
 
 
 def absolute(place: str) -> str:
     """The same place written the same way each time: local paths absolute, no trailing slash."""
-    return place.rstrip("/") if "://" in place else locate(place)[1]
+    return locate(place)[1] if is_local(place) else place.rstrip("/")
 
 
 def join(place: str, *parts: str) -> str:
@@ -167,7 +171,9 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
             literal = place[: min(place.find(c) for c in "*?[" if c in place)]
             root = absolute(literal.rpartition("/")[0] if "/" in literal else ".")
             found = patiently(place, lambda: filesystem.get_file_info(ArrowFSWrapper(filesystem).glob(path)))
-            files = _stamps(found, locate(root)[1])
+            base = locate(root)[1]
+            files = _stamps(found, base)
+            _check_no_folders(place, found, base)
             suffixes = ("",)
         else:
             raise BadRequest(f"{place} does not exist; expected a file, a folder, a glob or a URI")
@@ -180,6 +186,17 @@ def find_files(place: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileSta
             f"{place} holds no {wanted} file" if wanted else f"{place} matches no file; end it in /*.parquet"
         )
     return root, data
+
+
+def _check_no_folders(place: str, found: list[pa.fs.FileInfo], base: str) -> None:
+    """Refuse a glob that matches folders beside files: what is in them would be left out. One with "**" looks there."""
+    folders = [_relative(info, base) for info in found if info.type == pa.fs.FileType.Directory]
+    folders = [path for path in folders if _is_data(path, ("",))]
+    if folders and len(folders) < len(found) and "**" not in place:
+        raise BadRequest(
+            f"{place} matches files and folders ({folders[0]}); expected files: end it in /*.parquet, or in "
+            "/**/*.parquet for those in the folders too"
+        )
 
 
 def stamps(place: str) -> list[FileStamp]:
@@ -231,7 +248,7 @@ def _stamp(info: pa.fs.FileInfo, relative: str) -> FileStamp:
 def stamp(place: str, relative: str) -> FileStamp:
     """The stamp of one file below `place` as it is now. Raises `FileNotFoundError`."""
     filesystem, path = locate(join(place, relative))
-    info = filesystem.get_file_info(path)
+    info = patiently(place, lambda: filesystem.get_file_info(path))
     if info.type != pa.fs.FileType.File:
         raise FileNotFoundError(f"{relative} is gone")
     return _stamp(info, relative)
@@ -292,11 +309,15 @@ def delete_abandoned(place: str, now_ns: int) -> None:
                         path.unlink()
 
 
-def read_folder(place: str, names: tuple[str, ...] = ("*",)) -> dict[str, bytes]:
-    """The files of a folder whose relative path fits one of the patterns `names`. For bundles and encoders: they are
-    held in memory whole. Raises `OSError`, a `Changed` if the folder is not the same before and after."""
+def read_folder(place: str, names: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """All files below a folder, or, with `names`, those in it that fit one of these patterns. For bundles and encoders:
+    they are held in memory whole. Raises `OSError`, a `Changed` if the folder is not the same before and after."""
     before = stamps(place)
-    wanted = [found.path for found in before if any(fnmatch.fnmatch(found.path, name) for name in names)]
+    wanted = [
+        found.path
+        for found in before
+        if not names or ("/" not in found.path and any(fnmatch.fnmatch(found.path, name) for name in names))
+    ]
     for path in wanted:
         check_name(path)
     files = {path: read_file(join(place, path)) for path in wanted}
@@ -348,7 +369,17 @@ def check_space(place: str, needed: int) -> None:
 
 
 def parent(place: str) -> str:
-    return absolute(place).rpartition("/")[0]
+    """The place above. Raises `BadRequest` where there is none."""
+    above, _, name = absolute(place).rpartition("/")
+    if above.endswith(":/") or not name:
+        raise BadRequest(f"--out {place} has no folder above it; expected a place in a bucket or folder")
+    return above or "/"
+
+
+def overlap(place: str, other: str) -> bool:
+    """Whether `other` is `place` or lies in it, by whatever links it is named."""
+    place, other = (os.path.realpath(locate(p)[1]) if is_local(p) else p.rstrip("/") for p in (place, other))
+    return f"{other}/".startswith(f"{place.rstrip('/')}/")
 
 
 def temporary_name() -> str:

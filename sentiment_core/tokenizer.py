@@ -68,6 +68,16 @@ class Tokenizer:
         windows stand one after another, each with its special tokens and `max_length` long. A text of which nothing
         but special tokens is left is `EMPTY`; such texts and nulls get no ids.
         """
+        found = [self._encode(texts[start : start + ROWS]) for start in range(0, len(texts), ROWS)]
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([length for _, lengths, _ in found for length in lengths], out=offsets[1:])
+        ids = np.concatenate([ids for ids, _, _ in found] or [np.zeros(0, np.int32)])
+        status = np.concatenate([status for _, _, status in found] or [np.zeros(0, np.int8)])
+        return TokenLists(ids, offsets), status
+
+    def _encode(self, texts: Sequence[str | None]) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """The ids of all texts one after another, how many each has, and the status codes. Bounds the memory of the
+        lists in between, which take ten times that of the ids."""
         status = np.zeros(len(texts), np.int8)
         lists: list[list[int]] = [[]] * len(texts)
         ascii_rows, other_rows = [], []
@@ -84,18 +94,15 @@ class Tokenizer:
         room = self.rules.max_length - len(self.prefix) - len(self.suffix)
         encode_ascii: Callable[[list], list[list[int]]] = self.ascii.encode if self.ascii else self._encode_any
         for rows, encode in ((ascii_rows, encode_ascii), (other_rows, self._encode_any)):
-            for start in range(0, len(rows), ROWS):
-                some = rows[start : start + ROWS]
-                for row, ids in zip(some, encode([cleaned[r] for r in some]), strict=True):
-                    if not len(ids):
-                        status[row] = EMPTY
-                        continue
-                    parts, cut = self.rules.kept(ids, room)
-                    lists[row] = list(chain.from_iterable((*self.prefix, *part, *self.suffix) for part in parts))
-                    status[row] = TRUNCATED if cut else OK
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-        return TokenLists(np.fromiter(chain.from_iterable(lists), np.int32, count=offsets[-1]), offsets), status
+            for row, ids in zip(rows, encode([cleaned[r] for r in rows]) if rows else [], strict=True):
+                if not len(ids):
+                    status[row] = EMPTY
+                    continue
+                parts, cut = self.rules.kept(ids, room)
+                lists[row] = list(chain.from_iterable((*self.prefix, *part, *self.suffix) for part in parts))
+                status[row] = TRUNCATED if cut else OK
+        lengths = [len(ids) for ids in lists]
+        return np.fromiter(chain.from_iterable(lists), np.int32, count=sum(lengths)), lengths, status
 
     def _encode_any(self, texts: list) -> list[list[int]]:
         if self.fast:

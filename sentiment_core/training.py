@@ -33,7 +33,6 @@ from sentiment_core import (
     storage,
     tracking,
 )
-from sentiment_core.backends import Unfit
 from sentiment_core.dataset import Labelled
 from sentiment_core.errors import BadRequest
 from sentiment_core.preprocessing import Clean, Preprocessing, Truncation
@@ -210,18 +209,18 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
     started = time.monotonic()
     place = place or settings.out
     storage.check_lasting(place)
-    bundle.check_free(place)
+    bundle.check_free(place, has_checkpoint(unfinished_place("_training-", place)))
     start_from = encoder.fetch(settings.model)
     train_part, eval_part = read_parts(settings)
     labels = train_part.label_names
     try:
         model_config = classifier.make_config(start_from.folder, labels, settings.dropout)
         tokenizer = encoder.load_tokenizer(start_from.folder)
-    except (OSError, ValueError) as error:
+        classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)
+    except (OSError, ValueError, AttributeError) as error:
         raise BadRequest(f"--model {settings.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
     rules = Preprocessing(settings.max_length, settings.truncation, settings.clean)
-    classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)
     texts_to_tokens = Tokenizer.from_transformers(tokenizer, rules)
     train_part, train_tokens = tokenise(train_part, texts_to_tokens)
     eval_part, eval_tokens = tokenise(eval_part, texts_to_tokens)
@@ -330,7 +329,13 @@ def read_parts(settings: TrainSettings) -> tuple[Labelled, Labelled]:
         )
     if not settings.eval_data:
         return dataset.split(data, settings.eval_fraction, settings.seed)
-    held_out = dataset.read(settings.eval_data, settings.text_column, settings.label_column, data.label_names)
+    numbered = data.origin["numbered"]
+    held_out = dataset.read(settings.eval_data, settings.text_column, settings.label_column, data.label_names, numbered)
+    if new := set(held_out.labels.tolist()) - set(classes.tolist()):
+        raise BadRequest(
+            f"--eval-data {settings.eval_data} has the label {data.label_names[min(new)]!r}, of which {settings.data} has "
+            "no row; expected the labels that are trained on; remove those rows or add some to train on"
+        )
     return data, held_out
 
 
@@ -341,8 +346,8 @@ def check_int8(model: classifier.Classifier, classes: int, max_length: int, *par
 
     try:
         engines = [Engine(model.eval(), classes, max_length, backend=backend) for backend in ("openvino", "int8")]
-    except Unfit as unfit:
-        return {"reason": str(unfit)}
+    except Exception as error:  # a conversion may fail in many ways, and the training is done
+        return {"reason": describe(error)}
     same: list[np.ndarray] = []
     rows_left, tokens_left = INT8_ROWS, INT8_TOKENS
     for tokens in parts:
@@ -397,12 +402,17 @@ def tokenise(part: Labelled, tokenizer: Tokenizer) -> tuple[Labelled, TokenLists
     return replace(part.take(keep), origin=origin), tokens.take(keep)
 
 
+def unfinished_place(kind: str, out: str) -> str:
+    """Of what a run for the bundle `out` leaves until it is done."""
+    return storage.join(storage.parent(out), kind + storage.absolute(out).rpartition("/")[2])
+
+
 @contextlib.contextmanager
 def unfinished(kind: str, out: str, request: dict, begun: Callable[[str], bool]) -> Iterator[str]:
     """The folder of a run until it is done, beside the bundle's place; its name begins with `kind`. Afterwards it is
     deleted, but for that of a run that broke off with what it had `begun` to go on with. Raises `BadRequest` if such a
     one asked for something else."""
-    work = storage.join(storage.parent(out), kind + storage.absolute(out).rpartition("/")[2])
+    work = unfinished_place(kind, out)
     place = storage.join(work, REQUEST)
     request = json.loads(json.dumps(request))  # as it is read again
     if begun(work):

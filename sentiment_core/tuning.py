@@ -19,7 +19,7 @@ from sentiment_core import bundle, cluster, encoder, storage
 from sentiment_core.errors import BadRequest
 from sentiment_core.settings import check, parse_value, setting
 from sentiment_core.storage import describe
-from sentiment_core.training import TrainSettings, read_parts, train, unfinished
+from sentiment_core.training import TrainSettings, read_parts, train, unfinished, unfinished_place
 
 # in the environment of whoever runs trials: relative paths keep their meaning, Ctrl-C stops the search, no boxes, no
 # stack traces besides our line, and trials may end without a word: those that a search which broke off had all but done
@@ -93,7 +93,7 @@ def _domain(text: str) -> tuple[str, list | tuple[float, float]]:
 def tune(settings: TuneSettings) -> str:
     """Search and write the best bundle; returns a few lines for the terminal. Raises `BadRequest`."""
     storage.check_lasting(settings.out)
-    bundle.check_free(settings.out)
+    bundle.check_free(settings.out, _begun(unfinished_place("_tuning-", settings.out)))
     encoder.fetch(settings.model)  # what can be said now no trial need find out
     read_parts(settings)
     cluster.connect_for(settings.workers, storage.parent(settings.out))

@@ -77,11 +77,29 @@ def test_a_bundle_appears_whole_or_not_at_all(tiny_encoder, tmp_path, monkeypatc
 def test_the_digest_follows_what_decides_a_label_and_nothing_else(tiny_bundle):
     files = storage.read_folder(tiny_bundle)
     digest = bundle.digest_of(files)
-    assert bundle.digest_of(files | {"README.md": b"another card"}) == digest
+    for name in ("README.md", bundle.METRICS, ".gitattributes"):
+        assert bundle.digest_of(files | {name: b"another"}) == digest
     assert bundle.digest_of(files | {bundle.WEIGHTS: files[bundle.WEIGHTS][:-1] + b"x"}) != digest
     card = json.loads(files[bundle.CARD])
     assert bundle.digest_of(files | {bundle.CARD: json.dumps(card | {"max_length": 9}).encode()}) != digest
     assert bundle.digest_of(files | {bundle.CARD: json.dumps(card | {"metrics": {"n": 1}}).encode()}) == digest
+
+
+def test_bundles_that_make_the_same_tokens_are_known(tiny_bundle):
+    files = storage.read_folder(tiny_bundle)
+    digest = bundle.tokens_digest_of(files)
+    assert bundle.tokens_digest_of(files | {bundle.WEIGHTS: b"others", bundle.CONFIG: b"other"}) == digest
+    assert bundle.tokens_digest_of(files | {"tokenizer.json": b"another"}) != digest
+    card = json.loads(files[bundle.CARD])
+    assert bundle.tokens_digest_of(files | {bundle.CARD: json.dumps(card | {"max_length": 9}).encode()}) != digest
+
+
+def test_a_place_that_was_taken_meanwhile_is_left_alone(tiny_encoder, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.txt").write_text("")
+    with pytest.raises(BadRequest, match="already holds something"):
+        make_bundle(tiny_encoder, tmp_path / "b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", "mine.txt"]
 
 
 @pytest.mark.parametrize(

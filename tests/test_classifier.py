@@ -139,3 +139,15 @@ def test_last_layer_is_spared_what_the_head_does_not_see(config, head):
     seen.clear()
     torch.testing.assert_close(gradients(), expected)
     assert (1 in seen) == spared
+
+
+def test_what_is_more_than_an_encoder_is_refused():
+    config = AutoConfig.for_model("bart", vocab_size=100, d_model=16, encoder_layers=1, decoder_layers=1)
+    with pytest.raises(BadRequest, match="bart, with a decoder"):
+        classifier.check(config, "mlp", ["a", "b"], False)
+
+
+def test_families_that_count_no_positions_have_no_limit():
+    config = AutoConfig.for_model("xlnet", vocab_size=100, d_model=16, n_layer=1, n_head=2, d_inner=32)
+    assert (config.max_position_embeddings, classifier.positions(config, 512)) == (-1, 512)
+    assert len(classifier.probe(config).ids)

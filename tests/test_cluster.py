@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
@@ -16,6 +18,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 import sentiment_core.cluster
 from sentiment_core.errors import BadRequest
 from tests import s3
+from tests.conftest import free_ports
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -124,3 +127,18 @@ def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypa
     sentiment_core.cluster.require(4)
     with pytest.raises(BadRequest, match="5 workers are asked for and the cluster has at most 4 GPUs"):
         sentiment_core.cluster.require(5)
+
+
+def test_a_cluster_that_is_not_there_is_refused(tmp_path, tiny_bundle):
+    """In a process of its own: this one may be connected already."""
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    places = ["--input", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, REPO / "jobs" / "score.py", "--model", tiny_bundle, *places],
+        env=os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}"},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "error: the cluster of RAY_ADDRESS 127.0.0.1:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

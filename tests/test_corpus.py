@@ -97,6 +97,14 @@ def test_plan_takes_globs_and_single_files(tmp_path, pattern, sources):
     assert [unit.source for unit in corpus.plan(str(tmp_path / pattern), "text", None, RESERVED).units] == sources
 
 
+def test_a_glob_that_would_leave_out_folders_is_refused(tmp_path):
+    make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["x.parquet", "k=1/y.parquet", "_old/z.parquet"]})
+    with pytest.raises(BadRequest, match=r"matches files and folders \(k=1\).*/\*\*/\*.parquet"):
+        corpus.plan(str(tmp_path / "*"), "text", None, RESERVED)
+    assert len(corpus.plan(str(tmp_path / "**/*.parquet"), "text", None, RESERVED).units) == 2
+    assert len(corpus.plan(str(tmp_path / "*.parquet"), "text", None, RESERVED).units) == 1
+
+
 def test_broken_and_unfit_shards_are_listed_and_the_others_planned(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}, "b.parquet": {"other": [1]}, "c.parquet": {"text": [1]}})
     (tmp_path / "d.parquet").write_bytes(b"not Parquet at all")
@@ -116,6 +124,7 @@ def test_broken_and_unfit_shards_are_listed_and_the_others_planned(tmp_path):
         ({"a.parquet": {"text": [b"a"]}}, None, ["'text'", "binary"]),
         ({"a.parquet": {"text": ["a"]}}, ("id",), ["'id'", "--keep"]),
         ({"a.parquet": {"text": ["a"], "id": [1], "label": [1]}}, None, ["'label'", "--keep id"]),
+        ({"a.parquet": {"text": ["a"], "id": [1], "Label": [1]}}, None, ["'Label'", "--keep id"]),
         ({"label=1/a.parquet": {"text": ["a"]}}, None, ["label=...", "--input"]),
         ({"a.parq": {"text": ["a"]}, "a.parq.parquet": {"text": ["a"]}, "x": {"text": ["a"]}}, None, None),
     ],

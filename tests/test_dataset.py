@@ -77,6 +77,33 @@ def test_names_in_the_metadata_of_hub_files_are_used_and_unlabelled_rows_dropped
     assert data.origin["dropped"] == {"without_text": 0, "without_label": 1}
 
 
+@pytest.mark.parametrize(
+    ("asked", "names", "labels"),
+    [
+        (["negative", "positive"], ["negative", "positive"], [1, 0]),  # the same two by other names, as of IMDB
+        (["yes", "no"], ["yes", "no"], [0, 1]),  # the data's own names, in another order
+    ],
+)
+def test_the_users_names_and_those_of_hub_files(tmp_path, asked, names, labels):
+    features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "d.parquet")
+    data = dataset.read(str(tmp_path), "text", "label", asked)
+    assert (data.label_names, data.labels.tolist()) == (names, labels)
+    with pytest.raises(BadRequest, match="has the label 'no', which is none of a, b, c"):
+        dataset.read(str(tmp_path), "text", "label", ["a", "b", "c"])
+
+
+def test_numbers_that_count_the_names_do_so_in_data_that_lacks_one(tmp_path):
+    stars = ["1", "2", "3"]
+    path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [0, 1, 1, 2]})
+    data = dataset.read(path, "text", "label", stars)
+    assert (data.labels.tolist(), data.origin["numbered"]) == ([0, 1, 1, 2], True)
+    path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [1, 1, 2, 2]})
+    assert dataset.read(path, "text", "label", stars, data.origin["numbered"]).labels.tolist() == [1, 1, 2, 2]
+    assert dataset.read(path, "text", "label", stars).labels.tolist() == [0, 0, 1, 1]
+
+
 def test_rows_without_text_or_label_are_dropped_and_counted(tmp_path):
     columns = {"text": ["a", None, "", " \t", "b", "c"], "label": ["x", "x", "y", "y", None, "y"]}
     data = dataset.read(write(tmp_path, "parquet", columns), "text", "label")
@@ -101,6 +128,15 @@ def test_split_is_seeded_stratified_and_complete():
     assert dataset.split(data, 0.2, seed=1)[1].texts == held.texts != dataset.split(data, 0.2, seed=2)[1].texts
 
 
+def test_rows_of_the_same_text_are_in_the_same_part():
+    texts = [f"text {i % 40}" for i in range(100)]
+    data = dataset.Labelled(texts, np.arange(100) % 2, ["x", "y"])
+    train, held = dataset.split(data, 0.25, 0)
+    assert len(train) + len(held) == 100
+    assert not set(train.texts) & set(held.texts)
+    assert len(set(held.texts)) == 10
+
+
 def test_the_fingerprint_tells_contents_apart():
     data = dataset.Labelled(["ab", "c"], np.array([0, 1]), ["x", "y"])
     assert data.fingerprint() == dataset.Labelled(["ab", "c"], np.array([0, 1]), ["x", "y"]).fingerprint()
@@ -119,6 +155,7 @@ def test_the_fingerprint_tells_contents_apart():
         ({"text": [None, " "], "label": ["x", "y"]}, None, ["no row", "2 rows, 2 without text"]),
         ({"text": ["a"], "label": ["z"]}, ["x", "y"], ["'z'", "x, y", "remove those rows"]),
         ({"text": ["a"], "label": [7]}, ["x", "y"], ["7", "x, y"]),
+        ({"text": ["a"], "label": [float("inf")]}, None, ["'label'", "inf", "whole numbers"]),
     ],
 )
 def test_wrong_data_is_refused_with_what_to_do(tmp_path, columns, names, words):
@@ -133,6 +170,7 @@ def test_wrong_data_is_refused_with_what_to_do(tmp_path, columns, names, words):
         ("a.parquet", b"PAR1 no", ["a.parquet", "cannot be read as parquet"]),
         ("a.csv", b"text,label\na,b,c\n", ["a.csv", "cannot be read as csv"]),
         ("a.csv", b"", ["a.csv", "cannot be read as csv"]),
+        ("a.csv", b"text,label,text\na,b,c\n", ["a.csv", "2 columns 'text'", "rename"]),
         ("a.jsonl", b"{", ["a.jsonl", "cannot be read as jsonl"]),
         ("a.xlsx", b"", ["a.xlsx", "no known kind", ".csv"]),
     ],

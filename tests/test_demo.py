@@ -38,6 +38,7 @@ def test_an_index_out_of_reach_is_said_with_what_to_do(tmp_path, monkeypatch):
 def test_room_is_made_only_in_a_folder_of_the_demo(tmp_path):
     out = tmp_path / "demo"
     (out / "bundle").mkdir(parents=True)
+    (out / "_training-bundle").mkdir()  # of one that was stopped
     demo.make_room(out)
     assert not out.exists()
     out.mkdir()

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from sentiment_core import bundle
-from sentiment_core.backends import CPU_TOKENS
+from sentiment_core.backends import CPU_TOKENS, in_precision
 from sentiment_core.engine import Engine
 from sentiment_core.tokens import TokenLists
 from tests.conftest import make_bundle
@@ -216,3 +216,19 @@ def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
     assert 0 < np.abs(found - whole).mean() < 0.01
     rows = np.array([7, 3, 200])
     np.testing.assert_allclose(small.probabilities(lists.take(rows))[0], found[rows], atol=1e-3)
+
+
+def test_rotary_positions_stay_exact_in_bf16():
+    config = ModernBertConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=32,
+        pad_token_id=0, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    exact = AutoModel.from_config(config)
+    found = in_precision(exact, torch.bfloat16)
+    frequencies = {name: buffer for name, buffer in exact.named_buffers() if "inv_freq" in name}
+    assert frequencies
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.bfloat16}
+    for name, expected in frequencies.items():
+        assert torch.equal(dict(found.named_buffers())[name], expected)
+    ids = torch.randint(5, 99, (2, 40))
+    torch.testing.assert_close(found(ids).last_hidden_state.float(), exact(ids).last_hidden_state, atol=0.1, rtol=0.1)

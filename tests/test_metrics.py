@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score
 
-from sentiment_core import calibration, metrics
+from sentiment_core import calibration, metrics, report
 
 RNG = np.random.default_rng(0)
 
@@ -72,3 +72,8 @@ def test_a_calibrated_model_has_little_calibration_error():
 
 def test_a_separable_set_gets_a_finite_temperature():
     assert calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1])) >= calibration.RANGE[0]
+
+
+def test_labels_with_dollars_are_drawn_as_they_are():
+    metrics = {"labels": ["$5_$10", "$5% - $10%"], "confusion": [[3, 1], [0, 2]], "n": 6}
+    assert report.png(report.confusion_matrix(metrics)).startswith(b"\x89PNG")

@@ -6,13 +6,15 @@ import os
 import threading
 import time
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import ray
 
-from sentiment_core import bundle, nights, registry
+from sentiment_core import bundle, drift, nights, registry
+from sentiment_core.drift import Profile
 from sentiment_core.errors import BadRequest
 from sentiment_core.nightly import NightlySettings, make_plan, nightly
 from sentiment_core.nights import Night
@@ -49,6 +51,11 @@ def test_a_bundle_is_promoted_and_gone_back_from(models):
     ]
     with pytest.raises(BadRequest, match="no bundle before the current one"):
         promote(PromoteSettings(models=place, back=True))
+    with pytest.raises(BadRequest, match="first has become the current bundle meanwhile"):
+        registry.decide(place, "first", "back", "asked for twice at once")
+    with pytest.raises(BadRequest, match="first has become the current bundle meanwhile"):
+        registry.decide(place, "second", "promoted", "better than what was current", current=f"{place}/second")
+    assert registry.resolve(place) == f"{place}/first"
 
 
 def test_what_cannot_become_current_is_refused(models, tiny_encoder):
@@ -169,9 +176,15 @@ def _scraped(address: str) -> list[str]:
 
 
 def test_a_change_that_stays_becomes_the_new_normal():
-    def kept(*drifted: bool) -> list[str]:
+    def kept(*drifted: bool | None) -> list[str]:
+        """None: of too few rows to be judged."""
         found = [
-            Night(f"{i:02}", "done", rows=1, comparisons=[{"drifted": d, "of": nights.WHOLE, "against": nights.PAST}])
+            Night(
+                f"{i:02}",
+                "done",
+                rows=10 if d is None else 1000,
+                comparisons=[{"drifted": bool(d), "of": nights.WHOLE, "against": nights.PAST}],
+            )
             for i, d in enumerate(drifted)
         ]
         return [night.night for night in nights.compared_with(found)]
@@ -181,6 +194,40 @@ def test_a_change_that_stays_becomes_the_new_normal():
     assert kept(False, *[True] * 6) == ["00"]
     assert kept(False, *[True] * 7) == [f"{i:02}" for i in range(1, 8)]
     assert kept(False, *[True] * 7, False, True) == [f"{i:02}" for i in range(1, 9)]
+    assert kept(False, *[True] * 6, None) == ["00", "07"]
+    assert kept(False, *[True] * 6, None, True) == [*(f"{i:02}" for i in range(1, 7)), "08"]
+
+
+def test_another_bundles_nights_count_as_far_as_they_can():
+    profile = Profile(
+        9, {drift.LENGTHS: [1.0], drift.LABELS: [2.0]}, {drift.UNKNOWN: [1, 2, 1], "empty texts": [3, 4, 1]}
+    )
+    other = Night("1", bundle="x", tokens_by="t", profile=asdict(profile))
+
+    def known(**now: str) -> set[str]:
+        found = nights.past_profile([other], Night("2", **now))
+        return {*found.distributions, *found.shares}
+
+    assert known(bundle="x", tokens_by="t") == {drift.LENGTHS, drift.LABELS, drift.UNKNOWN, "empty texts"}
+    assert known(bundle="y", tokens_by="t") == {drift.LENGTHS, drift.UNKNOWN, "empty texts"}
+    assert known(bundle="y", tokens_by="u") == {"empty texts"}
+
+
+def test_partitions_that_wait_do_not_count_against_a_night(ray_here, models, tmp_path):
+    """Another partition's shards without rows, or that cannot be read; and one of which none can."""
+    shard(tmp_path / "in", "date=1/a.parquet", 20, 0)
+    shard(tmp_path / "in", "date=2/none.parquet", 0, 0)
+    (tmp_path / "in" / "date=3").mkdir()
+    (tmp_path / "in" / "date=3" / "broken.parquet").write_bytes(b"no Parquet")
+    flags = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+
+    def night(**more: str) -> tuple[int | None, int, int]:
+        found = nightly(NightlySettings(night="n", **flags, **more))
+        return found.exit_code, found.rows, len(found.failed_shards)
+
+    assert night(date="1") == (0, 20, 0)
+    assert night(date="3") == (3, 20, 1)
+    assert night() == (3, 20, 1)
 
 
 def test_what_a_night_that_broke_off_has_scored_is_inherited_once():

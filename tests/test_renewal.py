@@ -17,6 +17,7 @@ from tests.conftest import make_bundle
     [
         ((30, 60), True, "accuracy 0.8300 against 0.8000 on 1,000 rows"),
         ((58, 60), False, "expected at least 0.005 more"),
+        ((0, 5), True, "accuracy 0.8050 against 0.8000"),
         ((4, 10), False, "too few rows to be sure"),
         ((60, 30), False, "expected at least 0.005 more"),
     ],

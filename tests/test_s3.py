@@ -91,6 +91,18 @@ def test_a_bundle_that_changes_while_it_is_read_is_refused(store, tiny_bundle):
         bundle.read_files(place)
 
 
+def test_a_bundle_that_was_half_uploaded_is_uploaded_again(store, tiny_bundle):
+    place = f"s3://{s3.BUCKET}/half"
+    s3.client(store.port).put_object(Bucket=s3.BUCKET, Key="half/model.safetensors", Body=b"of a run that was killed")
+    with pytest.raises(BadRequest, match="already holds something"):
+        bundle.check_free(place)
+    bundle.check_free(place, begun=True)
+    bundle.copy(tiny_bundle, place, {})
+    assert bundle.digest_of(bundle.read_files(place)[1]) == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
+    with pytest.raises(BadRequest, match="already holds something"):
+        bundle.check_free(place, begun=True)
+
+
 @pytest.mark.parametrize(("error", "tries"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])
 def test_tries_have_an_end(store, error, tries):
     tried = []

@@ -1,5 +1,7 @@
 """Flags, YAML, and what is said about wrong ones."""
 
+import re
+
 import pytest
 
 from sentiment_core.errors import BadRequest
@@ -15,7 +17,7 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
     config.write_text("data: d.csv\nmodel: m\nout: o\nlr: 3e-5\nhead-lr: 1\nepochs: 5\nlabel_names: [no, yes]\n")
     settings = parse(TrainSettings, "", ["--config", str(config), "--epochs", "7"])
     assert (settings.epochs, settings.lr, settings.head_lr, settings.batch_size) == (7, 3e-5, 1.0, 32)
-    assert settings.label_names == ("False", "True")  # what YAML makes of bare no and yes
+    assert settings.label_names == ("no", "yes")  # as written, though YAML makes false and true of them
 
 
 def test_keep_tells_nothing_from_default():
@@ -52,6 +54,9 @@ def test_wrong_flags_are_named(flags, words):
         ("head: big", ["head", "'big'", "mlp"]),
         ("- a list", ["list", "name: value"]),
         ("a: [", ["not YAML"]),
+        ("tensorboard: 2026-02-30", ["not YAML", "day is out of range"]),
+        ("label_names: [a, [b]]", ["label_names", "a list of names"]),
+        (f"lr: 1{400 * '0'}", ["lr", "a number"]),
     ],
 )
 def test_wrong_yaml_is_named(tmp_path, text, words):
@@ -60,3 +65,11 @@ def test_wrong_yaml_is_named(tmp_path, text, words):
     with pytest.raises(BadRequest) as error:
         parse(TrainSettings, "", [*NEEDED, "--config", str(config)])
     assert all(word in str(error.value) for word in [str(config), *words]), error.value
+
+
+def test_help_tells_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainSettings, "", ["--help"])
+    told = capsys.readouterr().out
+    assert told.count("(default: ") > 20
+    assert re.search(r"--seed N +of the split[^(]*\(default: 0\)", told)

@@ -62,3 +62,38 @@ def test_a_relative_output_of_a_submitted_job_is_refused(tmp_path, monkeypatch):
         storage.check_lasting("scored")
     storage.check_lasting("/scored")
     storage.check_lasting("s3://bucket/scored")
+
+
+def test_file_uris_are_local_paths_as_they_stand(tmp_path):
+    (tmp_path / "city=New York" / "12%3A00").mkdir(parents=True)
+    (tmp_path / "city=New York" / "12%3A00" / "a.parquet").write_bytes(b"x")
+    root, (found,) = storage.find_files(f"file://{tmp_path}", (".parquet",))
+    assert (root, found.path) == (str(tmp_path), "city=New York/12%3A00/a.parquet")
+    assert storage.read_file(storage.join(f"file://{tmp_path}", found.path)) == b"x"
+
+
+def test_a_folder_is_known_by_whatever_links_it_is_named(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "corpus")
+    assert storage.overlap(str(tmp_path / "link"), f"file://{tmp_path}/corpus/scored")
+    assert not storage.overlap(str(tmp_path / "corpus"), str(tmp_path / "corpus2"))
+    assert storage.overlap("s3://bucket/a", "s3://bucket/a/b")
+    assert not storage.overlap("s3://bucket/a", "s3://bucket/ab")
+
+
+@pytest.mark.parametrize("place", ["s3://bucket", "s3://bucket/", "/"])
+def test_a_place_without_a_folder_above_is_refused(place):
+    with pytest.raises(BadRequest, match="has no folder above it"):
+        storage.parent(place)
+
+
+def test_no_place_is_refused():
+    with pytest.raises(BadRequest, match="a place is ''"):
+        storage.locate("")
+
+
+def test_patterns_find_files_of_the_folder_itself(tmp_path):
+    (tmp_path / "checkpoint-500").mkdir()
+    for name in ("config.json", "checkpoint-500/config.json", "notes.bin"):
+        (tmp_path / name).write_bytes(b"")
+    assert list(storage.read_folder(str(tmp_path), ("*.json",))) == ["config.json"]

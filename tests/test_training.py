@@ -19,7 +19,7 @@ from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.tokens import TokenLists, pad
 from sentiment_core.train_loop import Pruning, Tokenised, Vocabulary, clip, fitting_budget, renumbered, used_ids
-from sentiment_core.training import Trained, TrainSettings, train
+from sentiment_core.training import Trained, TrainSettings, read_parts, train
 from tests.conftest import make_bundle, sentences
 
 
@@ -135,15 +135,15 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     )
     assert np.linalg.norm(other - end) < 0.2 * np.linalg.norm(end - start)  # they learned from all rows
     assert two.info.labels == ["low", "middle", "high"]
-    assert np.array(two.info.metrics["confusion"]).sum() == two.info.metrics["n"] == 64
     assert (two.info.truncation, two.info.clean) == ("window", "markup")
     held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), "text", "stars"), 0.1, 0)[1]
+    assert np.array(two.info.metrics["confusion"]).sum() == two.info.metrics["n"] == len(held_out)
     pq.write_table(pa.table({"text": held_out.texts, "stars": held_out.labels}), tmp_path / "held.parquet")
     found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars"))
     assert found["labels"] == two.info.labels
     assert found["brier"] == pytest.approx(two.info.metrics["brier"], abs=0.01)
     off = np.array(found["confusion"]) * np.abs(np.subtract.outer(range(3), range(3)))
-    assert found["mae"] == pytest.approx(off.sum() / 64)
+    assert found["mae"] == pytest.approx(off.sum() / len(held_out))
 
 
 def test_the_memory_that_there_is_decides_how_much_is_computed_at_a_time():
@@ -320,6 +320,11 @@ def test_one_class_and_labels_that_training_never_saw_are_refused(tiny_encoder, 
     pq.write_table(pa.table({"text": ["a", "b"], "label": ["x", "x"]}), tmp_path / "one.parquet")
     with pytest.raises(BadRequest, match="one label 'x'; expected two or more"):
         train(TrainSettings(data=str(tmp_path / "one.parquet"), model=tiny_encoder, out=str(tmp_path / "b")))
+    for name, label in {"seen": 1, "unseen": 2}.items():
+        pq.write_table(pa.table({"text": ["a", "b"], "label": [0, label]}), tmp_path / f"{name}.parquet")
+    places = {"data": str(tmp_path / "seen.parquet"), "eval_data": str(tmp_path / "unseen.parquet")}
+    with pytest.raises(BadRequest, match=r"unseen.parquet has the label 'perhaps', of which .*seen.parquet has no row"):
+        read_parts(TrainSettings(**places, model="m", out="o", label_names=("no", "yes", "perhaps")))
     with pytest.raises(BadRequest, match="label 'x', which is none of negative, positive"):
         train(
             TrainSettings(
