@@ -299,7 +299,7 @@ def _watch(plan: Plan, night: Night, waiting: bool) -> None:
     )
     night.verified = {kind: len(getattr(found, kind)) for kind in (*FAULTS, "unreadable")}
     awaited = {"orphaned"} if not settings.prune else set()
-    if waiting or night.failed_shards:
+    if waiting or night.left or night.failed_shards:
         awaited |= {"missing", "stale"}
     wrong = {kind: night.verified[kind] for kind in FAULTS if kind not in awaited}
     if any(wrong.values()):

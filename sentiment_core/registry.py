@@ -71,7 +71,7 @@ def standing(decisions: list[Decision]) -> list[str]:
     for decision in decisions:
         if decision.kind == "promoted" and names[-1:] != [decision.bundle]:
             names.append(decision.bundle)
-        if decision.kind == "back":
+        if decision.kind == "back" and len(names) > 1:
             names.pop()
     return names
 
@@ -89,8 +89,9 @@ def decide(models: str, name: str, kind: str, reason: str, current: str | None =
     info, files = bundle.read_files(storage.join(models, name))
     decisions = history(models)
     names = standing(decisions)
-    if (kind == "back" and names[-2:-1] != [name]) or (current and storage.join(models, names[-1]) != current):
-        raise BadRequest(f"--models {models}: {names[-1]} has become the current bundle meanwhile; look, and run again")
+    now = storage.join(models, *names[-1:])
+    if (kind == "back" and names[-2:-1] != [name]) or (current and now != current):
+        raise BadRequest(f"--models {models}: {now} has become the current bundle meanwhile; look, and run again")
     if kind == "promoted" and names:
         labels = bundle.read_info(storage.join(models, names[-1])).labels
         if info.labels != labels:
