@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 import yaml
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentiment_core import storage
@@ -140,6 +141,24 @@ def require(workers: int) -> None:
             f"{workers} workers are asked for and the cluster has at most {largest(kind)} {kind}s; choose fewer with "
             "--workers or add nodes"
         )
+
+
+def has_dashboard() -> bool:
+    """Whether Ray's dashboard answers, which Ray Train asks if a training was killed, to free what it had reserved."""
+    try:
+        from ray.util.state import list_nodes
+
+        return bool(list_nodes(limit=1, timeout=PROBE_SECONDS))
+    except Exception:  # of the import, the connection, or Ray's own
+        return False
+
+
+def free_reserved_cpus() -> None:
+    """Free the CPUs, and the GPUs with them, of all placement groups: of trainings that were killed, if none is
+    running."""
+    for id, group in placement_group_table().items():
+        if group["state"] != "REMOVED" and any(bundle.get("CPU") for bundle in group["bundles"].values()):
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id))))
 
 
 def cpus_each(workers: int) -> int:

@@ -124,8 +124,12 @@ def _begun(work: str) -> bool:
 def _search(settings: TuneSettings, work: str) -> Any:
     filesystem, path = storage.locate(work)
     base, places = settings.base(), storage.absolute(storage.join(work, TRIALS))
+    at_once = max(1, cluster.largest("GPU") // settings.workers) if cluster.device_kind() == "GPU" else 1
+    tidies = cluster.has_dashboard()
 
     def trial(config: dict) -> None:
+        if not tidies and at_once == 1:
+            cluster.free_reserved_cpus()  # by a trial that was stopped
         id = ray_tune.get_context().get_trial_id()
         place = storage.join(places, id)
         if not storage.exists(storage.join(place, bundle.CARD)):  # else the search broke off before it knew
@@ -144,17 +148,17 @@ def _search(settings: TuneSettings, work: str) -> Any:
             where, trainable, resume_errored=True, param_space=space, storage_filesystem=filesystem
         )
     else:
-        at_once = cluster.largest("GPU") // settings.workers if cluster.device_kind() == "GPU" else 1
+        asha = ASHAScheduler(
+            time_attr="epoch", max_t=settings.epochs, reduction_factor=KEEP_ONE_IN, stop_last_trials=False
+        )
         tuner = ray_tune.Tuner(
             trainable,
             param_space=space,
             tune_config=ray_tune.TuneConfig(
                 metric="score",
                 mode="max",
-                scheduler=ASHAScheduler(
-                    time_attr="epoch", max_t=settings.epochs, reduction_factor=KEEP_ONE_IN, stop_last_trials=False
-                ),
-                search_alg=BasicVariantGenerator(max_concurrent=max(1, at_once), random_state=settings.seed),
+                scheduler=asha if tidies or at_once == 1 else None,  # what others reserve cannot be told apart
+                search_alg=BasicVariantGenerator(max_concurrent=at_once, random_state=settings.seed),
                 num_samples=settings.trials,
             ),
             run_config=ray_tune.RunConfig(

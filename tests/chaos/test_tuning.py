@@ -71,3 +71,22 @@ def test_a_trial_that_fails_does_not_cost_the_others(ray_here, tiny_encoder, lab
     assert "Traceback" not in told
     assert [folder.name for folder in (tmp_path / "curves").iterdir()] == [finished["id"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "curves"]
+
+
+@needs_minutes
+def test_what_trials_that_were_stopped_had_reserved_is_free_for_the_next(ray_here, tiny_encoder, labelled, tmp_path):
+    search = ("lr=1e-6..1e-5", "head_lr=1e-6..1e-2")
+    tune(
+        TuneSettings(
+            data=labelled,
+            model=tiny_encoder,
+            out=str(tmp_path / "best"),
+            epochs=2,
+            trials=5,
+            search=search,
+            select_by="loss",
+        )
+    )
+    trials = [json.loads(line) for line in (tmp_path / "best" / "tuning.jsonl").read_text().splitlines()]
+    assert len(trials) == 5
+    assert any(len(trial["scores"]) == 1 and not trial["finished"] for trial in trials[:-1])
