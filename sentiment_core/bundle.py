@@ -54,6 +54,11 @@ class BundleInfo:
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(self.max_length, self.truncation, self.clean)
 
+    @property
+    def numbered(self) -> bool:
+        """Whether the labels it was trained on were numbers that count `labels`, as `dataset.read` understands it."""
+        return self.training.get("data", {}).get("numbered", False)
+
 
 def library_versions() -> dict[str, str]:
     own = {"sentiment-core": __version__, "python": platform.python_version()}

@@ -33,8 +33,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     """
     info, files = bundle.read_files(registry.resolve(settings.model))
     labels = info.labels
-    numbered = info.training.get("data", {}).get("numbered", False)
-    data = dataset.read(settings.data, settings.text_column, settings.label_column, labels, numbered)
+    data = dataset.read(settings.data, settings.text_column, settings.label_column, labels, info.numbered)
     if settings.out:
         storage.check_lasting(settings.out)
         if storage.is_folder(settings.out):

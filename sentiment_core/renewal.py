@@ -85,8 +85,7 @@ def renew(
     """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide. `parts`: what
     `settings` train and evaluate on."""
     info = bundle.read_info(registry.resolve(models))
-    numbered = info.training.get("data", {}).get("numbered", False)
-    test = dataset.read(test_data, settings.text_column, settings.label_column, info.labels, numbered)
+    test = dataset.read(test_data, settings.text_column, settings.label_column, info.labels, info.numbered)
     train_candidate(settings, models, name)
     current, candidate = registry.resolve(models), storage.join(models, name)  # by now it may be another one
     if current == candidate:

@@ -137,7 +137,7 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     assert two.info.labels == ["low", "middle", "high"]
     assert (two.info.truncation, two.info.clean) == ("window", "markup")
     held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), "text", "stars"), 0.1, 0)[1]
-    assert np.array(two.info.metrics["confusion"]).sum() == two.info.metrics["n"] == len(held_out)
+    assert np.array(two.info.metrics["confusion"]).sum() == two.info.metrics["n"] == len(held_out) == 72
     pq.write_table(pa.table({"text": held_out.texts, "stars": held_out.labels}), tmp_path / "held.parquet")
     found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars"))
     assert found["labels"] == two.info.labels
