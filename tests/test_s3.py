@@ -47,6 +47,16 @@ def test_throttling_passes(store):
     assert storage.read_file(place) == b"content"
 
 
+def test_a_file_is_read_by_one_request(store):
+    """After one for its size. A model has hundreds of megabytes."""
+    content = os.urandom(3 << 20)
+    for name, held in {"large": content, "empty": b""}.items():
+        storage.write_file(f"s3://{s3.BUCKET}/{name}", held)
+        store.asked.clear()
+        assert storage.read_file(f"s3://{s3.BUCKET}/{name}") == held
+        assert len(store.asked) <= 2
+
+
 def test_a_connection_that_drops_amid_a_file_passes(store, tmp_path):
     pq.write_table(sentences(3_000, seed=0), tmp_path / "a.parquet")
     storage.write_file(f"s3://{s3.BUCKET}/dropped/a.parquet", (tmp_path / "a.parquet").read_bytes())
