@@ -29,7 +29,7 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS (set for submitted jobs) or the one running here, else start one here."""
     if ray.is_initialized():
         return
-    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
+    _check_reachable()
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet_start(), _in_background():
@@ -50,18 +50,20 @@ def connect_for(workers: int, place: str) -> None:
     check_shared(place, "--out", writable=True)
 
 
-def _check_reachable(address: str) -> None:
+def _check_reachable() -> None:
     """Refuse a cluster where nobody listens: Ray would wait for it for many minutes without a word."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    origin, remedy = "RAY_ADDRESS", "expected the address of a running one, or none to start Ray here"
+    if address in ("", "auto"):  # Ray then joins what it noted at the last `ray start`, be that alive or not
+        address = ray._private.utils.read_ray_address() or ""
+        origin, remedy = "noted here by `ray start`", "start it again, or let `ray stop` forget it"
     host, _, port = address.rpartition(":")
     if not host or "://" in address or not port.isdecimal():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except OSError as error:
-        raise BadRequest(
-            f"the cluster of RAY_ADDRESS {address} cannot be reached: {error}; expected the address of a running one, "
-            "or none to start Ray here"
-        ) from None
+        raise BadRequest(f"the cluster {address} ({origin}) cannot be reached: {error}; {remedy}") from None
 
 
 @contextlib.contextmanager

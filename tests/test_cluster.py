@@ -129,16 +129,26 @@ def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypa
         sentiment_core.cluster.require(5)
 
 
-def test_a_cluster_that_is_not_there_is_refused(tmp_path, tiny_bundle):
+@pytest.mark.parametrize(
+    ("noted", "origin"), [(False, "RAY_ADDRESS"), (True, "noted here by `ray start`")], ids=["asked for", "noted"]
+)
+def test_a_cluster_that_is_not_there_is_refused(tmp_path, tiny_bundle, noted, origin):
     """In a process of its own: this one may be connected already."""
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     places = ["--input", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "out")]
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    env = os.environ | {"RAY_TMPDIR": str(tmp_path)}
+    if noted:  # by a `ray start` whose processes were killed
+        env.pop("RAY_ADDRESS", None)
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    else:
+        env["RAY_ADDRESS"] = address
     done = subprocess.run(
         [sys.executable, REPO / "jobs" / "score.py", "--model", tiny_bundle, *places],
-        env=os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}"},
-        capture_output=True, text=True, check=False, timeout=120,
+        env=env, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "error: the cluster of RAY_ADDRESS 127.0.0.1:" in done.stderr
+    assert f"error: the cluster {address} ({origin}) cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
