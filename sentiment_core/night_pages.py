@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from sentiment_core import report, storage
 from sentiment_core.drift import CONFIDENCES, LABELS, LENGTHS
-from sentiment_core.nights import FOLDER, PAST, WHOLE, Night, compared_with, past_profile
+from sentiment_core.nights import FOLDER, PAST, REFERENCE, WHOLE, Night, compared_with, past_profile
 
 SHOWN_NIGHTS = 90  # in the trends
 SHOWN_PARTITIONS = 30
+COLOURS = {REFERENCE: report.LIGHT, PAST: report.GREY, WHOLE: report.BLUE}
 
 
 def write(place: str, nights: Sequence[Night], night: str) -> None:
@@ -36,7 +37,6 @@ def outcome(night: Night) -> str:
 
 
 def night_page(night: Night, before: Sequence[Night]) -> str:
-    last = night.runs[-1] if night.runs else {}
     alarms = "".join(f"<li>{html.escape(alarm)}</li>" for alarm in night.alarms)
     lead = (
         f"{outcome(night).capitalize()}. {night.rows:,} rows scored, {night.left:,} left, of {night.corpus_rows:,}. "
@@ -49,7 +49,7 @@ def night_page(night: Night, before: Sequence[Night]) -> str:
             ["rows left for later", night.left],
             ["rows of the corpus", night.corpus_rows],
             ["tokens", night.tokens],
-            ["rows/s of the last run, start-up included", float(last.get("rows_per_second", 0))],
+            ["rows/s of the last run that scored any, start-up included", _speed(night) or ""],
             ["outputs removed", night.removed],
             ["exit code", "" if night.exit_code is None else str(night.exit_code)],
             ["model", night.model],
@@ -66,7 +66,9 @@ def night_page(night: Night, before: Sequence[Night]) -> str:
     sections = [("Alarms", f"<ul>{alarms}</ul>")] if alarms else []
     sections += [("Figures", numbers)]
     if night.rows:
-        sections.append(("Beside past nights", report.pictures(_images(night, before))))
+        sections.append(
+            ("Beside past nights and the evaluation rows", report.pictures(_images(figures(night, before))))
+        )
     if night.comparisons:
         sections.append(("Drift", _comparisons(night)))
     if night.partitions:
@@ -100,74 +102,91 @@ def index_page(nights: Sequence[Night]) -> str:
         f"<td>{'<br>'.join(map(html.escape, n.alarms))}</td><td>{n.bundle[:12]}</td>"
         f"<td>{html.escape(renewed(n)) if n.renewal else ''}</td><td class=number>{n.rows:,}</td>"
         f"<td class=number>{n.left:,}</td>"
-        f"<td class=number>{n.runs[-1].get('rows_per_second', 0) if n.runs else 0:,.0f}</td></tr>"
+        f"<td class=number>{f'{_speed(n):,.0f}' if _speed(n) else ''}</td></tr>"
         for n in reversed(nights)
     ]
     well = sum(outcome(night) == "well" for night in nights)
     lead = f"{len(nights):,} nights, {well:,} of them well. {sum(night.rows for night in nights):,} rows scored."
-    sections = [("Trends", report.pictures(_trends(done)))] if done else []
+    sections = [("Trends", report.pictures(_images(_trends(done))))] if done else []
     sections.append(("Nights", f"<table>{head}</tr>{''.join(rows)}</table>"))
     return report.page("Nights", lead, sections)
 
 
-def _images(night: Night, before: Sequence[Night]) -> dict[str, bytes]:
-    past = past_profile(compared_with(before), night).distributions
-    figures = {}
+def _speed(night: Night) -> float:
+    """Rows a second of the last run that scored any; 0 without one."""
+    return next((float(run["rows_per_second"]) for run in reversed(night.runs) if run.get("rows")), 0.0)
+
+
+def figures(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
+    """What a night's rows are like, beside what they are compared with."""
+    of_each = {
+        REFERENCE: night.reference.get("distributions", {}),
+        PAST: past_profile(compared_with(before), night).distributions,
+        WHOLE: night.profile["distributions"],
+    }
+    drawn = {}
     for what in (LABELS, CONFIDENCES, LENGTHS):
-        now = np.array(night.profile["distributions"][what], float)
-        then = np.array(past.get(what, np.zeros(len(now))), float)
-        figures[what] = _beside(what, night.labels, now, then)
-    return {name: report.png(figure) for name, figure in figures.items()}
+        known = {name: np.array(distributions.get(what, ()), float) for name, distributions in of_each.items()}
+        known = {name: rows / rows.sum() for name, rows in known.items() if rows.sum()}
+        drawn[what] = _beside(what, night.labels, known)
+    return drawn
 
 
-def _beside(what: str, labels: list[str], now: np.ndarray, then: np.ndarray) -> Figure:
-    """Shares of a night beside those of past nights, by bin."""
+def _images(drawn: dict[str, Figure]) -> dict[str, bytes]:
+    return {name: report.png(figure) for name, figure in drawn.items()}
+
+
+def _beside(what: str, labels: list[str], shares: dict[str, np.ndarray]) -> Figure:
+    """Shares of a night's rows by bin, beside those of others."""
+    number = len(labels) if what == LABELS else len(next(iter(shares.values()), ()))
     names = {
         LABELS: labels,
-        CONFIDENCES: [f"{i / len(now):.2f}" for i in range(len(now))],
-        LENGTHS: [f"{2**i:,}" for i in range(len(now))],
+        CONFIDENCES: [f"{i / number:.2f}" for i in range(number)],
+        LENGTHS: [f"{2**i:,}" for i in range(number)],
     }[what]
-    used = np.flatnonzero((now > 0) | (then > 0))
-    bins = np.arange(used[0], used[-1] + 1) if len(used) and what != LABELS else np.arange(len(now))
+    used = np.flatnonzero(np.sum(list(shares.values()), axis=0) > 0)
+    bins = np.arange(used[0], used[-1] + 1) if len(used) and what != LABELS else np.arange(number)
     title = {LABELS: "Labels", CONFIDENCES: "Confidence", LENGTHS: "Text length"}[what]
     unit = {LABELS: "label", CONFIDENCES: "confidence, from", LENGTHS: "tokens, from"}[what]
     figure, axes = report.axes_for(title, unit, "share of rows")
     at = np.arange(len(bins))
-    if then.sum():
-        axes.bar(at - 0.2, then[bins] / then.sum(), width=0.4, color=report.GREY, label=PAST)
-    axes.bar(at + 0.2, now[bins] / max(1, now.sum()), width=0.4, color=report.BLUE, label=WHOLE)
+    width = 0.8 / max(1, len(shares))
+    for i, (name, share) in enumerate(shares.items()):
+        place = at + width * (i - (len(shares) - 1) / 2)
+        axes.bar(place, share[bins], width=width, color=COLOURS[name], label=name)
     step = max(1, len(bins) // 8)
     axes.set_xticks(at[::step], [report.verbatim(names[i]) for i in bins][::step])
-    axes.set_ylim(0, 1.15)  # room for the legend
-    axes.legend(frameon=False, ncols=2, loc="upper center")
+    if shares:
+        axes.set_ylim(0, 1.4 * max(share.max() for share in shares.values()))  # room for the legend
+        axes.legend(frameon=False, loc="upper center")
     return figure
 
 
-def _trends(nights: Sequence[Night]) -> dict[str, bytes]:
+def _trends(nights: Sequence[Night]) -> dict[str, Figure]:
     names = [night.night for night in nights]
     at = np.arange(len(names))
-    figures = {}
-    figures["Rows"], axes = report.axes_for("Rows scored", "", "rows")
+    drawn = {}
+    drawn["Rows"], axes = report.axes_for("Rows scored", "", "rows")
     axes.bar(at, [night.rows for night in nights], color=report.BLUE)
-    figures["Labels"], axes = report.axes_for("Labels", "", "share of rows")
+    drawn["Labels"], axes = report.axes_for("Labels", "", "share of rows")
     for label in dict.fromkeys(label for night in nights for label in night.labels):
         shares = [_share(night, label) for night in nights]
         axes.plot(at, shares, marker=".", label=report.verbatim(label))
     axes.set_ylim(0, 1)
     axes.legend(frameon=False)
-    figures["Confidence"], axes = report.axes_for("Mean confidence", "", "confidence")
+    drawn["Confidence"], axes = report.axes_for("Mean confidence", "", "confidence")
     axes.plot(at, [_mean_confidence(night) for night in nights], marker=".", color=report.BLUE)
-    figures["Drift"], axes = report.axes_for("Stability index, from past nights", "", "index")
+    drawn["Drift"], axes = report.axes_for("Stability index, from past nights", "", "index")
     for what in (LABELS, CONFIDENCES, LENGTHS):
         axes.plot(at, [_index(night, what) for night in nights], marker=".", label=what)
     limits = [one["limit"] for night in nights for one in night.comparisons if one["now"] is None]
     if limits:
         axes.axhline(limits[-1], color=report.RED, linestyle="--", linewidth=1, label="limit")
     axes.legend(frameon=False)
-    for figure in figures.values():
+    for figure in drawn.values():
         step = max(1, len(names) // 6)
         figure.axes[0].set_xticks(at[::step], names[::step], rotation=30, ha="right")
-    return {name: report.png(figure) for name, figure in figures.items()}
+    return drawn
 
 
 def _share(night: Night, label: str) -> float:

@@ -18,7 +18,7 @@ from sentiment_core import alert, bundle, drift, night_pages, nights, registry, 
 from sentiment_core.corpus import Corpus
 from sentiment_core.drift import Profile
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, BadRequest
-from sentiment_core.nights import PAST, WHOLE, Night
+from sentiment_core.nights import PAST, REFERENCE, WHOLE, Night
 from sentiment_core.scored import Counts
 from sentiment_core.scoring import ScoreSettings, Work, listed, prepare, score, take_output
 from sentiment_core.settings import check, parse, setting
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sentiment_core.training import TrainSettings
 
 SHOWN_PARTITIONS = 200  # with the most rows; the others together are "others"
-REFERENCE = "the bundle's evaluation rows"
 BYTES_PER_TOKEN = 4.5  # of English text, until past nights tell better
 
 
@@ -315,6 +314,7 @@ def _watch(plan: Plan, night: Night, waiting: bool) -> None:
     reference = Profile.of_reference(info.reference, info.labels)
     if settings.min_confidence:  # some labels are left out here, and none there
         reference.distributions.pop(drift.LABELS, None)
+    night.reference = asdict(reference)
     found_all = drift.compare(profile, reference, WHOLE, REFERENCE, settings.reference_limit)
     found_all += drift.compare(profile, nights.past_profile(past, night), WHOLE, PAST, settings.drift_limit)
     pairs = {name: (Profile(**part), nights.past_profile(past, night, name)) for name, part in night.partitions.items()}

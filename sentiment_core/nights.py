@@ -23,7 +23,7 @@ CLAIM = "_running.json"  # who is at work
 # Seconds between two signs of life; without one, until a run is taken for dead; until a claim is seen by all.
 BEAT_S, SILENT_S, SETTLE_S = 20, 60, 1
 SUFFIX = ".json"
-WHOLE, PAST = "this night", "past nights"  # what is compared with what
+WHOLE, PAST, REFERENCE = "this night", "past nights", "the bundle's evaluation rows"  # what is compared with what
 PAST_NIGHTS = 14  # that a night is compared with
 NEW_NORMAL = 7  # nights in a row that must have drifted until they are what others are compared with
 
@@ -48,6 +48,7 @@ class Night:
     failed_shards: list[dict] = field(default_factory=list)
     verified: dict[str, int] = field(default_factory=dict)  # findings by kind
     profile: dict = field(default_factory=dict)
+    reference: dict = field(default_factory=dict)  # the bundle's evaluation rows, as they were compared with
     partitions: dict[str, dict] = field(default_factory=dict)  # profiles of those that had rows to score
     comparisons: list[dict] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Night:
     @property
     def line(self) -> dict:
         """The night in a line for other tools."""
-        left_out = ("partitions", "comparisons", "failed_shards", "since_ns")
+        left_out = ("reference", "partitions", "comparisons", "failed_shards", "since_ns")
         short = {name: value for name, value in asdict(self).items() if name not in left_out}
         return short | {"failed_shards": len(self.failed_shards)}
 

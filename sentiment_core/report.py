@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from sentiment_core.bundle import BundleInfo
 
-BLUE, GREY, RED = "#2f6db5", "#8a8f98", "#c8553d"
+BLUE, GREY, LIGHT, RED = "#2f6db5", "#8a8f98", "#cdd2d9", "#c8553d"
 SIZE = (5.2, 3.9)  # inches
 PICTURES = ("confusion.png", "reliability.png", "confidence.png", "risk_coverage.png", "loss.png")  # of a bundle
 

@@ -194,11 +194,25 @@ class Trained:
         lines += dropped
         lines += [
             f"accuracy {m['accuracy']:.4f}, macro-F1 {m['macro_f1']:.4f} on {m['n']:,} held-out rows",
+            *self.warnings(),
             f"calibration error {c['ece_before']:.4f} -> {c['ece_after']:.4f} at temperature {c['temperature']:.2f}",
             f"bundle: {self.place} ({self.info.training['seconds']:.0f} s, {self.info.training['dtype']} on "
             f"{self.info.training['device']})",
         ]
         return "\n".join(lines)
+
+    def warnings(self) -> list[str]:
+        """One, if the model is no better than always giving the label that most evaluation rows have."""
+        metrics = self.info.metrics
+        of_each = np.sum(metrics["confusion"], axis=1)
+        share = of_each.max() / metrics["n"]
+        if metrics["accuracy"] > share:
+            return []
+        return [
+            f"no better than always giving {self.info.labels[of_each.argmax()]!r} ({share:.4f}): it has not learnt; "
+            f"train longer or faster (--epochs {2 * self.info.training['epochs']}, --lr 1e-4 --head-lr 1e-3), or look at "
+            "the labels"
+        ]
 
 
 def train(settings: TrainSettings, place: str | None = None, tracker: tracking.Tracker | None = None) -> Trained:

@@ -47,14 +47,20 @@ def tiny_encoder(packaged_encoder, tmp_path_factory) -> str:
 
 
 def make_bundle(
-    encoder: str, place: Path, head: str = "standard", labels=("negative", "positive"), max_length=32, int8=None
+    encoder: str,
+    place: Path,
+    head: str = "standard",
+    labels=("negative", "positive"),
+    max_length=32,
+    int8=None,
+    reference=None,
 ) -> str:
     """A bundle with an untrained head, by the project's own writer."""
     torch.manual_seed(1)
     config = classifier.make_config(encoder, list(labels))
     model = classifier.from_encoder(encoder, config, head)
     torch.nn.init.normal_(classifier.last_layer(model, len(labels)).weight, std=0.5)  # confidences worth comparing
-    info = bundle.BundleInfo(head, list(labels), max_length, {}, {}, {}, {}, int8 or {})
+    info = bundle.BundleInfo(head, list(labels), max_length, {}, {}, {}, reference or {}, int8 or {})
     bundle.write(str(place), model, config, load_tokenizer(encoder), info, {})
     return str(place)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from sentiment_core import bundle, drift, nights, registry
+from sentiment_core import bundle, drift, night_pages, nights, registry
 from sentiment_core.drift import Profile
 from sentiment_core.errors import BadRequest
 from sentiment_core.nightly import NightlySettings, make_plan, nightly
@@ -27,7 +27,8 @@ from tests.conftest import make_bundle, shard
 def models(tiny_encoder, tmp_path_factory) -> Path:
     """Two bundles, of which the first is current."""
     place = tmp_path_factory.mktemp("registry")
-    make_bundle(tiny_encoder, place / "first")
+    few = {"rows": 50, "predicted_shares": {"negative": 0.4, "positive": 0.6}, "confidence_histogram": [0] * 19 + [50]}
+    make_bundle(tiny_encoder, place / "first", reference=few)
     make_bundle(tiny_encoder, place / "second", max_length=24)
     promote(PromoteSettings(models=str(place), bundle="first"))
     return place
@@ -144,6 +145,28 @@ def test_the_pages_show_every_night_and_the_lines_are_json(played):
     page = (base / "out" / "_nights" / "n2.html").read_text()
     assert "text length: this night is unlike past nights" in page
     assert page.count("<img ") == 3
+
+
+def test_a_night_is_drawn_beside_past_nights_and_the_evaluation_rows(played):
+    _, records = played
+    assert records["n2"].reference["distributions"]["labels"] == [20, 30]
+    assert records["n2"].comparisons  # with past nights; the evaluation rows are too few to compare with
+    assert "the bundle's evaluation rows" not in {one["against"] for one in records["n2"].comparisons}
+    drawn = night_pages.figures(records["n2"], [records["n1"]])
+    assert list(drawn) == ["labels", "confidence", "text length"]
+    (axes,) = drawn["labels"].axes
+    beside = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
+    assert list(beside) == ["the bundle's evaluation rows", "past nights", "this night"]
+    assert beside["the bundle's evaluation rows"] == [0.4, 0.6]
+    assert [sum(shares) for shares in beside.values()] == pytest.approx([1, 1, 1])
+    (axes,) = drawn["text length"].axes  # not noted in this bundle
+    assert [bars.get_label() for bars in axes.containers] == ["past nights", "this night"]
+
+
+def test_the_speed_of_a_night_is_that_of_its_last_run_with_rows():
+    runs = [{"rows": 100, "rows_per_second": 9.0}, {"rows": 50, "rows_per_second": 7.0}, {"rows": 0}]
+    assert "<td class=number>7</td></tr>" in night_pages.index_page([Night("n", runs=runs)])
+    assert "<td class=number></td></tr>" in night_pages.index_page([Night("n", runs=runs[2:])])
 
 
 def test_a_dry_run_tells_and_writes_nothing(played, models):

@@ -1,6 +1,7 @@
 """Training: it learns, workers agree, calibration reaches the bundle, bad requests are refused."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 from torch import nn
 
-from sentiment_core import bundle, classifier, dataset, tracking
+from sentiment_core import bundle, classifier, dataset, metrics, tracking
 from sentiment_core.errors import BadRequest
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.tokens import TokenLists, pad
@@ -41,6 +42,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
         "report.html",
     } <= {path.name for path in out.iterdir()}
     assert sorted(path.name for path in out.parent.iterdir()) == ["bundle"]  # no work folder left
+    assert "no better" not in trained.summary()
     losses = [np.mean(record["losses"]) for record in trained.log]
     assert losses[-1] < losses[0]
     assert f"{trained.info.metrics['accuracy']:.4f}" in (out / "README.md").read_text()
@@ -279,6 +281,15 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
     assert trained.info.metrics["n"] == 394
     assert trained.info.labels == ["a", "b", "c"]
     assert f"2 rows of {settings.data} dropped: without tokens" in trained.summary()
+    confusion = np.array(trained.info.metrics["confusion"])
+    right, most = np.trace(confusion), confusion.sum(axis=1).max()
+    told = f"no better than always giving {trained.info.labels[confusion.sum(axis=1).argmax()]!r} ({most / 394:.4f})"
+    assert (told in trained.summary()) == (right <= most)
+    always_b = trained.info.metrics | metrics.evaluate(
+        np.eye(3)[[1] * 8], np.array([0, 0, 1, 1, 1, 1, 2, 2]), ["a", "b", "c"]
+    )
+    info = dataclasses.replace(trained.info, metrics=always_b)
+    assert "no better than always giving 'b' (0.5000)" in dataclasses.replace(trained, info=info).summary()
 
 
 def test_an_error_in_a_worker_is_seen_and_leaves_nothing(ray_here, tiny_encoder, labelled, tmp_path):
