@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from sentiment_core import dataset
-from sentiment_core.settings import REQUIRED, parse, run_job, setting
-from sentiment_core.training import TrainSettings, train
+from sentiment_core.config import REQUIRED, parse, run_job, setting
+from sentiment_core.data import labelled
+from sentiment_core.training.job import TrainSettings, train
 
 RESULTS = Path(__file__).parent / "results" / "few_labels.jsonl"
 EPOCHS, COPIES = {100: 4, 1000: 3}, {100: 4, 1000: 2}  # copies of the rows in an epoch, so that fewer are evaluated
@@ -84,7 +84,7 @@ class Augmentation:
 
 def main() -> None:
     settings = parse(FewLabelsSettings, __doc__)
-    data = dataset.read(settings.data, "text", "label")
+    data = labelled.read(settings.data, "text", "label")
     augmentation = Augmentation(settings.model)
     results = Path(settings.results)
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -102,7 +102,7 @@ def main() -> None:
 
 def run(
     settings: FewLabelsSettings,
-    rows: dataset.Labelled,
+    rows: labelled.Labelled,
     variant: str,
     flags: dict,
     seed: int,
@@ -118,7 +118,7 @@ def run(
     asked |= {"epochs": EPOCHS[settings.rows] * longer, "seed": seed, "model": settings.model}
     with tempfile.TemporaryDirectory() as folder:
         data, eval_data = f"{folder}/train.parquet", f"{folder}/eval.parquet"
-        held_out = dataset.read(settings.eval_data, "text", "label", rows.label_names)
+        held_out = labelled.read(settings.eval_data, "text", "label", rows.label_names)
         write(data, texts, labels, rows.label_names)
         write(eval_data, held_out.texts, held_out.labels, rows.label_names)
         trained = train(TrainSettings(data=data, eval_data=eval_data, out=f"{folder}/bundle", **asked))

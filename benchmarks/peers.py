@@ -10,9 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sentiment_core import bundle, hardware
-from sentiment_core.tokenizer import Tokenizer
-from sentiment_core.tokens import batches_by_tokens, pad
+from sentiment_core.model import bundle
+from sentiment_core.runtime import hardware
+from sentiment_core.text.token_lists import batches_by_tokens, pad
+from sentiment_core.text.tokenizer import Tokenizer
 
 
 class Contender:
@@ -103,7 +104,7 @@ def ray_documentation_way(folder: str, batch_size: int) -> Contender:
     leave out what starting Ray and the actor took; Ray runs for that time only, for it keeps a CPU from resting."""
     import ray
 
-    from sentiment_core import cluster
+    from sentiment_core.runtime import cluster
 
     gpus = 1 if hardware.device().type == "cuda" else 0
 
@@ -174,7 +175,7 @@ def onnx_runtime(folder: str) -> Contender:
 
 def engine(folder: str, backend: str | None) -> Contender:
     """This project without Ray, tokenising included."""
-    from sentiment_core.engine import Engine
+    from sentiment_core.inference.engine import Engine
 
     loaded = Engine.load(folder, None, backend)
     tokenizer = Tokenizer.from_bundle(folder)

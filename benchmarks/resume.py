@@ -21,9 +21,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from sentiment_core import bundle, hardware, scored
-from sentiment_core.scoring import ScoreSettings, prepare
-from sentiment_core.settings import parse, run_job, setting
+from sentiment_core.config import parse, run_job, setting
+from sentiment_core.model import bundle
+from sentiment_core.runtime import hardware
+from sentiment_core.scoring import outputs
+from sentiment_core.scoring.job import ScoreSettings, prepare
 
 REPO = Path(__file__).resolve().parents[1]
 FOLDER_SHARDS = 1_000  # hard links of one file: of the same content, but each opened and read
@@ -80,13 +82,13 @@ def time_planning(settings: ResumeSettings, place: Path) -> dict[str, float]:
 def write_outputs(settings: ResumeSettings, place: Path) -> None:
     """What a run would leave, without its hours."""
     work = prepare(ScoreSettings(settings.model, f"{place}/in", f"{place}/out", settings.text_column, keep=()))
-    scored.pin(work.place, work.run, settings.model, [])
+    outputs.pin(work.place, work.run, settings.model, [])
     labels = work.info.labels
     status, probabilities = np.zeros(2, np.int8), np.full((2, len(labels)), 1 / len(labels), np.float32)
-    counts = scored.count(status, probabilities, labels, np.full(len(status), 8), 0, [])
+    counts = outputs.count(status, probabilities, labels, np.full(len(status), 8), 0, [])
     for unit in work.todo:
-        rows = scored.make_table(unit, pa.table({}), status, probabilities, labels, False)
-        scored.commit(work.place, work.run, unit, rows, counts)
+        rows = outputs.make_table(unit, pa.table({}), status, probabilities, labels, False)
+        outputs.commit(work.place, work.run, unit, rows, counts)
 
 
 def time_real_run(settings: ResumeSettings, place: Path) -> dict[str, float]:

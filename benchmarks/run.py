@@ -28,11 +28,12 @@ import pyarrow.parquet as pq
 import torch
 from peers import ENGINES, ONLY_ON, PEERS, engine
 
-from sentiment_core import bundle, hardware
-from sentiment_core.errors import BadRequest
-from sentiment_core.settings import parse, run_job, setting
-from sentiment_core.texts import to_texts
-from sentiment_core.tokenizer import Tokenizer
+from sentiment_core.config import parse, run_job, setting
+from sentiment_core.errors import UserError
+from sentiment_core.model import bundle
+from sentiment_core.runtime import hardware
+from sentiment_core.text.arrow import to_texts
+from sentiment_core.text.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "results"
 GEMM_TOKENS = 2_048  # rows of the matrices that the ceiling is measured with
@@ -104,7 +105,7 @@ def main() -> int:
 def read_texts(place: str, column: str) -> list[str]:
     """Distinct texts that are no nulls, in the order found."""
     if not os.path.exists(place):
-        raise BadRequest(f"--text {place} does not exist; expected a Parquet file or folder (`make demo` makes one)")
+        raise UserError(f"--text {place} does not exist; expected a Parquet file or folder (`make demo` makes one)")
     chunks = pads.dataset(place, partitioning="hive").to_table(columns=[column]).column(0).chunks
     return list(dict.fromkeys(text for chunk in chunks for text in to_texts(chunk) if text and text.strip()))
 

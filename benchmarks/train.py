@@ -30,11 +30,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from sentiment_core import bundle, classifier, dataset, hardware
-from sentiment_core.dataset import Labelled
-from sentiment_core.errors import BadRequest
-from sentiment_core.settings import REQUIRED, parse, run_job, setting
-from sentiment_core.training import TrainSettings, train
+from sentiment_core.config import REQUIRED, parse, run_job, setting
+from sentiment_core.data import labelled
+from sentiment_core.data.labelled import Labelled
+from sentiment_core.errors import UserError
+from sentiment_core.model import bundle, classifier
+from sentiment_core.runtime import hardware
+from sentiment_core.training.job import TrainSettings, train
 
 RESULTS = Path(__file__).parent / "results"
 EVAL_ROWS = 10_000  # without --eval-data: enough to tell accuracies apart by half a point
@@ -62,13 +64,13 @@ class TrainBenchmarkSettings:
 
 def main() -> None:
     settings = parse(TrainBenchmarkSettings, __doc__)
-    data = dataset.read(settings.data, "text", "label")
+    data = labelled.read(settings.data, "text", "label")
     order = np.random.default_rng(0).permutation(len(data))
     if settings.eval_data:
-        eval_data = dataset.read(settings.eval_data, "text", "label", data.label_names)
+        eval_data = labelled.read(settings.eval_data, "text", "label", data.label_names)
     else:
         if len(data) <= settings.rows:
-            raise BadRequest(
+            raise UserError(
                 f"{settings.data} has {len(data):,} rows, of which --rows {settings.rows:,} leaves none to evaluate "
                 "on; lower it or give --eval-data"
             )

@@ -5,8 +5,8 @@
 Leaves runs/demo/ with bundle/, corpus/, scored/ and report.html.
 """
 
+from sentiment_core.config import parse, run_job
 from sentiment_core.demo import DemoSettings, demo
-from sentiment_core.settings import parse, run_job
 
 
 def main() -> None:

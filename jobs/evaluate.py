@@ -5,8 +5,8 @@
 The labels of the data are the bundle's, by name or number.
 """
 
+from sentiment_core.config import parse, run_job
 from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
-from sentiment_core.settings import parse, run_job
 
 
 def main() -> None:

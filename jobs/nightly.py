@@ -8,9 +8,9 @@ start again. Exit code 0: done; 1: a fault; 2: the request is wrong; 3: some sha
 someone should look.
 """
 
-from sentiment_core.nightly import NightlySettings, make_plan, nightly, report
-from sentiment_core.nights import AtWork
-from sentiment_core.settings import parse, run_job
+from sentiment_core.config import parse, run_job
+from sentiment_core.nightly.job import NightlySettings, make_plan, nightly, report
+from sentiment_core.nightly.record import AtWork
 
 
 def main() -> int:

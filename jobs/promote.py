@@ -7,8 +7,8 @@
 The other jobs take such a folder as --model, and use its current bundle.
 """
 
-from sentiment_core.registry import PromoteSettings, promote
-from sentiment_core.settings import parse, run_job
+from sentiment_core.config import parse, run_job
+from sentiment_core.model.registry import PromoteSettings, promote
 
 
 def main() -> None:

@@ -6,8 +6,8 @@
 Exit code 3: finished, but some shards could not be scored; they are listed, the others are.
 """
 
-from sentiment_core.scoring import ScoreSettings, prepare, score
-from sentiment_core.settings import parse, run_job
+from sentiment_core.config import parse, run_job
+from sentiment_core.scoring.job import ScoreSettings, prepare, score
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ POST /score, POST /explain, GET /healthz, GET / (the page), GET /openapi.json. C
 import contextlib
 import threading
 
-from sentiment_core.serving import ServeSettings, start, stop
-from sentiment_core.settings import parse, run_job
+from sentiment_core.config import parse, run_job
+from sentiment_core.serving.app import ServeSettings, start, stop
 
 
 def main() -> None:

@@ -6,8 +6,8 @@
 The bundle is a Hugging Face model folder that scores, evaluates and loads elsewhere with calibrated confidences.
 """
 
-from sentiment_core.settings import parse, run_job
-from sentiment_core.training import TrainSettings, train
+from sentiment_core.config import parse, run_job
+from sentiment_core.training.job import TrainSettings, train
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ Every trial is a training as jobs/train.py does it; those that fall behind are s
 given; they hold for what is not searched for. Whatever stops the search, the same command goes on with it.
 """
 
-from sentiment_core.settings import parse, run_job
-from sentiment_core.tuning import TuneSettings, tune
+from sentiment_core.config import parse, run_job
+from sentiment_core.training.tuning import TuneSettings, tune
 
 
 def main() -> None:

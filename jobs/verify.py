@@ -7,8 +7,8 @@
 Exit code 0: all is well. 1: it is not. 3: it is for all readable shards, but some shards are unreadable.
 """
 
-from sentiment_core.settings import parse, run_job
-from sentiment_core.verify import VerifySettings, verify
+from sentiment_core.config import parse, run_job
+from sentiment_core.scoring.verify import VerifySettings, verify
 
 
 def main() -> int:

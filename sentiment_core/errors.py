@@ -7,7 +7,7 @@ EXIT_PARTIAL = 3  # finished, but some shards could not be scored; the healthy o
 EXIT_ATTENTION = 4  # all done, but someone should look: drift, or a model that could not be renewed
 
 
-class BadRequest(Exception):
+class UserError(Exception):
     """The request cannot be carried out as asked.
 
     The message is one sentence for the user: the thing (file, column, flag), what was found, what was expected, and

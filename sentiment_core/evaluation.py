@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sentiment_core import bundle, dataset, metrics, registry, storage
-from sentiment_core.engine import Engine
-from sentiment_core.errors import BadRequest
-from sentiment_core.settings import REQUIRED, setting
-from sentiment_core.tokenizer import Tokenizer
+from sentiment_core.config import REQUIRED, setting
+from sentiment_core.data import labelled
+from sentiment_core.errors import UserError
+from sentiment_core.inference.engine import Engine
+from sentiment_core.model import bundle, metrics, registry
+from sentiment_core.runtime import storage
+from sentiment_core.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,20 @@ class EvaluateSettings:
 def evaluate(settings: EvaluateSettings) -> dict:
     """The metrics of `metrics.evaluate` plus the dropped rows and the bundle's digest; also written to `--out`.
 
-    Raises `BadRequest`, also for a label the bundle does not know.
+    Raises `UserError`, also for a label the bundle does not know.
     """
     info, files = bundle.read_files(registry.resolve(settings.model))
     labels = info.labels
-    data = dataset.read(settings.data, settings.text_column, settings.label_column, labels, info.numbered)
+    data = labelled.read(settings.data, settings.text_column, settings.label_column, labels, info.numbered)
     if settings.out:
         storage.check_lasting(settings.out)
         if storage.is_folder(settings.out):
-            raise BadRequest(f"--out {settings.out} is a folder; expected a file, such as metrics.json in it")
+            raise UserError(f"--out {settings.out} is a folder; expected a file, such as metrics.json in it")
         storage.check_writable(storage.parent(settings.out))
     probabilities = probabilities_of(files, data.texts)
     scored = ~np.isnan(probabilities).any(axis=1)
     if not scored.any():
-        raise BadRequest(f"{settings.data} has no text the tokenizer makes anything of; expected labelled text")
+        raise UserError(f"{settings.data} has no text the tokenizer makes anything of; expected labelled text")
     found = metrics.evaluate(probabilities[scored], data.labels[scored], labels, info.ordinal)
     found["dropped"] = data.origin["dropped"] | {"without_tokens": int((~scored).sum())}
     found["bundle"] = bundle.digest_of(files)

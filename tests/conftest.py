@@ -15,8 +15,9 @@ import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from sentiment_core import bundle, classifier, cluster
-from sentiment_core.encoder import load_tokenizer
+from sentiment_core.model import bundle, classifier
+from sentiment_core.model.encoder import load_tokenizer
+from sentiment_core.runtime import cluster
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from sentiment_core import demo
-from sentiment_core.errors import BadRequest
+from sentiment_core.errors import UserError
 
 
 def test_the_texts_are_fetched_checked_and_cached(tmp_path, monkeypatch):
@@ -31,7 +31,7 @@ def test_an_index_out_of_reach_is_said_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(BadRequest, match=r"cannot be fetched.*PIP_INDEX_URL.*put that file into"):
+    with pytest.raises(UserError, match=r"cannot be fetched.*PIP_INDEX_URL.*put that file into"):
         demo.fetch_archive()
 
 
@@ -43,5 +43,5 @@ def test_room_is_made_only_in_a_folder_of_the_demo(tmp_path):
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("")
-    with pytest.raises(BadRequest, match=r"something else than a demo \(mine.txt\)"):
+    with pytest.raises(UserError, match=r"something else than a demo \(mine.txt\)"):
         demo.make_room(out)

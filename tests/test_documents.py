@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sentiment_core import monitoring
+from sentiment_core.config import parse
 from sentiment_core.demo import DemoSettings
 from sentiment_core.evaluation import EvaluateSettings
-from sentiment_core.nightly import NightlySettings
-from sentiment_core.registry import PromoteSettings
-from sentiment_core.scoring import ScoreSettings
-from sentiment_core.serving import ServeSettings
-from sentiment_core.settings import parse
-from sentiment_core.training import TrainSettings
-from sentiment_core.tuning import TuneSettings
-from sentiment_core.verify import VerifySettings
+from sentiment_core.model.registry import PromoteSettings
+from sentiment_core.nightly.job import NightlySettings
+from sentiment_core.scoring import meters
+from sentiment_core.scoring.job import ScoreSettings
+from sentiment_core.scoring.verify import VerifySettings
+from sentiment_core.serving.app import ServeSettings
+from sentiment_core.training.job import TrainSettings
+from sentiment_core.training.tuning import TuneSettings
 
 REPO = Path(__file__).resolve().parents[1]
 JOBS = {
@@ -104,5 +104,5 @@ def test_the_container_file_copies_what_is_there():
 def test_the_board_shows_counters_that_there_are(ray_here):
     board = json.loads((REPO / "deploy" / "grafana.json").read_text())
     asked = set(re.findall(r"ray_(sentiment_core_\w+)", json.dumps(board)))
-    counters = [meter for meter in vars(monitoring.Meters("score")).values() if hasattr(meter, "info")]
+    counters = [meter for meter in vars(meters.Meters("score")).values() if hasattr(meter, "info")]
     assert asked == {counter.info["name"] for counter in counters}

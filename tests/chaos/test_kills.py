@@ -23,7 +23,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.verify import VerifySettings, verify
+from sentiment_core.scoring.verify import VerifySettings, verify
 from tests import s3
 from tests.chaos import MINUTES, needs_minutes
 from tests.conftest import sentences

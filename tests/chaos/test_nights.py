@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sentiment_core import bundle
-from sentiment_core.verify import VerifySettings, verify
+from sentiment_core.model import bundle
+from sentiment_core.scoring.verify import VerifySettings, verify
 from tests.chaos import needs_minutes
 from tests.conftest import make_bundle, sentences, shard
 from tests.nodes import submit, two_nodes

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sentiment_core.errors import BadRequest
-from sentiment_core.training import SNAPSHOT, TrainSettings, train
+from sentiment_core.errors import UserError
+from sentiment_core.training.job import SNAPSHOT, TrainSettings, train
 from tests.chaos import needs_minutes
 
 REPO = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
             for process in (*job.children(recursive=True), job):
                 process.kill()
             assert job.wait() == -signal.SIGKILL  # it was not done
-    with pytest.raises(BadRequest, match=r"unfinished run .*\(lr 0.1, then 0.0001\)"):
+    with pytest.raises(UserError, match=r"unfinished run .*\(lr 0.1, then 0.0001\)"):
         train(TrainSettings(**flags | {"lr": 0.1}))
 
     def kill_worker() -> None:

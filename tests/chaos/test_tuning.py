@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from sentiment_core import bundle
-from sentiment_core.tuning import TuneSettings, tune
+from sentiment_core.model import bundle
+from sentiment_core.training.tuning import TuneSettings, tune
 from tests.chaos import needs_minutes
 
 REPO = Path(__file__).resolve().parents[2]

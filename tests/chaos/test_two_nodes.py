@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.verify import VerifySettings, verify
+from sentiment_core.scoring.verify import VerifySettings, verify
 from tests.chaos import needs_minutes
 from tests.conftest import sentences
 from tests.nodes import submit, two_nodes

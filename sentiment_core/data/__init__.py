@@ -1,0 +1,1 @@
+"""Read what people bring: labelled text (`labelled`) and Parquet shards (`shards`)."""

@@ -1,0 +1,1 @@
+"""Run an encoder: one module for each way."""

@@ -1,0 +1,120 @@
+"""Rows packed one behind the other: what GPUs compute."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from sentiment_core.inference.backends.base import Parts, Unfit, budget_for, in_precision
+from sentiment_core.runtime import hardware
+from sentiment_core.text.token_lists import TokenLists, packs_by_tokens
+
+
+class Packed:
+    """Torch on the tokens of many rows one behind the other: all but the attention treats tokens alone, and that keeps
+    to each row's own (`torch.nn.attention.varlen`). A step is filled up to the budget (a longer row to a multiple), so
+    that one compiled shape serves. Meant for GPUs; a CPU gets the same the slow way, in smaller steps."""
+
+    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, compiled: bool) -> None:
+        if parts.whole:
+            raise Unfit("this family's head looks at more than the first token")
+        if not getattr(parts.encoder.encoder, "_supports_attention_backend", False):
+            raise Unfit("this family brings its own attention")
+        if device.type == "cuda" and dtype == torch.float32:
+            raise Unfit("attention of packed rows needs a GPU with bfloat16")
+        self.name = f"{'compiled' if compiled else 'packed'} {hardware.short_name(dtype)}"
+        self.device, self.pad_id = device, pad_id
+        self.budget = budget_for(device)
+        whole: Any = parts.encoder.encoder
+        encoder: Any = in_precision(whole, dtype)
+        encoder.config._attn_implementation = PACKED_ATTENTION
+        # RoBERTa and its kin count positions from behind the padding id
+        embeddings = getattr(encoder, "embeddings", None)
+        self.first_position = pad_id + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
+        self.encoder = encoder
+        if compiled:
+            self.encoder = torch.compile(self.encoder, fullgraph=True)
+
+    def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        return packs_by_tokens(lengths, self.budget)
+
+    def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
+        return torch.cat([self._step(tokens, rows) for rows in batches])
+
+    def _step(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
+        picked = tokens.take(rows)
+        total, longest = len(picked.ids), int(picked.lengths.max())
+        size = total + self.padding(picked.lengths)
+        all_ids = np.full(size, self.pad_id, np.int64)
+        all_ids[:total] = picked.ids
+        # what fills up the step are rows too, no longer than the others
+        all_offsets = np.union1d(picked.offsets, [*range(total, size, longest), size])
+        all_positions = np.arange(size) - np.repeat(all_offsets[:-1], np.diff(all_offsets)) + self.first_position
+        ids, positions, offsets = hardware.put(self.device, all_ids, all_positions, all_offsets.astype(np.int32))
+        torch._dynamo.maybe_mark_dynamic(offsets, 0)
+        states = self.encoder(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            cu_seq_lens_q=offsets,
+            max_length_q=torch.tensor(longest),  # a number would be compiled in
+        ).last_hidden_state[0]
+        return states[offsets[: len(rows)].long()]
+
+    def padding(self, lengths: np.ndarray) -> int:
+        return -int(lengths.sum()) % self.budget
+
+
+@torch.library.custom_op("sentiment_core::attend_packed", mutates_args=())
+def attend_packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    offsets: torch.Tensor,
+    longest: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """`query`, `key` and `value`, (tokens, heads, size): the tokens from one of the `offsets`, (rows + 1) int32, to the
+    next attend to each other only. `longest`, on the CPU: the greatest distance of two offsets. Gives (tokens, heads,
+    size)."""
+    if query.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn  # takes a second, which CPUs need not spend
+
+        most = int(longest)
+        found: torch.Tensor = varlen_attn(query, key, value, offsets, offsets, most, most, scale=scale)  # type: ignore[assignment]
+        return found.contiguous()
+    sizes = torch.diff(offsets).tolist()
+    rows = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (query, key, value)), strict=True)
+    attend = nn.functional.scaled_dot_product_attention
+    return torch.cat([attend(q, k, v, scale=scale) for q, k, v in rows], dim=1).transpose(0, 1).contiguous()
+
+
+@attend_packed.register_fake
+def _(query, key, value, offsets, longest, scale):
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: torch.Tensor,
+    sliding_window: int | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Attention in transformers' interface: `query`, `key` and `value` are (1, heads, tokens, size), each row's tokens
+    attend to that row's only; gives (1, tokens, heads, size)."""
+    if sliding_window is not None:
+        raise Unfit("this family attends within a sliding window")
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None
+
+
+PACKED_ATTENTION = "sentiment_core_packed"
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,0 +1,1 @@
+"""Draw figures and write pages for people."""

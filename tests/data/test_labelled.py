@@ -1,0 +1,195 @@
+"""Labelled text from each kind of file, and what is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from sentiment_core.data import labelled
+from sentiment_core.errors import UserError
+
+ROWS = {"text": ['good, "fine"\nstuff', "bad", "NA", "so so"], "label": ["pos", "neg", "neg", "pos"]}
+
+
+def write(folder, kind, columns):
+    path = folder / f"data.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table(columns), path)
+    elif kind == "csv":
+        pyarrow.csv.write_csv(pa.table(columns), path)
+    else:
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_each_kind_of_file_gives_the_same(tmp_path, kind):
+    data = labelled.read(write(tmp_path, kind, ROWS), "text", "label")
+    assert data.texts == ROWS["text"]
+    assert data.label_names == ["neg", "pos"]
+    assert data.labels.tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_text_of_ten_megabytes_is_a_row_like_any_other(tmp_path, kind):
+    columns = {"text": ["good " * 2_000_000, "bad"], "label": ["pos", "neg"]}
+    assert labelled.read(write(tmp_path, kind, columns), "text", "label").texts == columns["text"]
+
+
+def test_a_folder_is_read_whole(tmp_path):
+    for name, kind in (("a", "csv"), ("b", "jsonl")):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, kind, ROWS)
+    data = labelled.read(str(tmp_path), "text", "label")
+    assert data.texts == ROWS["text"] * 2
+    assert data.origin["files"] == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        ([3, 1, 1, 3], ["1", "3"], [1, 0, 0, 1]),
+        ([10.0, 9.0, 9.0, 10.0], ["9", "10"], [1, 0, 0, 1]),
+        ([True, False, False, True], ["false", "true"], [1, 0, 0, 1]),
+    ],
+)
+def test_labels_that_are_no_text(tmp_path, labels, names, numbers):
+    data = labelled.read(write(tmp_path, "parquet", {"text": ROWS["text"], "label": labels}), "text", "label")
+    assert (data.label_names, data.labels.tolist()) == (names, numbers)
+
+
+def test_numbers_get_the_users_names(tmp_path):
+    path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [0, 1, 1, 0]})
+    data = labelled.read(path, "text", "label", ["negative", "positive"])
+    assert (data.label_names, data.labels.tolist()) == (["negative", "positive"], [0, 1, 1, 0])
+
+
+def test_names_in_the_metadata_of_hub_files_are_used_and_unlabelled_rows_dropped(tmp_path):
+    features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "d.parquet")
+    data = labelled.read(str(tmp_path), "text", "label")
+    assert (data.label_names, data.labels.tolist()) == (["no", "yes"], [1, 0])
+    assert data.origin["dropped"] == {"without_text": 0, "without_label": 1}
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "labels"),
+    [
+        (["negative", "positive"], ["negative", "positive"], [1, 0]),  # the same two by other names, as of IMDB
+        (["yes", "no"], ["yes", "no"], [0, 1]),  # the data's own names, in another order
+    ],
+)
+def test_the_users_names_and_those_of_hub_files(tmp_path, asked, names, labels):
+    features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "d.parquet")
+    data = labelled.read(str(tmp_path), "text", "label", asked)
+    assert (data.label_names, data.labels.tolist()) == (names, labels)
+    with pytest.raises(UserError, match="has the label 'no', which is none of a, b, c"):
+        labelled.read(str(tmp_path), "text", "label", ["a", "b", "c"])
+
+
+def test_numbers_that_count_the_names_do_so_in_data_that_lacks_one(tmp_path):
+    stars = ["1", "2", "3"]
+    path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [0, 1, 1, 2]})
+    data = labelled.read(path, "text", "label", stars)
+    assert (data.labels.tolist(), data.origin["numbered"]) == ([0, 1, 1, 2], True)
+    path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [1, 1, 2, 2]})
+    assert labelled.read(path, "text", "label", stars, data.origin["numbered"]).labels.tolist() == [1, 1, 2, 2]
+    assert labelled.read(path, "text", "label", stars).labels.tolist() == [0, 0, 1, 1]
+
+
+def test_rows_without_text_or_label_are_dropped_and_counted(tmp_path):
+    columns = {"text": ["a", None, "", " \t", "b", "c"], "label": ["x", "x", "y", "y", None, "y"]}
+    data = labelled.read(write(tmp_path, "parquet", columns), "text", "label")
+    assert data.texts == ["a", "c"]
+    assert data.origin["dropped"] == {"without_text": 3, "without_label": 1}
+
+
+def test_bytes_that_are_not_utf8_do_not_stop_it(tmp_path):
+    texts = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(np.array([0, 3, 6], np.int32)), pa.py_buffer(b"ok\xffabc")]
+    )
+    pq.write_table(pa.table({"text": texts, "label": ["x", "y"]}), tmp_path / "d.parquet")
+    assert labelled.read(str(tmp_path), "text", "label").texts == ["ok\ufffd", "abc"]
+
+
+def test_split_is_seeded_stratified_and_complete():
+    labels = np.array([0] * 80 + [1] * 20)
+    data = labelled.Labelled([str(i) for i in range(100)], labels, ["a", "b"])
+    train, held = labelled.split(data, 0.2, seed=1)
+    assert sorted(train.texts + held.texts, key=int) == data.texts
+    assert np.bincount(held.labels).tolist() == [16, 4]
+    assert labelled.split(data, 0.2, seed=1)[1].texts == held.texts != labelled.split(data, 0.2, seed=2)[1].texts
+
+
+def test_rows_of_the_same_text_are_in_the_same_part():
+    texts = [f"text {i % 40}" for i in range(100)]
+    data = labelled.Labelled(texts, np.arange(100) % 2, ["x", "y"])
+    train, held = labelled.split(data, 0.25, 0)
+    assert len(train) + len(held) == 100
+    assert not set(train.texts) & set(held.texts)
+    assert len(set(held.texts)) == 10
+
+
+def test_the_fingerprint_tells_contents_apart():
+    data = labelled.Labelled(["ab", "c"], np.array([0, 1]), ["x", "y"])
+    assert data.fingerprint() == labelled.Labelled(["ab", "c"], np.array([0, 1]), ["x", "y"]).fingerprint()
+    assert data.fingerprint() != labelled.Labelled(["a", "bc"], np.array([0, 1]), ["x", "y"]).fingerprint()
+    assert data.fingerprint() != labelled.Labelled(["ab", "c"], np.array([1, 0]), ["x", "y"]).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "words"),
+    [
+        ({"body": ["a"], "label": ["x"]}, None, ["'text'", "body, label", "--text-column"]),
+        ({"text": ["a"], "stars": ["x"]}, None, ["'label'", "text, stars", "--label-column"]),
+        ({"text": [1], "label": ["x"]}, None, ["'text'", "int64", "--text-column"]),
+        ({"text": ["a"], "label": [0.5]}, None, ["'label'", "0.5", "whole numbers"]),
+        ({"text": ["a"], "label": [["x"]]}, None, ["'label'", "list", "whole numbers"]),
+        ({"text": [None, " "], "label": ["x", "y"]}, None, ["no row", "2 rows, 2 without text"]),
+        ({"text": ["a"], "label": ["z"]}, ["x", "y"], ["'z'", "x, y", "remove those rows"]),
+        ({"text": ["a"], "label": [7]}, ["x", "y"], ["7", "x, y"]),
+        ({"text": ["a"], "label": [float("inf")]}, None, ["'label'", "inf", "whole numbers"]),
+    ],
+)
+def test_wrong_data_is_refused_with_what_to_do(tmp_path, columns, names, words):
+    with pytest.raises(UserError) as error:
+        labelled.read(write(tmp_path, "parquet", columns), "text", "label", names)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.parquet", b"PAR1 no", ["a.parquet", "cannot be read as parquet"]),
+        ("a.csv", b"text,label\na,b,c\n", ["a.csv", "cannot be read as csv"]),
+        ("a.csv", b"", ["a.csv", "cannot be read as csv"]),
+        ("a.csv", b"text,label,text\na,b,c\n", ["a.csv", "2 columns 'text'", "rename"]),
+        ("a.jsonl", b"{", ["a.jsonl", "cannot be read as jsonl"]),
+        ("a.xlsx", b"", ["a.xlsx", "no known kind", ".csv"]),
+    ],
+)
+def test_files_that_are_not_what_they_are_called(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        labelled.read(str(tmp_path / name), "text", "label")
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("place", ["./nowhere", "nowhere.csv", "nowhere/*.csv", "a/b/c/d", "ftp://host/x.csv"])
+def test_places_that_are_not_there(place):
+    with pytest.raises(UserError) as error:
+        labelled.read(place, "text", "label")
+    assert place.split("*")[0] in str(error.value)
+
+
+def test_too_few_rows_to_split():
+    data = labelled.Labelled(["a", "b", "c"], np.array([0, 0, 1]), ["x", "y"])
+    with pytest.raises(UserError, match=r"label 'y' has only one row.*--eval-data"):
+        labelled.split(data, 0.5, 0)

@@ -1,0 +1,234 @@
+"""The engine: whatever computes it and whatever comes along, a row's probabilities are those of plain torch."""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
+
+from sentiment_core.inference.backends.base import CPU_TOKENS, in_precision
+from sentiment_core.inference.engine import Engine
+from sentiment_core.model import bundle
+from sentiment_core.text.token_lists import TokenLists
+from tests.conftest import make_bundle
+
+LIMIT = 64
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+POSITIONS = {"max_position_embeddings": LIMIT + 2}
+FAMILIES = {
+    "bert": BertConfig(vocab_size=30522, **SIZES, **POSITIONS),
+    "distilbert": DistilBertConfig(vocab_size=30522, dim=32, n_layers=2, n_heads=2, hidden_dim=64, **POSITIONS),
+    "roberta": RobertaConfig(vocab_size=30522, pad_token_id=0, **SIZES, **POSITIONS),
+    "electra": ElectraConfig(vocab_size=30522, embedding_size=16, **SIZES, **POSITIONS),
+    "albert": AlbertConfig(vocab_size=30522, embedding_size=16, **SIZES, **POSITIONS),
+    "mpnet": MPNetConfig(vocab_size=30522, pad_token_id=0, **SIZES, **POSITIONS),
+    "modernbert": ModernBertConfig(vocab_size=30522, **SIZES, pad_token_id=0, cls_token_id=101, sep_token_id=102),
+}
+
+
+@pytest.fixture(scope="module")
+def family_bundle(packaged_encoder, tmp_path_factory):
+    made: dict[tuple[str, str], str] = {}
+
+    def make(family: str, head: str) -> str:
+        if (family, head) not in made:
+            folder = tmp_path_factory.mktemp(family)
+            torch.manual_seed(0)
+            AutoModel.from_config(FAMILIES[family]).save_pretrained(folder / "encoder")
+            AutoTokenizer.from_pretrained(packaged_encoder).save_pretrained(folder / "encoder")
+            made[family, head] = make_bundle(str(folder / "encoder"), folder / "b", head, max_length=LIMIT)
+        return made[family, head]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=["openvino", "torch", "packed"])
+def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
+    """The packaged encoder, three classes, on each backend."""
+    place = tmp_path_factory.mktemp("engine") / "b"
+    return Engine.load(
+        make_bundle(packaged_encoder, place, labels=("a", "b", "c"), max_length=512), None, request.param
+    )
+
+
+def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
+    ids = np.random.default_rng(seed).integers(1_000, 30_000, sum(lengths), dtype=np.int32)
+    return TokenLists(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def by_company(engine: Engine) -> float:
+    """By how much a row's probabilities may differ with what else is in the batch: on AMX, torch's bfloat16 product of
+    1,536 columns is added up in an order that depends on the number of tokens, which moved them by up to 0.0021."""
+    on_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return 3e-3 if on_amx and engine.backend.name == "torch bfloat16" else 1e-3
+
+
+def one_by_one(place: str, lists: TokenLists) -> np.ndarray:
+    """Plain torch, float32, a batch for each row."""
+    model, _ = bundle.load(place)
+    with torch.inference_mode():
+        logits = [
+            model(torch.from_numpy(row[None].astype(np.int64)), torch.ones(1, len(row), dtype=torch.int64))
+            for row in np.split(lists.ids, lists.offsets[1:-1])
+        ]
+    return torch.softmax(torch.cat(logits), dim=1).numpy()
+
+
+@pytest.mark.parametrize(("family", "head"), [*((family, "standard") for family in FAMILIES), ("roberta", "mlp")])
+def test_every_family_gets_what_plain_torch_gives(family_bundle, family, head):
+    place = family_bundle(family, head)
+    lists = random_lists([1, 2, 3, 7, 15, 16, 17, LIMIT - 1, LIMIT])
+    expected = one_by_one(place, lists)
+    for backend in (None, "torch"):
+        found, _ = Engine.load(place, None, backend).probabilities(lists)
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra"])
+def test_packing_serves_the_common_families(family_bundle, family):
+    place = family_bundle(family, "standard")
+    lists = random_lists([5, LIMIT, 1, 30, 30, 2])
+    found, padding = Engine.load(place, None, "packed").probabilities(lists)
+    np.testing.assert_allclose(found, one_by_one(place, lists), atol=0.02)
+    assert padding == CPU_TOKENS - lists.lengths.sum()  # a step always has as many
+
+
+@pytest.mark.skipif(
+    not (shutil.which("c++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="needs a C++ compiler and Python's headers, for torch.compile",
+)
+def test_one_compiled_shape_serves_all_packed_rows(family_bundle):
+    place = family_bundle("bert", "standard")
+    engine = Engine.load(place, None, "compiled")
+    torch._dynamo.utils.counters.clear()
+    for lengths in ([5, LIMIT, 1, 30], [7], [LIMIT] * 40):
+        lists = random_lists(lengths)
+        np.testing.assert_allclose(engine.probabilities(lists)[0], one_by_one(place, lists), atol=0.02)
+    assert not torch._dynamo.utils.counters["stats"]  # no graph but the one that loading made
+
+
+@pytest.mark.parametrize(("family", "reason"), [("modernbert", "first token|sliding"), ("mpnet", "its own attention")])
+def test_what_cannot_be_packed_says_why(family_bundle, family, reason):
+    with pytest.raises(Exception, match=reason):
+        Engine.load(family_bundle(family, "standard"), None, "packed")
+
+
+def test_openvino_is_taken_by_itself_on_a_cpu(tiny_bundle):
+    engine = Engine.load(tiny_bundle)
+    if engine.device.type == "cuda":
+        pytest.skip("needs a machine without a GPU")
+    assert engine.backend.name.startswith("openvino ")
+    assert engine.passed_over == []
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_what_openvino_is_started_with_does_not_stay(tiny_bundle, monkeypatch, own):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    if own:
+        monkeypatch.setenv(name, own)
+    else:
+        monkeypatch.delenv(name, raising=False)
+    Engine.load(tiny_bundle, backend="openvino")
+    assert os.environ.get(name) == own
+
+
+@settings(max_examples=15)
+@given(lengths=st.lists(st.integers(0, 80), min_size=1, max_size=40), seed=st.integers(0, 9), data=st.data())
+def test_a_row_gets_the_same_in_any_company_and_order(engine, lengths, seed, data):
+    lists = random_lists(lengths, seed)
+    together, _ = engine.probabilities(lists)
+    assert (np.isnan(together).any(axis=1) == (lists.lengths == 0)).all()
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=20)))
+    np.testing.assert_allclose(engine.probabilities(lists.take(rows))[0], together[rows], atol=by_company(engine))
+
+
+def test_long_rows_get_the_same_in_any_company(engine):
+    lists = random_lists([512, 511, 300, 256, 255, 187, 160, 150, 40] * 2)
+    together, _ = engine.probabilities(lists)
+    for row in range(9):
+        alone, _ = engine.probabilities(lists.take(np.array([row])))
+        np.testing.assert_allclose(alone[0], together[row], atol=by_company(engine))
+
+
+def test_rows_of_the_same_tokens_are_computed_once(engine):
+    lists = random_lists([9, 0, 20, 5])
+    once, padding = engine.probabilities(lists)
+    again, padding_again = engine.probabilities(lists.take(np.array([3, 2, 2, 1, 0, 3, 2])))
+    assert padding_again == padding
+    np.testing.assert_allclose(again, once[[3, 2, 2, 1, 0, 3, 2]], atol=1e-6)
+
+
+def test_the_logits_of_a_list_s_pieces_are_averaged(tiny_bundle):
+    lists = random_lists([32 * 3, 5, 0, 32 * 2])
+    logits = [np.log(one_by_one(tiny_bundle, TokenLists(ids, np.array([0, len(ids)])))) for ids in
+              (*np.split(lists.ids[:96], 3), *np.split(lists.ids[101:], 2))]  # fmt: skip
+    found, _ = Engine.load(tiny_bundle).probabilities(lists)  # whose maximum is 32
+    expected = [softmax(np.mean(some, axis=0), axis=1)[0] for some in (logits[:3], logits[3:])]
+    np.testing.assert_allclose(found[[0, 3]], expected, atol=0.01)
+    assert np.isnan(found[2]).all()
+
+
+def test_out_of_memory_is_met_by_smaller_batches(packaged_encoder, tmp_path):
+    """Memory for 700 tokens at a time, as it were."""
+    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
+    model, _ = bundle.load(place)
+
+    def refuse(module, args, kwargs):
+        if (args[0] if args else kwargs["input_ids"]).numel() > 700:
+            raise torch.OutOfMemoryError("no memory")
+
+    model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
+    engine = Engine(model, 2, 800, backend="torch")
+    lists = random_lists([40] * 60)
+    found, _ = engine.probabilities(lists)
+    np.testing.assert_allclose(found, Engine.load(place, None, "torch").probabilities(lists)[0], atol=1e-3)
+    assert engine.remarks == ["out of memory, so batches of 512 tokens"]
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.probabilities(random_lists([800] * 2))
+
+
+def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
+    """Random words on an untrained head lie closer to the boundary than text that the model was trained for."""
+    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
+    lists = random_lists(np.random.default_rng(0).integers(3, 60, 400).tolist())
+    whole, _ = Engine.load(place).probabilities(lists)
+    small = Engine.load(place, None, "int8")
+    assert small.backend.name == "openvino int8"
+    found, _ = small.probabilities(lists)
+    assert (found.argmax(axis=1) == whole.argmax(axis=1)).mean() > 0.98
+    assert 0 < np.abs(found - whole).mean() < 0.01
+    rows = np.array([7, 3, 200])
+    np.testing.assert_allclose(small.probabilities(lists.take(rows))[0], found[rows], atol=1e-3)
+
+
+def test_rotary_positions_stay_exact_in_bf16():
+    config = ModernBertConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=32,
+        pad_token_id=0, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    exact = AutoModel.from_config(config)
+    found = in_precision(exact, torch.bfloat16)
+    frequencies = {name: buffer for name, buffer in exact.named_buffers() if "inv_freq" in name}
+    assert frequencies
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.bfloat16}
+    for name, expected in frequencies.items():
+        assert torch.equal(dict(found.named_buffers())[name], expected)
+    ids = torch.randint(5, 99, (2, 40))
+    torch.testing.assert_close(found(ids).last_hidden_state.float(), exact(ids).last_hidden_state, atol=0.1, rtol=0.1)

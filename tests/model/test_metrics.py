@@ -1,0 +1,80 @@
+"""Metrics against their definitions, and calibration against a temperature that is known."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, brier_score_loss, f1_score
+
+from sentiment_core.model import calibration, metrics
+from sentiment_core.report import figures
+
+RNG = np.random.default_rng(0)
+
+
+def draw(rows: int, classes: int, temperature: float = 1.0):
+    """Logits `temperature` times too large, and labels drawn from the probabilities without that."""
+    logits = RNG.normal(0, 2, (rows, classes))
+    labels = np.array([RNG.choice(classes, p=p) for p in metrics.probabilities_of(logits)])
+    return logits * temperature, labels
+
+
+def test_metrics_are_those_of_scikit_learn():
+    logits, labels = draw(500, 3)
+    probabilities = metrics.probabilities_of(logits)
+    found = metrics.evaluate(probabilities, labels, ["a", "b", "c"])
+    predicted = probabilities.argmax(axis=1)
+    assert found["n"] == 500
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    one_hot = np.eye(3)[labels]
+    assert found["brier"] == pytest.approx(sum(brier_score_loss(one_hot[:, c], probabilities[:, c]) for c in range(3)))
+    assert found["confusion"][0][1] == int(((labels == 0) & (predicted == 1)).sum())  # rows true, columns predicted
+
+
+def test_calibration_error_of_a_known_case():
+    # 10 rows of confidence 0.9 of which 6 are right, 10 of 0.6 of which 6 are right
+    probabilities = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
+    labels = np.array(([0] * 6 + [1] * 4) * 2)
+    assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(0.15)
+
+
+def test_what_abstaining_gains_of_a_known_case():
+    # confidences 0.9 (right), 0.8 (right), twice 0.7 (one right), 0.6 (wrong)
+    probabilities = np.array([[0.7, 0.3], [0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
+    curve = metrics.risk_coverage(probabilities, np.array([0, 0, 1, 1, 1]))
+    assert curve["min_confidence"] == [0.9, 0.8, 0.7, 0.6]
+    assert curve["coverage"] == [0.2, 0.4, 0.8, 1.0]
+    assert curve["accuracy"] == [1.0, 1.0, 0.75, 0.6]
+    logits, labels = draw(5_000, 3)
+    curve = metrics.risk_coverage(metrics.probabilities_of(logits), labels)
+    assert len(curve["coverage"]) == metrics.CURVE_POINTS
+    assert curve["accuracy"][-1] == (logits.argmax(axis=1) == labels).mean()
+    assert curve["coverage"][-1] == 1.0
+
+
+def test_a_class_that_is_missing_from_the_data_keeps_its_place():
+    found = metrics.evaluate(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), np.array([0, 2]), ["a", "b", "c"])
+    assert found["confusion"] == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert found["macro_f1"] == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_is_found(temperature):
+    logits, labels = draw(20_000, 4, temperature)
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_calibrated_model_has_little_calibration_error():
+    logits, labels = draw(20_000, 3, 2.5)
+    scaled = logits / calibration.fit_temperature(logits, labels)
+    before, after = (metrics.expected_calibration_error(metrics.probabilities_of(x), labels) for x in (logits, scaled))
+    assert before > 0.1
+    assert after < 0.02
+
+
+def test_a_separable_set_gets_a_finite_temperature():
+    assert calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1])) >= calibration.RANGE[0]
+
+
+def test_labels_with_dollars_are_drawn_as_they_are():
+    metrics = {"labels": ["$5_$10", "$5% - $10%"], "confusion": [[3, 1], [0, 2]], "n": 6}
+    assert figures.png(figures.confusion_matrix(metrics)).startswith(b"\x89PNG")

@@ -1,0 +1,58 @@
+"""When a candidate is better; `chaos/test_nights.py` trains real ones."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from sentiment_core.data import labelled as dataset
+from sentiment_core.errors import UserError
+from sentiment_core.nightly.renewal import Comparison, candidate_name, compare
+from sentiment_core.training.job import TrainSettings
+from tests.conftest import make_bundle
+
+
+@pytest.mark.parametrize(
+    ("alone_right", "better", "words"),
+    [
+        ((30, 60), True, "accuracy 0.8300 against 0.8000 on 1,000 rows"),
+        ((58, 60), False, "expected at least 0.005 more"),
+        ((0, 5), True, "accuracy 0.8050 against 0.8000"),
+        ((4, 10), False, "too few rows to be sure"),
+        ((60, 30), False, "expected at least 0.005 more"),
+    ],
+)
+def test_a_candidate_must_be_better_and_surely_so(alone_right, better, words):
+    from scipy.stats import binomtest
+
+    current, candidate = alone_right
+    p = binomtest(candidate, current + candidate, alternative="greater").pvalue
+    found = Comparison(1000, 0, 0.8, 0.8 + (candidate - current) / 1000, current, candidate, p)
+    assert found.verdict(0.005)[0] is better
+    assert words in found.verdict(0.005)[1]
+
+
+def test_bundles_are_compared_on_rows_that_were_not_for_training(tiny_encoder, tiny_bundle, labelled, tmp_path):
+    other = make_bundle(tiny_encoder, tmp_path / "other", labels=("negative", "positive"), max_length=8)
+    data = dataset.read(labelled, "text", "label", ["negative", "positive"])
+    seen = set(data.texts[:50])
+    same = compare(tiny_bundle, tiny_bundle, data, seen)
+    left = [text for text in data.texts if text not in seen]
+    assert (same.rows, same.left_out) == (len(left), len(data) - len(left))
+    assert (same.only_current, same.only_candidate, same.p_value) == (0, 0, 1.0)
+    assert not same.verdict(0.0)[0]
+    found = compare(tiny_bundle, other, data, seen)
+    assert found.candidate_accuracy - found.accuracy == pytest.approx(
+        (found.only_candidate - found.only_current) / found.rows
+    )
+    with pytest.raises(UserError, match="also in the training data"):
+        compare(tiny_bundle, other, data, set(data.texts))
+
+
+def test_the_same_labels_and_settings_make_the_same_candidate():
+    settings = TrainSettings(data="d", model="m", out="one")
+    name = candidate_name(settings, "f")
+    assert name == candidate_name(replace(settings, out="another", checkpoint_minutes=1.0), "f")
+    assert name != candidate_name(settings, "g")
+    assert name != candidate_name(replace(settings, lr=1e-3), "f")
+    assert re.fullmatch(r"[a-z0-9-]+", name)  # in a path or an address it stands as it is

@@ -1,0 +1,154 @@
+"""cluster.yaml; `chaos/test_two_nodes.py` submits jobs to a cluster of two nodes."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+import sentiment_core.runtime.cluster
+from sentiment_core.errors import UserError
+from tests import s3
+from tests.conftest import free_ports
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+# cluster.yaml
+
+
+@pytest.fixture(scope="module")
+def config():
+    return yaml.safe_load((REPO / "cluster.yaml").read_text())
+
+
+def test_cluster_yaml_fits_the_schema_that_ray_ships(config):
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+
+
+def test_ray_up_accepts_cluster_yaml(config):
+    # What `ray up` does before it first talks to AWS: it needs neither boto3 nor credentials.
+    validate_config(prepare_config(copy.deepcopy(config)))
+
+
+def test_cluster_yaml_mounts_files_that_exist(config):
+    # `ray up` takes them from the folder it is run in. The token (~) is the user's own.
+    for local in config["file_mounts"].values():
+        assert local.startswith("~") or (REPO / local).exists(), local
+
+
+def test_cluster_yaml_commands_are_valid_shell(config):
+    commands = [command for key, value in config.items() if key.endswith("_commands") for command in value]
+    assert commands
+    for command in commands:
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+# Stands in for ssh and rsync to a node, which is not there: writes down what was asked of it.
+NODE = """#!/bin/sh
+printf '%s\\n' "$*" >> {log}
+"""
+
+
+def test_ray_up_and_down_on_aws(config, tmp_path):
+    """The launcher's commands, by the words of cluster.yaml, on moto's AWS, with nodes that only take orders down."""
+    home, tools, log = tmp_path / "home", tmp_path / "bin", tmp_path / "asked"
+    (home / ".ssh").mkdir(parents=True)
+    tools.mkdir()
+    for name in ("ssh", "rsync"):
+        (tools / name).write_text(NODE.format(log=log))
+        (tools / name).chmod(0o755)
+    with s3.moto_server() as port:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+        environment |= s3.environment(port) | {
+            "HOME": str(home),
+            "TMPDIR": str(tmp_path),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        environment["PATH"] = f"{tools}:{Path(sys.executable).parent}:{environment['PATH']}"
+        ec2, iam = (s3.client(port, service, config["provider"]["region"]) for service in ("ec2", "iam"))
+
+        def run(*command: str) -> None:
+            options = {"cwd": REPO, "env": environment, "timeout": 120, "capture_output": True, "text": True}
+            done = subprocess.run(["ray", *command], **options)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        def instances() -> list[dict]:
+            return [one for some in ec2.describe_instances()["Reservations"] for one in some["Instances"]]
+
+        nodes = {name: kind["node_config"] for name, kind in config["available_node_types"].items()}
+        for arn in {node["IamInstanceProfile"]["Arn"] for node in nodes.values()}:
+            iam.create_instance_profile(InstanceProfileName=arn.rpartition("/")[2])
+        run("get-auth-token", "--generate")
+        run("up", "--yes", "--no-config-cache", "cluster.yaml")
+
+        (head,) = instances()  # no worker before a job asks for one
+        assert head["State"]["Name"] == "running"
+        assert head["InstanceType"] == nodes["head"]["InstanceType"]
+        assert head["ImageId"] == nodes["head"]["ImageId"]
+        assert head["IamInstanceProfile"]["Arn"] == nodes["head"]["IamInstanceProfile"]["Arn"]
+        groups = ec2.describe_security_groups(GroupIds=[group["GroupId"] for group in head["SecurityGroups"]])
+        rules = [rule for group in groups["SecurityGroups"] for rule in group["IpPermissions"]]
+        from_outside = [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
+        assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
+
+        asked = log.read_text()
+        for there, here in config["file_mounts"].items():
+            assert here.replace("~", str(home)) in asked, here
+            assert f"ubuntu@{head['PublicIpAddress']}:{there}" in asked, there
+        places = [asked.index(last) for last in ("sudo apt-get", "constraints.txt '", "boto3", "ray start --head")]
+        assert places == sorted(places)
+
+        run("dashboard", "cluster.yaml")
+        assert "-L 8265:localhost:8265" in log.read_text()
+        run("down", "--yes", "cluster.yaml")
+        assert [one["State"]["Name"] for one in instances()] == ["terminated"]
+
+
+def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypatch):
+    """The head of cluster.yaml has no CPUs, and no worker runs before a job asks for one."""
+    assert sentiment_core.runtime.cluster.device_kind() == "CPU", "this test is for machines without a GPU"
+    launched = tmp_path / "ray_bootstrap_config.yaml"
+    launched.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sentiment_core.cluster, "LAUNCHER_CONFIG", launched)
+    assert sentiment_core.runtime.cluster.device_kind() == "GPU"
+    assert sentiment_core.runtime.cluster.largest("GPU") == 4
+    assert sentiment_core.runtime.cluster.largest("CPU") == 4 * 8 + 4 * 4
+    sentiment_core.runtime.cluster.require(4)
+    with pytest.raises(UserError, match="5 workers are asked for and the cluster has at most 4 GPUs"):
+        sentiment_core.runtime.cluster.require(5)
+
+
+@pytest.mark.parametrize(
+    ("noted", "origin"), [(False, "RAY_ADDRESS"), (True, "noted here by `ray start`")], ids=["asked for", "noted"]
+)
+def test_a_cluster_that_is_not_there_is_refused(tmp_path, tiny_bundle, noted, origin):
+    """In a process of its own: this one may be connected already."""
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    places = ["--input", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "out")]
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    env = os.environ | {"RAY_TMPDIR": str(tmp_path)}
+    if noted:  # by a `ray start` whose processes were killed
+        env.pop("RAY_ADDRESS", None)
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+    else:
+        env["RAY_ADDRESS"] = address
+    done = subprocess.run(
+        [sys.executable, REPO / "jobs" / "score.py", "--model", tiny_bundle, *places],
+        env=env, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"error: the cluster {address} ({origin}) cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,175 @@
+"""Object storage by its own protocol: a store that misbehaves, and the whole way from corpus to verified output."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from sentiment_core.data import shards
+from sentiment_core.errors import UserError
+from sentiment_core.model import bundle
+from sentiment_core.runtime import storage
+from sentiment_core.scoring.job import ScoreSettings, prepare
+from tests import s3
+from tests.conftest import sentences
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3.moto_server() as port:
+        yield port
+
+
+@pytest.fixture
+def store(server, monkeypatch):
+    """A store whose faults can be set, reached as a user would reach it."""
+    with s3.misbehaving(server) as (port, faults):
+        for name, value in s3.environment(port).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.1, 0.1, 0.1))
+        storage._bucket.cache_clear()
+        yield faults
+        storage._bucket.cache_clear()
+
+
+def test_throttling_passes(store):
+    place = f"s3://{s3.BUCKET}/throttled"
+    store.key, store.throttle = "throttled", 8
+    storage.write_file(place, b"content")
+    assert store.done == 8  # more than the SDK takes by itself
+    store.throttle = 8
+    assert storage.read_file(place) == b"content"
+
+
+def test_a_file_is_read_by_one_request(store):
+    """After one for its size. A model has hundreds of megabytes."""
+    content = os.urandom(3 << 20)
+    for name, held in {"large": content, "empty": b""}.items():
+        storage.write_file(f"s3://{s3.BUCKET}/{name}", held)
+        store.asked.clear()
+        assert storage.read_file(f"s3://{s3.BUCKET}/{name}") == held
+        assert len(store.asked) <= 2
+
+
+def test_a_connection_that_drops_amid_a_file_passes(store, tmp_path):
+    pq.write_table(sentences(3_000, seed=0), tmp_path / "a.parquet")
+    storage.write_file(f"s3://{s3.BUCKET}/dropped/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    store.key, store.drop = "a.parquet", 2
+    planned = shards.plan(f"s3://{s3.BUCKET}/dropped/", "text", None, ())
+    store.drop = 2
+    table = shards.read_rows(planned.root, planned.units[0], lambda _: ["text"])
+    assert table.equals(sentences(3_000, seed=0).select(["text"]))
+    assert store.done == 4
+
+
+def test_what_will_not_pass_is_said_at_once(store):
+    with pytest.raises(FileNotFoundError):
+        storage.read_file(f"s3://{s3.BUCKET}/nothing")
+    with pytest.raises(UserError, match="does not exist"):
+        storage.find_files(f"s3://{s3.BUCKET}/nowhere", (".parquet",))
+
+
+def test_names_that_lead_out_of_the_output_are_listed_and_the_others_planned(store, tmp_path):
+    pq.write_table(sentences(3, seed=0), tmp_path / "a.parquet")
+    names = ["a.parquet", "/b.parquet", "../../c.parquet", "k/./d.parquet", "k/../e.parquet", "k%20=?/f*.parquet"]
+    client = s3.client(store.port)
+    for name in names:
+        client.put_object(Bucket=s3.BUCKET, Key=f"names/{name}", Body=(tmp_path / "a.parquet").read_bytes())
+    planned = shards.plan(f"s3://{s3.BUCKET}/names", "text", None, ())
+    assert {unit.output for unit in planned.units} == {"a.parquet", "k%20=?/f*.parquet"}
+    assert {shard.source for shard in planned.failed} == set(names[1:5])
+    assert all("rename it" in shard.reason for shard in planned.failed)
+    with pytest.raises(OSError, match="rename it"):
+        storage.read_folder(f"s3://{s3.BUCKET}/names")
+
+
+def test_a_bundle_that_changes_while_it_is_read_is_refused(store, tiny_bundle):
+    place = f"s3://{s3.BUCKET}/changing"
+    pyarrow.fs.copy_files(tiny_bundle, f"{s3.BUCKET}/changing", destination_filesystem=s3.filesystem(store.port))
+    info, _ = bundle.read_files(place)
+    card = json.dumps(asdict(info) | {"max_length": info.max_length - 1})
+    store.when_listed = lambda: s3.client(store.port).put_object(
+        Bucket=s3.BUCKET, Key=f"changing/{bundle.CARD}", Body=card.encode()
+    )
+    with pytest.raises(UserError, match="changed while it was read"):
+        bundle.read_files(place)
+
+
+def test_a_bundle_that_was_half_uploaded_is_uploaded_again(store, tiny_bundle):
+    place = f"s3://{s3.BUCKET}/half"
+    s3.client(store.port).put_object(Bucket=s3.BUCKET, Key="half/model.safetensors", Body=b"of a run that was killed")
+    with pytest.raises(UserError, match="already holds something"):
+        bundle.check_free(place)
+    bundle.check_free(place, begun=True)
+    bundle.copy(tiny_bundle, place, {})
+    assert bundle.digest_of(bundle.read_files(place)[1]) == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
+    with pytest.raises(UserError, match="already holds something"):
+        bundle.check_free(place, begun=True)
+
+
+@pytest.mark.parametrize(("error", "tries"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])
+def test_tries_have_an_end(store, error, tries):
+    tried = []
+
+    def fail():
+        tried.append(1)
+        raise OSError(error)
+
+    with pytest.raises(OSError, match=error):
+        storage.patiently(f"s3://{s3.BUCKET}/a", fail)
+    assert len(tried) == tries
+
+
+def s3_keys(port: int) -> list[str]:
+    return [found["Key"] for found in s3.client(port).list_objects_v2(Bucket=s3.BUCKET).get("Contents", [])]
+
+
+def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path, monkeypatch):
+    """Scored with a throttled and a dropped request on the way; credentials from the environment, and nowhere else."""
+    (tmp_path / "in").mkdir()
+    for shard in range(3):
+        pq.write_table(sentences(50, seed=shard), tmp_path / "in" / f"{shard}.parquet")
+    with s3.misbehaving(server) as (port, faults):
+        env = os.environ | s3.environment(port)
+        files = s3.filesystem(server)
+        pyarrow.fs.copy_files(str(tmp_path / "in"), f"{s3.BUCKET}/in", destination_filesystem=files)
+        places = ["--input", f"s3://{s3.BUCKET}/in", "--out", f"s3://{s3.BUCKET}/out"]
+        model = ["--model", f"s3://{s3.BUCKET}/model", "--keep", ""]
+        said = ""
+        training = ["--data", f"s3://{s3.BUCKET}/in", "--model", tiny_encoder, "--out", f"s3://{s3.BUCKET}/model"]
+        training += ["--epochs", "1", "--batch-size", "4", "--checkpoint-minutes", "0.001"]
+        for command in (["train.py", *training], ["score.py", *model, *places], ["verify.py", *places]):
+            if command[0] == "score.py":
+                faults.key, faults.throttle, faults.drop = ".parquet", 1, 1
+            done = subprocess.run(
+                [sys.executable, REPO / "jobs" / command[0], *command[1:]],
+                env=env, capture_output=True, text=True, check=False, timeout=240,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout + done.stderr
+        assert faults.done == 2
+        assert not [path for path in s3_keys(server) if path.startswith("_training-")]
+        for name, value in s3.environment(port).items():
+            monkeypatch.setenv(name, value)
+        storage._bucket.cache_clear()
+        faults.asked.clear()
+        settings = ScoreSettings(*(f"s3://{s3.BUCKET}/{name}" for name in ("model", "in", "out")), keep=())
+        assert prepare(settings).done.units == 3
+        storage._bucket.cache_clear()
+        listed = [path for path in faults.asked if "?list-type=2" in path and "prefix=out%2F" in path]
+        assert len(listed) == 1  # all of it, once, however many shards
+    assert "150 rows in, 150 rows out" in said
+    (tmp_path / "out").mkdir()
+    pyarrow.fs.copy_files(f"{s3.BUCKET}/out", str(tmp_path / "out"), source_filesystem=files)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"0.parquet", "1.parquet", "2.parquet", "_run.json", "_summary.json"} == set(written)
+    assert s3.SECRET not in said
+    assert not any(s3.SECRET.encode() in content for content in written.values())

@@ -1,0 +1,75 @@
+"""Flags, YAML, and what is said about wrong ones."""
+
+import re
+
+import pytest
+
+from sentiment_core.config import parse
+from sentiment_core.errors import UserError
+from sentiment_core.scoring.job import ScoreSettings
+from sentiment_core.training.job import TrainSettings
+
+NEEDED = ["--data", "d.csv", "--model", "m", "--out", "o"]
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text("data: d.csv\nmodel: m\nout: o\nlr: 3e-5\nhead-lr: 1\nepochs: 5\nlabel_names: [no, yes]\n")
+    settings = parse(TrainSettings, "", ["--config", str(config), "--epochs", "7"])
+    assert (settings.epochs, settings.lr, settings.head_lr, settings.batch_size) == (7, 3e-5, 1.0, 32)
+    assert settings.label_names == ("no", "yes")  # as written, though YAML makes false and true of them
+
+
+def test_keep_tells_nothing_from_default():
+    needed = ["--model", "m", "--input", "i", "--out", "o"]
+    assert parse(ScoreSettings, "", needed).keep is None
+    assert parse(ScoreSettings, "", [*needed, "--keep", ""]).keep == ()
+    assert parse(ScoreSettings, "", [*needed, "--keep", "id, date"]).keep == ("id", "date")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], ["--data, --model, --out", "must be given"]),
+        ([*NEEDED, "--head", "big"], ["--head", "'big'", "standard", "mlp"]),
+        ([*NEEDED, "--epochs", "many"], ["--epochs", "'many'"]),
+        ([*NEEDED, "--epochs", "0"], ["--epochs", "0", "1 or more"]),
+        ([*NEEDED, "--lr", "nan"], ["--lr", "nan", "above 0"]),
+        ([*NEEDED, "--dropout", "1"], ["--dropout", "1.0"]),
+        ([*NEEDED, "--epoch", "3"], ["--epoch"]),
+    ],
+)
+def test_wrong_flags_are_named(flags, words):
+    with pytest.raises(UserError) as error:
+        parse(TrainSettings, "", flags)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3", ["'epoch'", "did you mean 'epochs'"]),
+        ("epochs: three", ["epochs", "'three'", "whole number"]),
+        ("epochs: true", ["epochs", "True", "whole number"]),
+        ("head: big", ["head", "'big'", "mlp"]),
+        ("- a list", ["list", "name: value"]),
+        ("a: [", ["not YAML"]),
+        ("tensorboard: 2026-02-30", ["not YAML", "day is out of range"]),
+        ("label_names: [a, [b]]", ["label_names", "a list of names"]),
+        (f"lr: 1{400 * '0'}", ["lr", "a number"]),
+    ],
+)
+def test_wrong_yaml_is_named(tmp_path, text, words):
+    config = tmp_path / "train.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse(TrainSettings, "", [*NEEDED, "--config", str(config)])
+    assert all(word in str(error.value) for word in [str(config), *words]), error.value
+
+
+def test_help_tells_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainSettings, "", ["--help"])
+    told = capsys.readouterr().out
+    assert told.count("(default: ") > 20
+    assert re.search(r"--seed N +of the split[^(]*\(default: 0\)", told)

@@ -1,0 +1,181 @@
+"""Token ids are those of transformers, whatever the text, the family of tokenizer, or the library that makes them."""
+
+import itertools
+import random
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from tokenizers import Tokenizer as Fast
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sentiment_core.model.encoder import load_tokenizer
+from sentiment_core.text.preprocessing import OVERLAP, WINDOWS, Preprocessing
+from sentiment_core.text.token_lists import EMPTY, NULL, OK, TRUNCATED
+from sentiment_core.text.tokenizer import Tokenizer
+
+TEXTS = [
+    "Good.",
+    "",
+    "  \n\t ",
+    None,
+    "word " * 40,
+    "naïve café 😀",
+    "\x00\x01",
+    "a\u200b",
+    "x" * 300,
+    "\ufffd",
+    "ok " * 14,
+]
+PIECES = [
+    *("[SEP]", "[CLS]", "</s>", "<pad>", " ", "  ", "\n", "\t", "a", "##b", "hello", "1999", "3.14", "isn't", "--"),
+    *("\u200d", "é", "e\u0301", "İ", "ß", "ﬁ", "中", "한글", "ا", "😀", "\ue000", "\u0378", "\ufeff", "\x00", "\x7f"),
+    *("\xa0", "x" * 250),
+]
+
+
+def fuzzed(rows: int, seed: int) -> list[str]:
+    """Odd pieces, any ASCII, any Unicode but surrogates, and ordinary words with one odd character."""
+    rng = random.Random(seed)
+    words = ["the", "film", "was", "not", "what", "she'd", "hoped", "for,", "42", "(or", "more)", "said:", "'Bravo!'"]
+
+    def character() -> str:
+        return chr(rng.choice([rng.randrange(0x80), rng.randrange(0x3000), rng.randrange(0xE000, 0x110000)]))
+
+    kinds = (
+        lambda: "".join(rng.choices(PIECES, k=rng.randrange(30))),
+        lambda: "".join(chr(rng.randrange(0x80)) for _ in range(rng.randrange(60))),
+        lambda: "".join(character() for _ in range(rng.randrange(20))),
+        lambda: " ".join([*rng.choices(words, k=rng.randrange(40)), character(), *rng.choices(words, k=5)]),
+        lambda: " ".join(rng.choices(words, k=rng.randrange(60))),
+    )
+    return [rng.choice(kinds)() for _ in range(rows)]
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "byte-level bpe", "unigram"])
+def folder(request, packaged_encoder, tmp_path_factory) -> str:
+    """A bundle's tokenizer files: BERT's, or small ones as RoBERTa's and XLM-RoBERTa's are made."""
+    place = str(tmp_path_factory.mktemp("tokenizer"))
+    if request.param == "wordpiece":
+        load_tokenizer(packaged_encoder).save_pretrained(place)
+        return place
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    corpus = [text for text in fuzzed(3_000, seed=1) if text.isascii()]
+    if request.param == "unigram":
+        fast = Fast(models.Unigram())
+        fast.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+        fast.pre_tokenizer = pre_tokenizers.Metaspace()
+        fast.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=2_000, special_tokens=special, unk_token="<unk>")
+        fast.train_from_iterator(corpus, trainer)
+    else:
+        fast = Fast(models.BPE())
+        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        fast.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=2_000, special_tokens=special, initial_alphabet=alphabet)
+        fast.train_from_iterator(corpus, trainer)
+    ends = [(name, fast.token_to_id(name)) for name in ("<s>", "</s>")]
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=fast, **names).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def wordpiece(packaged_encoder, tmp_path_factory) -> str:
+    place = str(tmp_path_factory.mktemp("wordpiece"))
+    load_tokenizer(packaged_encoder).save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize(("truncation", "side"), [("head", "right"), ("tail", "left")])
+def test_ids_are_those_of_transformers(folder, truncation, side):
+    theirs = AutoTokenizer.from_pretrained(folder, truncation_side=side)
+    ours = Tokenizer.load(folder, Preprocessing(48, truncation))
+    rows = 100_000 if ours.ascii and side == "right" else 10_000
+    texts = [text for text in fuzzed(rows, seed=2) if text.strip()]
+    lists, status = ours.encode(texts)
+    expected = theirs(texts, truncation=True, max_length=48)["input_ids"]
+    for i, (text, ids) in enumerate(zip(texts, expected, strict=True)):
+        found = lists.ids[lists.offsets[i] : lists.offsets[i + 1]].tolist()
+        assert found == (ids if status[i] != EMPTY else []), ascii(text)
+
+
+def test_the_fast_way_is_taken_for_bert(wordpiece):
+    assert Tokenizer.load(wordpiece, Preprocessing(48)).ascii is not None
+
+
+def test_status_tells_what_became_of_a_text(wordpiece):
+    lists, status = Tokenizer.load(wordpiece, Preprocessing(16)).encode(TEXTS)
+    assert status.tolist() == [OK, EMPTY, EMPTY, NULL, TRUNCATED, OK, EMPTY, OK, OK, EMPTY, OK]
+    assert ((lists.lengths == 0) == [s in (EMPTY, NULL) for s in status]).all()
+    assert lists.lengths[-1] == 16  # exactly the limit is not truncated
+
+
+@pytest.mark.parametrize("letter", ["o", "ö"])
+def test_a_long_text_is_cut_not_refused(wordpiece, letter):
+    lists, status = Tokenizer.load(wordpiece, Preprocessing(32)).encode([f"hell{letter} world " * 100_000])
+    assert (lists.lengths.tolist(), status.tolist()) == ([32], [TRUNCATED])
+
+
+def test_what_is_kept_of_a_long_text(folder):
+    """Of all but the windows, the special tokens once; the windows stand one after another, each as long as allowed."""
+    text = "said the film was not what she hoped for " * 40
+    theirs = AutoTokenizer.from_pretrained(folder)
+    full = theirs(text)["input_ids"]
+    first, inner, last = full[:1], full[1:-1], full[-1:]
+    for truncation, kept in {
+        "head": [inner[:30]],
+        "tail": [inner[-30:]],
+        "head_tail": [inner[:7] + inner[-23:]],
+    }.items():
+        lists, status = Tokenizer.load(folder, Preprocessing(32, truncation)).encode([text])
+        assert lists.ids.tolist() == [id for part in kept for id in first + part + last]
+        assert status.tolist() == [TRUNCATED]
+    text = text[:800]
+    inner = theirs(text)["input_ids"][1:-1]
+    ours = Tokenizer.load(folder, Preprocessing(64, "window"))
+    lists, status = ours.encode([text, "short", None])
+    pieces, at = lists.pieces(64)
+    assert status.tolist() == [OK, OK, NULL]
+    assert pieces.lengths.tolist() == [64] * at[1] + [len(theirs("short")["input_ids"]), 0]
+    windows = pieces.ids[: 64 * at[1]].reshape(-1, 64)
+    assert windows[0, 1:-1].tolist() == inner[:62]
+    assert windows[-1, 1:-1].tolist() == inner[-62:]
+    assert (windows[:, 0] == first).all()
+    assert (windows[:, -1] == last).all()
+
+
+@given(length=st.integers(0, 4000), room=st.integers(1, 80))
+def test_windows_hold_all_of_a_text_or_it_is_truncated(length, room):
+    parts, cut = Preprocessing(room, "window").kept(range(length), room)
+    assert len(parts) <= WINDOWS
+    assert all(len(part) == room for part in parts) or len(parts) == 1
+    seen = sorted({id for part in parts for id in part})
+    assert seen == list(range(len(seen)))
+    assert cut == (len(seen) < length)
+    overlaps = [before[-1] - after[0] + 1 for before, after in itertools.pairwise(parts)]
+    assert all(overlap >= int(room * OVERLAP) for overlap in overlaps)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Fine.<br /><br />But long.", "Fine.  But long."),
+        ("<p class='a'>a &lt; b &amp; c</p><!-- no\nword -->", " a < b & c  "),
+        ("So <b>it</b> ends <!-- here " + "<!--" * 100_000, "So  it  ends  "),
+        ("1 < 2 and 3 > 2 <3 R&B", "1 < 2 and 3 > 2 <3 R&B"),
+    ],
+)
+def test_markup_is_cleaned_where_the_rules_say_so(wordpiece, text, cleaned):
+    rules = Preprocessing(64, clean="markup")
+    assert rules.cleaned(text) == cleaned
+    assert Preprocessing(64).cleaned(text) == text
+    (found, _), (expected, _) = (
+        Tokenizer.load(wordpiece, rules).encode([text]),
+        Tokenizer.load(wordpiece, Preprocessing(64)).encode([cleaned]),
+    )
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert Tokenizer.load(wordpiece, rules).encode(["<br/>"])[1].tolist() == [EMPTY]
