@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from sentiment_core.config import REQUIRED, parse, run_job, setting
+from sentiment_core.cli import run_and_exit
+from sentiment_core.config import REQUIRED, parse, setting
 from sentiment_core.data import labelled
 from sentiment_core.training.job import TrainSettings, train
 
@@ -136,4 +137,4 @@ def write(place: str, texts: list[str], labels: np.ndarray, names: list[str]) ->
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_and_exit(main)

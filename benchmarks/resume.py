@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from sentiment_core.config import parse, run_job, setting
+from sentiment_core.cli import run_and_exit
+from sentiment_core.config import parse, setting
 from sentiment_core.model import bundle
 from sentiment_core.runtime import hardware
 from sentiment_core.scoring import outputs
@@ -128,4 +129,4 @@ def measure(command: list[str]) -> tuple[float, int]:
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_and_exit(main)

@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 import torch
 from peers import ENGINES, ONLY_ON, PEERS, engine
 
-from sentiment_core.config import parse, run_job, setting
+from sentiment_core.cli import run_and_exit
+from sentiment_core.config import parse, setting
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
 from sentiment_core.runtime import hardware
@@ -277,4 +278,4 @@ def print_table(report: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_and_exit(main)

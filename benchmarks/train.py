@@ -30,7 +30,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from sentiment_core.config import REQUIRED, parse, run_job, setting
+from sentiment_core.cli import run_and_exit
+from sentiment_core.config import REQUIRED, parse, setting
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import Labelled
 from sentiment_core.errors import UserError
@@ -190,4 +191,4 @@ def with_this(settings: TrainBenchmarkSettings, data: Labelled, eval_data: Label
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_and_exit(main)

@@ -1,19 +1,6 @@
-"""Search for the settings that suit labelled text best, and keep the best bundle.
+"""Run `sentiment-core tune` as a script, which `ray job submit` wants: same flags, same exit codes."""
 
-    python jobs/tune.py --data reviews.csv --model distilbert-base-uncased --out models/reviews --trials 16
-    python jobs/tune.py ... --search lr=1e-5..2e-4,batch_size=16/32,dropout=0/0.1 --epochs 4
-
-Every trial is a training as jobs/train.py does it; those that fall behind are stopped early. All its flags may be
-given; they hold for what is not searched for. Whatever stops the search, the same command goes on with it.
-"""
-
-from sentiment_core.config import parse, run_job
-from sentiment_core.training.tuning import TuneSettings, tune
-
-
-def main() -> None:
-    print(tune(parse(TuneSettings, __doc__)))
-
+from sentiment_core.cli import run_command
 
 if __name__ == "__main__":
-    run_job(main)
+    run_command("tune")

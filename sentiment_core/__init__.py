@@ -1,24 +1,37 @@
-"""Fine-tune a BERT-family classifier on labelled text and score large Parquet corpora with it.
+"""Fine-tune a text classifier on labelled text and score large Parquet corpora with it.
 
-The files follow the data. Training: `dataset` -> `tokens` -> `classifier` -> `training` -> `calibration` -> `bundle`.
-Scoring: `corpus` -> `tokens` -> `engine` -> `scored`, put together by `scoring` and checked by `verify`; both run the
-`stages` on Ray by a `stream`.
+    from sentiment_core import Classifier, UserError, evaluate, score, train, verify
+
+Importing this package is cheap: names are loaded when they are used, and nothing of the process is changed.
 """
 
-import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sentiment_core.api import Classifier, Prediction
+    from sentiment_core.commands import evaluate, score, train, verify
+    from sentiment_core.errors import UserError
 
 __version__ = "0.1.0"
+__all__ = ["Classifier", "Prediction", "UserError", "__version__", "evaluate", "score", "train", "verify"]
 
-# Set before any of these libraries is imported; whoever wants otherwise sets the variable.
-for _name, _value in {
-    # What they say while they work would bury the job's own words.
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SCHEDULER_EVENTS": "0",  # autoscaler notices
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # notices about retried tasks, on stdout
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # a warning about actor restarts for each pool of Ray Data
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # A Ray that a job starts for itself listens on 127.0.0.1 alone (no other node could join it).
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
+_MODULES = {
+    "Classifier": "sentiment_core.api",
+    "Prediction": "sentiment_core.api",
+    "UserError": "sentiment_core.errors",
+    "evaluate": "sentiment_core.commands",
+    "score": "sentiment_core.commands",
+    "train": "sentiment_core.commands",
+    "verify": "sentiment_core.commands",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -1,7 +1,7 @@
-"""Settings of a job: a frozen dataclass beside the code that uses it, filled from a YAML file and flags.
+"""Fill settings dataclasses from flags, a YAML file or Python keywords.
 
-Each field made with `setting` is a flag (`text_column` -> `--text-column`) and a key of `--config FILE.yaml`; flags
-win.
+The settings of a command are a frozen dataclass beside the code that uses them. Each field made with `setting` is a
+flag (`text_column` is `--text-column`), a key of `--config FILE.yaml` and a keyword in Python. Flags win over the file.
 """
 
 import argparse
@@ -10,111 +10,151 @@ import datetime
 import difflib
 import os
 import shlex
-import signal
-import sys
 import types
 import typing
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 
-from sentiment_core.errors import EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
+from sentiment_core.errors import UserError
 
 Settings = TypeVar("Settings")
+Group = Literal["data", "model", "optimization", "long texts", "output", "run"]
+GROUPS = typing.get_args(Group)  # in the order in which `--help` shows them
 REQUIRED = dataclasses.MISSING
 
 
-def setting(default: Any, help: str, metavar: str | None = None) -> Any:
-    """A dataclass field that is also a flag. `default=REQUIRED` makes it one that must be given."""
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+def setting(default: Any, help: str, metavar: str | None = None, *, group: Group = "run") -> Any:
+    """Declare a dataclass field that is also a flag.
+
+    Args:
+        default: Value without the flag. `REQUIRED` makes it a flag that must be given.
+        help: One plain line for `--help`, without the default.
+        metavar: Name of the value in `--help`.
+        group: Heading under which `--help` lists the flag.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "group": group})
 
 
-def check(ok: bool, flag: str, found: object, expected: str) -> None:
-    """Refuse the value `found` of `--flag` unless `ok`."""
+def check(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raise `UserError` for the `value` of the setting `name` unless `ok`."""
     if not ok:
-        raise UserError(f"--{flag.replace('_', '-')} is {found!r}; expected {expected}")
+        raise UserError(f"{flag_of(name)} is {value!r}; expected {expected}")
 
 
-def parse(settings_class: type[Settings], description: str | None, argv: list[str] | None = None) -> Settings:
-    """Settings from the command line and its `--config` file. Raises `UserError` for a value that cannot be used."""
-    kinds = typing.get_type_hints(settings_class)
-    fields = {f.name: f for f in dataclasses.fields(settings_class)}  # type: ignore[arg-type]
-    parser = _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="the same settings as a YAML file; flags win over it")
-    for name, field in fields.items():
-        _add_flag(parser, name, kinds[name], field)
-    given = vars(parser.parse_args(argv))
+def flag_of(name: str) -> str:
+    """Return the flag of a setting: `text_column` becomes `--text-column`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(
+    settings_class: type[Settings], description: str | None, argv: list[str] | None = None, prog: str | None = None
+) -> Settings:
+    """Read settings from a command line and its `--config` file.
+
+    Raises `UserError` for an unknown flag or a value that cannot be used. `--help` prints the help and exits.
+    """
+    parser = make_parser(settings_class, description, prog)
+    flags, rest = parser.parse_known_args(argv)
+    if rest:
+        known_flags = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(f"{rest[0]} is not a flag of this command{suggest(rest[0].partition('=')[0], known_flags)}")
+    values = vars(flags)
+    config_path = values.pop("config", None)
+    if config_path:
+        values = read_config(settings_class, config_path) | values
+    return _build(settings_class, values, "{flags} must be given, as flags or in the --config file. See --help.")
+
+
+def from_keywords(settings_class: type[Settings], function: str, keywords: Mapping[str, Any]) -> Settings:
+    """Make settings from the keywords of a Python call of `function`. Raises `UserError`."""
+    fields, kinds = _fields(settings_class), typing.get_type_hints(settings_class)
     values = {}
-    config = given.pop("config", None)
-    if config:
-        content, written = _read_yaml(config)
-        for key, value in content.items():
-            name = str(key).replace("-", "_")
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(fields)}"
-                raise UserError(f"{config} has the unknown setting {key!r}{hint}")
-            values[name] = _from_yaml(config, name, value, kinds[name], written.get(key))
-    values.update(given)
-    missing = [n for n, f in fields.items() if f.default is REQUIRED and n not in values]
-    if missing:
-        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
-        raise UserError(f"{flags} must be given, as a flag or in the --config file; see --help")
-    return settings_class(**values)
+    for name, value in keywords.items():
+        if name not in fields:
+            raise UserError(f"{function}() has no setting {name!r}{suggest(name, fields)}")
+        plain_value = _plain_value(value)
+        values[name] = _convert(f"{function}()", name, plain_value, kinds[name], plain_value)
+    return _build(settings_class, values, f"{function}() needs {{names}}")
+
+
+def make_parser(settings_class: type, description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """Make the argument parser of a settings class, its flags under the headings of `GROUPS`."""
+    kinds = typing.get_type_hints(settings_class)
+    parser = _Parser(
+        prog=prog,
+        usage="%(prog)s [flags]",
+        description=description,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    for name, field in _fields(settings_class).items():
+        _add_flag(groups[field.metadata["group"]], name, kinds[name], field)
+    groups["run"].add_argument("-h", "--help", action="help", help="print this and exit")
+    groups["run"].add_argument(
+        "--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="the same settings as YAML; flags win over it"
+    )
+    return parser
+
+
+def read_config(settings_class: type, path: str) -> dict[str, Any]:
+    """Read the settings that a `--config` file gives, by name. Raises `UserError`."""
+    fields, kinds = _fields(settings_class), typing.get_type_hints(settings_class)
+    content, texts = _read_yaml(path)
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            raise UserError(f"{path} has the unknown setting {key!r}{suggest(name, fields)}")
+        values[name] = _convert(path, name, value, kinds[name], texts.get(key))
+    return values
 
 
 def parse_value(settings_class: type, name: str, text: str) -> Any:
-    """The value of a setting that is written like this in a --config file. Raises `UserError`."""
+    """Read the value of a setting as it stands in a `--config` file. Raises `UserError`."""
     try:
-        value, written = _load(text)
+        value, written = _load_yaml(text)
     except (yaml.YAMLError, ValueError):
         value, written = text, text
-    return _from_yaml(text, name, value, typing.get_type_hints(settings_class)[name], written)
+    return _convert(text, name, value, typing.get_type_hints(settings_class)[name], written)
 
 
-def command(job: str, settings: Any) -> str:
-    """The command line that gives these settings to a job."""
-    words = ["python", f"jobs/{job}.py"]
-    for field in dataclasses.fields(settings):
-        value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+def command_line(command: str, settings: Any) -> str:
+    """Return the command line that gives these settings to a command."""
+    words = ["sentiment-core", command]
+    for name, field in _fields(type(settings)).items():
+        value, flag = getattr(settings, name), flag_of(name)
         if field.default is REQUIRED or value != field.default:
             text = ",".join(value) if isinstance(value, tuple) else str(value)
             words += [flag] if value is True else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(words)
 
 
-def run_job(main: Callable[[], int | None]) -> NoReturn:
-    """Run a job and leave with its exit code; a user's mistake is one sentence on stderr, without a stack trace."""
-    signal.signal(signal.SIGTERM, _stop)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a sentence with emoji on an ASCII terminal
-    try:
-        code = main() or EXIT_OK
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_BAD_REQUEST
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        print(
-            f"stopped by {signal.Signals(number).name}; what is committed stays, and the same command goes on "
-            "from there",
-            file=sys.stderr,
-        )
-        code = 128 + number
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_FAULT
-    sys.exit(code)
+def suggest(name: str, names: typing.Iterable[str]) -> str:
+    """Return the end of a sentence about the unknown `name`: the nearest of `names`, or all of them."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(names)}"
 
 
-def _stop(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt(number)
+def _build(settings_class: type[Settings], values: Mapping[str, Any], missing_sentence: str) -> Settings:
+    names = [name for name, field in _fields(settings_class).items() if field.default is REQUIRED]
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise UserError(missing_sentence.format(flags=", ".join(map(flag_of, missing)), names=", ".join(missing)))
+    return settings_class(**values)
+
+
+def _fields(settings_class: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(settings_class)}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
+        raise UserError(f"{message}. See --help.")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -122,63 +162,78 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=110)
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, kind: Any, field: dataclasses.Field) -> None:
+def _add_flag(group: argparse._ArgumentGroup, name: str, kind: Any, field: dataclasses.Field) -> None:
     default = field.default
     text = field.metadata["help"].replace("%", "%%")
     if isinstance(default, str | int | float) and not isinstance(default, bool):
         text += f" (default: {default})"
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
-    kind = _plain(kind)
+    kind = _without_none(kind)
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction
-    elif typing.get_origin(kind) is typing.Literal:
+    elif typing.get_origin(kind) is Literal:
         options["choices"] = typing.get_args(kind)
     else:
-        options["type"] = _names if typing.get_origin(kind) is tuple else kind
+        options["type"] = _split_names if typing.get_origin(kind) is tuple else kind
         options["metavar"] = field.metadata["metavar"] or {str: "NAME", int: "N", float: "X"}.get(kind, "A,B")
-    parser.add_argument("--" + name.replace("_", "-"), **options)
+    group.add_argument(flag_of(name), **options)
 
 
-def _plain(kind: Any) -> Any:
-    """`int | None` -> `int`."""
+def _without_none(kind: Any) -> Any:
+    """Return `int` for `int | None`."""
     if isinstance(kind, types.UnionType):
         return next(k for k in typing.get_args(kind) if k is not type(None))
     return kind
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _split_names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _load(text: str) -> tuple[Any, Any]:
-    """YAML's content, and the same with each value as it is written: names such as no, 01 and 2026-11-30 are texts."""
+def _plain_value(value: Any) -> Any:
+    """Return a Python value as YAML would give it: paths as text, sequences as lists, numpy's numbers as Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, str | bool | int | float | list | None):
+        return value
+    return value.item() if hasattr(value, "item") else value
+
+
+def _load_yaml(text: str) -> tuple[Any, Any]:
+    """Return YAML's content, and the same with each value as it is written.
+
+    Names such as no, 01 and 2026-11-30 are texts, which YAML reads as something else.
+    """
     return yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
 
 
 def _read_yaml(path: str) -> tuple[dict, dict]:
     try:
         with open(path, encoding="utf-8") as file:
-            content, written = _load(file.read())
+            content, texts = _load_yaml(file.read())
     except OSError as error:
         raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:  # that of 2026-02-30 is no YAMLError
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path} holds {type(content).__name__}; expected settings as 'name: value' lines")
-    return content, written
+    return content, texts
 
 
-def _from_yaml(path: str, name: str, value: Any, kind: Any, written: Any) -> Any:
-    optional, kind = kind is not _plain(kind), _plain(kind)
+def _convert(origin: str, name: str, value: Any, kind: Any, written: Any) -> Any:
+    """Return `value` as the type `kind` of a setting, or raise `UserError`. `written`: the value as it is written."""
+    optional, kind = kind is not _without_none(kind), _without_none(kind)
     if value is None and optional:
         return None
     if typing.get_origin(kind) is tuple:
         if isinstance(written, list) and all(isinstance(item, str) for item in written):
             return tuple(written)
         if isinstance(value, str):
-            return _names(value)
+            return _split_names(value)
         expected = "a list of names"
-    elif typing.get_origin(kind) is typing.Literal:
+    elif typing.get_origin(kind) is Literal:
         if value in typing.get_args(kind):
             return value
         expected = "one of " + ", ".join(typing.get_args(kind))
@@ -196,4 +251,4 @@ def _from_yaml(path: str, name: str, value: Any, kind: Any, written: Any) -> Any
         return value
     else:
         expected = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
-    raise UserError(f"{path}: {name} is {value!r}; expected {expected}")
+    raise UserError(f"{origin}: {name} is {value!r}; expected {expected}")

@@ -1,4 +1,4 @@
-"""What ends a job early, and the exit codes a scheduler sees."""
+"""Define what ends a command early, and the exit codes that a scheduler sees."""
 
 EXIT_OK = 0  # all done
 EXIT_FAULT = 1  # a fault of ours, or everything failed alike
@@ -8,8 +8,8 @@ EXIT_ATTENTION = 4  # all done, but someone should look: drift, or a model that 
 
 
 class UserError(Exception):
-    """The request cannot be carried out as asked.
+    """A request that cannot be carried out as it was made.
 
-    The message is one sentence for the user: the thing (file, column, flag), what was found, what was expected, and
-    what to do. Raised before any work starts; the job prints it and exits with `EXIT_BAD_REQUEST`.
+    The message is for the user. It names the thing (file, column, flag), what was found, what was expected, and what to
+    do. It is raised before any work starts; a command prints it and exits with `EXIT_BAD_REQUEST`.
     """

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sentiment_core.api import Classifier
 from sentiment_core.config import REQUIRED, setting
 from sentiment_core.data import labelled
 from sentiment_core.errors import UserError
-from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle, metrics, registry
 from sentiment_core.runtime import storage
-from sentiment_core.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,17 @@ def evaluate(settings: EvaluateSettings) -> dict:
         if storage.is_folder(settings.out):
             raise UserError(f"--out {settings.out} is a folder; expected a file, such as metrics.json in it")
         storage.check_writable(storage.parent(settings.out))
-    probabilities = probabilities_of(files, data.texts)
+    classifier = Classifier(files)
+    probabilities = classifier.predict_proba(data.texts)
     scored = ~np.isnan(probabilities).any(axis=1)
     if not scored.any():
         raise UserError(f"{settings.data} has no text the tokenizer makes anything of; expected labelled text")
     found = metrics.evaluate(probabilities[scored], data.labels[scored], labels, info.ordinal)
     found["dropped"] = data.origin["dropped"] | {"without_tokens": int((~scored).sum())}
-    found["bundle"] = bundle.digest_of(files)
+    found["bundle"] = classifier.digest
     if settings.out:
         storage.write_file(settings.out, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
     return found
-
-
-def probabilities_of(files: dict[str, bytes], texts: list[str]) -> np.ndarray:
-    """(n, classes) by the bundle that these files are, NaN where the tokenizer makes nothing of a text."""
-    with storage.unpacked(files) as folder:
-        engine = Engine.load(folder)
-        tokenizer = Tokenizer.from_bundle(folder)
-    tokens, _ = tokenizer.encode(texts)
-    return engine.probabilities(tokens)[0]
 
 
 WANTED = (0.9, 0.95, 0.98, 0.99)  # accuracies for which `describe` tells what to abstain from

@@ -8,30 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sentiment_core.cli import COMMANDS
 from sentiment_core.config import parse
-from sentiment_core.demo import DemoSettings
-from sentiment_core.evaluation import EvaluateSettings
-from sentiment_core.model.registry import PromoteSettings
-from sentiment_core.nightly.job import NightlySettings
 from sentiment_core.scoring import meters
-from sentiment_core.scoring.job import ScoreSettings
-from sentiment_core.scoring.verify import VerifySettings
-from sentiment_core.serving.app import ServeSettings
-from sentiment_core.training.job import TrainSettings
-from sentiment_core.training.tuning import TuneSettings
 
 REPO = Path(__file__).resolve().parents[1]
-JOBS = {
-    "demo": DemoSettings,
-    "evaluate": EvaluateSettings,
-    "nightly": NightlySettings,
-    "promote": PromoteSettings,
-    "score": ScoreSettings,
-    "serve": ServeSettings,
-    "train": TrainSettings,
-    "tune": TuneSettings,
-    "verify": VerifySettings,
-}
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "deploy").rglob("*.*"))]
 COMMAND = re.compile(r"python3? (?:/\S+/)?jobs/(\w+)\.py([^`#\n&>|\"]*)")
 CONFIGS = {"nightly.yaml": "model: m\ninput: i\nout: o\n"}
@@ -45,7 +26,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 def test_every_job_is_known_here():
-    assert {path.stem for path in (REPO / "jobs").glob("*.py")} == set(JOBS)
+    assert {path.stem for path in (REPO / "jobs").glob("*.py")} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -58,7 +39,7 @@ def test_commands_in_documents_are_ones_the_jobs_take(page, tmp_path, monkeypatc
                 config = Path(flags[i + 1]).name
                 (tmp_path / config).write_text(CONFIGS[config])
                 flags[i + 1] = config
-        parse(JOBS[name], None, flags)
+        parse(COMMANDS[name].settings_class, None, flags)
     if page.name in ("README.md", "nightly.md", "operating.md", "train.yaml", "score.yaml", "nightly.yaml"):
         assert found
 
@@ -66,7 +47,7 @@ def test_commands_in_documents_are_ones_the_jobs_take(page, tmp_path, monkeypatc
 def test_settings_shown_are_ones_that_nightly_takes(tmp_path):
     shown = re.findall(r"```yaml\n(.*?)```", (REPO / "docs" / "nightly.md").read_text(), re.DOTALL)
     (tmp_path / "nightly.yaml").write_text("".join(shown))
-    settings = parse(NightlySettings, None, ["--config", str(tmp_path / "nightly.yaml")])
+    settings = parse(COMMANDS["nightly"].settings_class, None, ["--config", str(tmp_path / "nightly.yaml")])
     assert settings.keep == ("id", "date")
 
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from scipy.stats import binomtest
 
+from sentiment_core.api import Classifier
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import Labelled
 from sentiment_core.errors import UserError
-from sentiment_core.evaluation import probabilities_of
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import storage
 from sentiment_core.training.job import OF_NO_EFFECT, TrainSettings, train
@@ -77,7 +77,7 @@ def compare(current: str, candidate: str, test: Labelled, seen: set[str]) -> Com
 
 def _right(place: str, test: Labelled) -> np.ndarray:
     """Which rows the bundle labels right, (n,) bool."""
-    probabilities = probabilities_of(bundle.read_files(place)[1], test.texts)
+    probabilities = Classifier.load(place).predict_proba(test.texts)
     return np.nan_to_num(probabilities).argmax(axis=1) == test.labels
 
 

@@ -21,7 +21,7 @@ import ray.train.torch
 import safetensors.torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-from sentiment_core.config import REQUIRED, check, command, setting
+from sentiment_core.config import REQUIRED, check, command_line, setting
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import Labelled
 from sentiment_core.errors import UserError
@@ -319,7 +319,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
             figures as report,  # matplotlib; the workers, which import this file, do without
         )
 
-        extra = report.evidence(info, log, command("train", settings), worst_mistakes(after, eval_part))
+        extra = report.evidence(info, log, command_line("train", settings), worst_mistakes(after, eval_part))
         extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
         bundle.write(place, model, model_config, tokenizer, info, extra)
     return Trained(place, info, log)

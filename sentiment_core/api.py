@@ -1,0 +1,148 @@
+"""Classify texts in memory: texts in, labels and calibrated confidences out.
+
+    classifier = Classifier.load("models/reviews")
+    classifier.predict(["What a film!", "Dull."])
+
+A call needs no Ray. For corpora that do not fit in memory use `sentiment_core.score`.
+"""
+
+import math
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sentiment_core.errors import UserError
+from sentiment_core.inference.engine import Engine
+from sentiment_core.model import bundle, registry
+from sentiment_core.runtime import storage
+from sentiment_core.text.token_lists import EMPTY, NULL, STATUS_NAMES
+from sentiment_core.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label for one text.
+
+    Attributes:
+        label: The most probable label; None for a text without anything to score.
+        confidence: Calibrated probability of that label, from 0 to 1; None without a label.
+        status: `ok`, `truncated` (longer than the model reads), `empty` or `null`.
+    """
+
+    label: str | None
+    confidence: float | None
+    status: str
+
+
+class Classifier:
+    """A model bundle, ready to classify texts.
+
+    One call computes at a time; calls from several threads wait for one another.
+
+    Attributes:
+        labels: The labels, in the order of `predict_proba`'s columns.
+        info: What the bundle says of itself: metrics, calibration, training data.
+        digest: sha256 of all that decides a label, by which outputs name the bundle that made them.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], threads: int | None = None) -> None:
+        """Load a bundle from the contents of its files.
+
+        Args:
+            files: The bundle's files by name, as `bundle.read_files` returns them.
+            threads: CPU threads to compute with; None leaves the choice to the library.
+        """
+        files = dict(files)
+        with storage.unpacked(files) as folder:
+            self.info = bundle.read_info(folder)
+            self._engine = Engine.load(folder, threads=threads)
+            self._tokenizer = Tokenizer.from_bundle(folder)
+        self.labels = list(self.info.labels)
+        self.digest = bundle.digest_of(files)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: str, threads: int | None = None) -> "Classifier":
+        """Load a bundle from a folder or URI; of a folder of bundles load the current one.
+
+        Args:
+            path: Path or URI of the bundle, or of a folder of bundles.
+            threads: CPU threads to compute with; None leaves the choice to the library.
+
+        Raises:
+            UserError: There is no bundle at `path`, or it cannot be read.
+        """
+        return cls(bundle.read_files(registry.resolve(str(path)))[1], threads)
+
+    @property
+    def computed_by(self) -> str:
+        """Name of the backend and number type that compute, such as `openvino bfloat16`."""
+        return self._engine.backend.name
+
+    def predict(self, texts: Iterable[str | None]) -> list[Prediction]:
+        """Classify texts.
+
+        Args:
+            texts: The texts: a list, a pandas or Arrow column, ... None and NaN stand for a missing text.
+
+        Returns:
+            One prediction a text, in their order.
+
+        Raises:
+            UserError: `texts` is one text, or holds something that is no text.
+        """
+        probabilities, status = self.predict_with_status(texts)
+        return [self._prediction(row, code) for row, code in zip(probabilities, status, strict=True)]
+
+    def predict_proba(self, texts: Iterable[str | None]) -> np.ndarray:
+        """Compute calibrated probabilities of all labels.
+
+        Args:
+            texts: The texts, as for `predict`.
+
+        Returns:
+            (n, classes) float32 in the order of `labels`; NaN rows for texts without anything to score.
+
+        Raises:
+            UserError: `texts` is one text, or holds something that is no text.
+        """
+        return self.predict_with_status(texts)[0]
+
+    def predict_with_status(self, texts: Iterable[str | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Compute probabilities (n, classes) as `predict_proba`, and status codes (n,) int8 as in `text.status`."""
+        tokens, status = self._tokenizer.encode(_as_texts(texts))
+        with self._lock:
+            probabilities, _ = self._engine.probabilities(tokens)
+        return probabilities, status
+
+    def _prediction(self, probabilities: np.ndarray, code: int) -> Prediction:
+        if code in (EMPTY, NULL):
+            return Prediction(None, None, STATUS_NAMES[code])
+        best = int(probabilities.argmax())
+        return Prediction(self.labels[best], float(probabilities[best]), STATUS_NAMES[code])
+
+    def __repr__(self) -> str:
+        return f"Classifier(labels={self.labels}, computed_by={self.computed_by!r})"
+
+
+def _as_texts(texts: Iterable[Any]) -> list[str | None]:
+    """Return the texts as a list, missing ones as None, lone surrogates (which JSON may hold) as question marks."""
+    if isinstance(texts, str | bytes | None):
+        raise UserError(f"texts is {type(texts).__name__}; expected a list of texts: [text]")
+    values = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
+    return [_as_text(position, value) for position, value in enumerate(values)]
+
+
+def _as_text(position: int, value: Any) -> str | None:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if (
+        value is None
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, float) and math.isnan(value))
+    ):
+        return None
+    raise UserError(f"text {position} is {type(value).__name__} ({value!r:.40}); expected text or None")

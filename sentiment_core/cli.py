@@ -1,0 +1,287 @@
+"""Run the commands: `sentiment-core COMMAND`, `python -m sentiment_core COMMAND`, `python jobs/COMMAND.py`.
+
+A command is an entry of `COMMANDS`: what `--help` says, its settings, and a function from settings to an exit code.
+Modules are imported when a command runs, so that `--help` and mistakes take no seconds.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+from sentiment_core import __version__
+from sentiment_core.config import parse, suggest
+from sentiment_core.errors import EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
+from sentiment_core.runtime import environment
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand of `sentiment-core`."""
+
+    summary: str  # one line in the list of commands
+    details: str  # examples and exit codes, below the summary in its own --help
+    settings: str  # "module:class" of its settings
+    run: Callable[[Any], int]
+
+    @property
+    def settings_class(self) -> type:
+        """The dataclass of its settings; imports its module."""
+        module, _, name = self.settings.partition(":")
+        return getattr(import_module(module), name)
+
+    @property
+    def description(self) -> str:
+        """What `--help` shows above the flags."""
+        return f"{self.summary}\n\n{self.details}"
+
+
+def main(argv: list[str] | None = None, prog: str = "sentiment-core") -> NoReturn:
+    """Run the command that `argv` (default: the process's arguments) names, and exit with its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    run_and_exit(lambda: _dispatch(arguments, prog))
+
+
+def run_command(name: str) -> NoReturn:
+    """Run one command with the process's arguments, as `python jobs/NAME.py` does, and exit with its exit code."""
+    run_and_exit(lambda: _run(name, sys.argv[1:], f"python jobs/{name}.py"))
+
+
+def run_and_exit(action: Callable[[], int | None]) -> NoReturn:
+    """Run `action` and exit with the code it returns; a user's mistake is one sentence on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a sentence with emoji on an ASCII terminal
+    environment.set_variables()
+    try:
+        code = action() or EXIT_OK
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_REQUEST
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(
+            f"stopped by {signal.Signals(number).name}; finished files are kept; rerun the same command to resume",
+            file=sys.stderr,
+        )
+        code = 128 + number
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAULT
+    sys.exit(code)
+
+
+def _raise_interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def _dispatch(arguments: list[str], prog: str) -> int:
+    """Run the command that the first argument names."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview(prog))
+        return EXIT_OK
+    if name in ("-V", "--version"):
+        print(f"sentiment-core {__version__}")
+        return EXIT_OK
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is not a command{suggest(name, COMMANDS)}")
+    return _run(name, rest, f"{prog} {name}")
+
+
+def _run(name: str, arguments: list[str], prog: str) -> int:
+    command = COMMANDS[name]
+    return command.run(parse(command.settings_class, command.description, arguments, prog))
+
+
+def _overview(prog: str) -> str:
+    """Return what `sentiment-core --help` prints."""
+    lines = [f"usage: {prog} COMMAND [flags]", ""]
+    lines += ["Fine-tune a text classifier on labelled text and score large Parquet corpora with it.", "", "commands:"]
+    lines += [f"  {name:10}{command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", f"`{prog} COMMAND --help` explains a command's flags.", "`--version` prints the version."]
+    return "\n".join(lines)
+
+
+def _train(settings: Any) -> int:
+    from sentiment_core.training.job import train
+
+    print(train(settings).summary())
+    return EXIT_OK
+
+
+def _tune(settings: Any) -> int:
+    from sentiment_core.training.tuning import tune
+
+    print(tune(settings))
+    return EXIT_OK
+
+
+def _evaluate(settings: Any) -> int:
+    from sentiment_core.evaluation import describe, evaluate
+
+    print(describe(evaluate(settings)))
+    return EXIT_OK
+
+
+def _score(settings: Any) -> int:
+    from sentiment_core.scoring.job import prepare, score
+
+    plan = prepare(settings)
+    if settings.dry_run:
+        print(plan.describe())
+        return EXIT_OK
+    result = score(plan)
+    print(result.report())
+    return result.exit_code
+
+
+def _verify(settings: Any) -> int:
+    from sentiment_core.scoring.verify import verify
+
+    findings = verify(settings)
+    print(findings.report())
+    return findings.exit_code
+
+
+def _nightly(settings: Any) -> int:
+    from sentiment_core.nightly.job import make_plan, nightly, report
+    from sentiment_core.nightly.record import AtWork
+
+    if settings.dry_run:
+        print(make_plan(settings).describe())
+        return EXIT_OK
+    try:
+        night = nightly(settings)
+    except AtWork:
+        print(f"another run is at work on {settings.out}; nothing done")
+        return EXIT_OK
+    print(report(night))
+    return night.exit_code or EXIT_OK
+
+
+def _promote(settings: Any) -> int:
+    from sentiment_core.model.registry import promote
+
+    print(promote(settings))
+    return EXIT_OK
+
+
+def _serve(settings: Any) -> int:
+    from sentiment_core.serving.app import start, stop
+
+    print(f"serving on {start(settings)}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    stop()
+    print("stopped")
+    return EXIT_OK
+
+
+def _demo(settings: Any) -> int:
+    from sentiment_core.demo import demo
+
+    print(demo(settings))
+    return EXIT_OK
+
+
+COMMANDS = {
+    "train": Command(
+        "Fine-tune an encoder on labelled text and write a calibrated model bundle.",
+        """\
+  sentiment-core train --data reviews.csv --model distilbert-base-uncased --out models/reviews
+
+The bundle is a Hugging Face model folder with calibrated confidences, a model card and a report. If a training is
+killed, rerun the same command to resume it.""",
+        "sentiment_core.training.job:TrainSettings",
+        _train,
+    ),
+    "tune": Command(
+        "Search for good training settings and keep the best bundle.",
+        """\
+  sentiment-core tune --data reviews.csv --model distilbert-base-uncased --out models/reviews --trials 16
+  sentiment-core tune ... --search lr=1e-5..2e-4,batch_size=16/32 --epochs 4
+
+Every trial is a training; trials that fall behind are stopped early. All flags of `train` may be given and hold for
+what is not searched. If a search is killed, rerun the same command to resume it.""",
+        "sentiment_core.training.tuning:TuneSettings",
+        _tune,
+    ),
+    "evaluate": Command(
+        "Evaluate a bundle on labelled text: accuracy, F1, calibration, confusion matrix.",
+        """\
+  sentiment-core evaluate --model models/reviews --data test.parquet --out metrics.json
+
+The labels of the data are the bundle's, by name or by number.""",
+        "sentiment_core.evaluation:EvaluateSettings",
+        _evaluate,
+    ),
+    "score": Command(
+        "Score a Parquet corpus; the same command again does only what is missing.",
+        """\
+  sentiment-core score --model models/reviews --input corpus/ --out scored/
+  ray job submit --working-dir . -- python jobs/score.py --model s3://b/models/a --input s3://b/corpus --out s3://b/out
+
+Exit code 3: finished, but some shards could not be scored. They are listed; all others are scored.""",
+        "sentiment_core.scoring.job:ScoreSettings",
+        _score,
+    ),
+    "verify": Command(
+        "Check that every input row was scored exactly once.",
+        """\
+  sentiment-core verify --input corpus/ --out scored/
+  sentiment-core verify --input corpus/ --out scored/ --sample 10000
+
+Lists what is missing, doubled, stale, damaged or foreign. --sample and --full also score again and compare.
+Exit code 0: all is well. 1: it is not. 3: it is, but some shards are unreadable.""",
+        "sentiment_core.scoring.verify:VerifySettings",
+        _verify,
+    ),
+    "nightly": Command(
+        "Score what is new, verify it, compare it with past nights, renew the model.",
+        """\
+  sentiment-core nightly --config nightly.yaml --dry-run
+  sentiment-core nightly --config nightly.yaml
+
+All flags of `score` hold. Records and pages are in OUT/_nights; open index.html there. It is safe to start twice and
+to start again. Exit code 0: done. 1: a fault. 2: the request is wrong. 3: some shards could not be scored. 4: done, but
+someone should look.""",
+        "sentiment_core.nightly.job:NightlySettings",
+        _nightly,
+    ),
+    "promote": Command(
+        "Make a bundle the current one of a folder of bundles, roll back, or show the history.",
+        """\
+  sentiment-core promote --models models/reviews --bundle first
+  sentiment-core promote --models models/reviews --back
+  sentiment-core promote --models models/reviews
+
+The other commands take such a folder as --model and use its current bundle.""",
+        "sentiment_core.model.registry:PromoteSettings",
+        _promote,
+    ),
+    "serve": Command(
+        "Serve a bundle over HTTP: POST texts, get labels and calibrated confidences.",
+        """\
+  sentiment-core serve --model models/reviews
+  curl -H 'Content-Type: application/json' -d '{"texts": ["What a film!"]}' http://127.0.0.1:8000/score
+
+POST /score, POST /explain, GET /healthz, GET / (a page to try it), GET /openapi.json. Ctrl-C ends it.""",
+        "sentiment_core.serving.app:ServeSettings",
+        _serve,
+    ),
+    "demo": Command(
+        "Train, evaluate and score real text in a few minutes, and show the result.",
+        """\
+  sentiment-core demo
+
+Leaves runs/demo/ with bundle/, corpus/, scored/ and report.html. Needs the package index for its texts (2.4 MB).""",
+        "sentiment_core.demo:DemoSettings",
+        _demo,
+    ),
+}

@@ -1,0 +1,89 @@
+"""Run the commands from Python: keywords in, results out.
+
+The keywords are the flags of the command of the same name, with underscores: `--text-column` is `text_column`. A
+user's mistake raises `UserError` with the sentence that the command prints. A Ray that runs already is joined; else one
+is started on this machine.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sentiment_core.config import from_keywords
+
+if TYPE_CHECKING:
+    from sentiment_core.scoring.job import Scored, Work
+    from sentiment_core.scoring.verify import Findings
+    from sentiment_core.training.job import Trained
+
+
+def train(**settings: Any) -> "Trained":
+    """Fine-tune an encoder on labelled text and write a calibrated model bundle.
+
+    Args:
+        **settings: Flags of `sentiment-core train`; `data`, `model` and `out` are required.
+
+    Returns:
+        The result: `place` (path of the bundle), `metrics` (on the evaluation rows), `log` (one record an epoch).
+
+    Raises:
+        UserError: The request cannot be carried out; nothing was started.
+    """
+    from sentiment_core.training import job
+
+    return job.train(from_keywords(job.TrainSettings, "train", settings))
+
+
+def evaluate(**settings: Any) -> dict[str, Any]:
+    """Evaluate a bundle on labelled text.
+
+    Args:
+        **settings: Flags of `sentiment-core evaluate`; `model` and `data` are required.
+
+    Returns:
+        The metrics: `n`, `accuracy`, `macro_f1`, `ece`, `brier`, `confusion` (rows true, columns predicted), `labels`.
+
+    Raises:
+        UserError: The request cannot be carried out.
+    """
+    from sentiment_core import evaluation
+
+    return evaluation.evaluate(from_keywords(evaluation.EvaluateSettings, "evaluate", settings))
+
+
+def score(**settings: Any) -> "Scored | Work":
+    """Score a Parquet corpus; the same call again does only what is missing.
+
+    With `dry_run=True` nothing is scored: the plan is returned, whose `describe()` says what would be done.
+
+    Args:
+        **settings: Flags of `sentiment-core score`; `model`, `input` and `out` are required.
+
+    Returns:
+        The result: `place` (path of the scored Parquet), `summary` (the content of `_summary.json`), `exit_code` (0:
+        all done; 1: stopped; 3: some shards could not be scored).
+
+    Raises:
+        UserError: The request cannot be carried out; nothing was started.
+    """
+    from sentiment_core.scoring import job
+
+    parsed = from_keywords(job.ScoreSettings, "score", settings)
+    plan = job.prepare(parsed)
+    return plan if parsed.dry_run else job.score(plan)
+
+
+def verify(**settings: Any) -> "Findings":
+    """Check that every input row was scored exactly once.
+
+    Args:
+        **settings: Flags of `sentiment-core verify`; `input` and `out` are required.
+
+    Returns:
+        The findings: `exit_code` (0: all is well), lists of what is missing, doubled, stale, damaged or foreign.
+
+    Raises:
+        UserError: The input or the output does not exist.
+    """
+    from sentiment_core.scoring.verify import VerifySettings
+    from sentiment_core.scoring.verify import verify as run
+
+    return run(from_keywords(VerifySettings, "verify", settings))

@@ -1,0 +1,40 @@
+"""Set the environment variables that keep Ray and transformers quiet and a local Ray private.
+
+The libraries read them when they are imported or started. A command sets them for its whole process; a Python session
+keeps its own environment, and only the processes that are started for it get them. A variable that the user has set
+stays as it is.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+VARIABLES = {
+    # what they print while they work would bury the command's own lines
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SCHEDULER_EVENTS": "0",  # autoscaler notices
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # notices about retried tasks, on stdout
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # a warning about actor restarts for each pool of Ray Data
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # a Ray that a command starts for itself listens on 127.0.0.1 alone; no other node could join it
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+def set_variables() -> None:
+    """Set the variables of this process, before Ray or transformers is imported."""
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def for_child_processes() -> Iterator[None]:
+    """Set the variables while processes are started that inherit them, and restore the environment afterwards."""
+    added = [name for name in VARIABLES if name not in os.environ]
+    set_variables()
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
