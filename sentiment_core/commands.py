@@ -8,6 +8,7 @@ is started on this machine.
 from typing import TYPE_CHECKING, Any
 
 from sentiment_core.config import from_keywords
+from sentiment_core.runtime.environment import variables_set
 
 if TYPE_CHECKING:
     from sentiment_core.scoring.job import Scored, Work
@@ -27,9 +28,10 @@ def train(**settings: Any) -> "Trained":
     Raises:
         UserError: The request cannot be carried out; nothing was started.
     """
-    from sentiment_core.training import job
+    with variables_set():
+        from sentiment_core.training import job
 
-    return job.train(from_keywords(job.TrainSettings, "train", settings))
+        return job.train(from_keywords(job.TrainSettings, "train", settings))
 
 
 def evaluate(**settings: Any) -> dict[str, Any]:
@@ -44,9 +46,10 @@ def evaluate(**settings: Any) -> dict[str, Any]:
     Raises:
         UserError: The request cannot be carried out.
     """
-    from sentiment_core import evaluation
+    with variables_set():
+        from sentiment_core import evaluation
 
-    return evaluation.evaluate(from_keywords(evaluation.EvaluateSettings, "evaluate", settings))
+        return evaluation.evaluate(from_keywords(evaluation.EvaluateSettings, "evaluate", settings))
 
 
 def score(**settings: Any) -> "Scored | Work":
@@ -64,11 +67,12 @@ def score(**settings: Any) -> "Scored | Work":
     Raises:
         UserError: The request cannot be carried out; nothing was started.
     """
-    from sentiment_core.scoring import job
+    with variables_set():
+        from sentiment_core.scoring import job
 
-    parsed = from_keywords(job.ScoreSettings, "score", settings)
-    plan = job.prepare(parsed)
-    return plan if parsed.dry_run else job.score(plan)
+        parsed = from_keywords(job.ScoreSettings, "score", settings)
+        plan = job.prepare(parsed)
+        return plan if parsed.dry_run else job.score(plan)
 
 
 def verify(**settings: Any) -> "Findings":
@@ -83,7 +87,8 @@ def verify(**settings: Any) -> "Findings":
     Raises:
         UserError: The input or the output does not exist.
     """
-    from sentiment_core.scoring.verify import VerifySettings
-    from sentiment_core.scoring.verify import verify as run
+    with variables_set():
+        from sentiment_core.scoring.verify import VerifySettings
+        from sentiment_core.scoring.verify import verify as run
 
-    return run(from_keywords(VerifySettings, "verify", settings))
+        return run(from_keywords(VerifySettings, "verify", settings))

@@ -11,6 +11,8 @@ import pytest
 
 import sentiment_core
 from sentiment_core import Classifier, Prediction, UserError, evaluate, score, train, verify
+from sentiment_core.runtime.environment import VARIABLES
+from tests.conftest import shard
 
 TEXTS = ["a wonderful film", "", None, "dull " * 100, "\x00", "caf\u00e9 \ud83d"]
 
@@ -107,6 +109,41 @@ def test_an_import_changes_nothing_and_loads_nothing_heavy():
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "HF_"))}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
+
+
+SESSION = """
+import os, sys
+import psutil
+from sentiment_core import score, verify
+from sentiment_core.runtime.environment import VARIABLES
+model, source, out = sys.argv[1:]
+planned = score(model=model, input=source, out=out, dry_run=True)
+assert planned.rows_todo == 40 and not os.path.exists(out)
+result = score(model=model, input=source, out=out, keep=[])
+assert result.exit_code == 0 and result.summary["rows"] == 40, result.summary
+assert verify(input=source, out=out).exit_code == 0
+again = score(model=model, input=source, out=out, keep=[])  # Ray runs already
+assert again.summary["run"]["rows"] == 0
+assert not set(VARIABLES) & set(os.environ)  # Ray itself adds others
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+addresses = {c.laddr.ip for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, addresses
+"""
+
+
+def test_a_session_scores_and_keeps_its_environment(tiny_bundle, tmp_path):
+    shard(tmp_path / "in", "a.parquet", 40, seed=0)
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    arguments = [tiny_bundle, str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_exported_name_is_there():

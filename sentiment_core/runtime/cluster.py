@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentiment_core.errors import UserError
-from sentiment_core.runtime import environment, storage
+from sentiment_core.runtime import storage
 
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts its configuration on the head
 _SCHEDULES = hasattr(os, "sched_setscheduler")  # Linux
@@ -32,7 +32,7 @@ def connect() -> None:
     _check_reachable()
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
-        with _quiet_start(), _in_background(), environment.for_child_processes():
+        with _quiet_start(), _in_background():
             # the workers' lines would bury what the job says; their errors come to the driver all the same
             ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except SystemExit:  # what Ray makes of a SIGTERM while it starts

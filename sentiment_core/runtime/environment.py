@@ -1,8 +1,8 @@
 """Set the environment variables that keep Ray and transformers quiet and a local Ray private.
 
-The libraries read them when they are imported or started. A command sets them for its whole process; a Python session
-keeps its own environment, and only the processes that are started for it get them. A variable that the user has set
-stays as it is.
+The libraries read them when they are imported, and their processes when they are started. A command sets them for its
+whole process. A call from Python sets them while it runs, so that the session's environment stays as it was. A variable
+that the user has set is left alone.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ def set_variables() -> None:
 
 
 @contextlib.contextmanager
-def for_child_processes() -> Iterator[None]:
-    """Set the variables while processes are started that inherit them, and restore the environment afterwards."""
+def variables_set() -> Iterator[None]:
+    """Set the variables within the context, and restore the environment afterwards."""
     added = [name for name in VARIABLES if name not in os.environ]
     set_variables()
     try:
