@@ -103,7 +103,7 @@ def main() -> None:
 
 def run(
     settings: FewLabelsSettings,
-    rows: labelled.Labelled,
+    rows: labelled.LabelledTexts,
     variant: str,
     flags: dict,
     seed: int,

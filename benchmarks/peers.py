@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from sentiment_core.model import bundle
-from sentiment_core.runtime import hardware
-from sentiment_core.text.token_lists import batches_by_tokens, pad
-from sentiment_core.text.tokenizer import Tokenizer
+from sentiment_core.runtime import connection, hardware
+from sentiment_core.text.batching import batches_by_tokens, pad
 
 
 class Contender:
@@ -104,8 +103,6 @@ def ray_documentation_way(folder: str, batch_size: int) -> Contender:
     leave out what starting Ray and the actor took; Ray runs for that time only, for it keeps a CPU from resting."""
     import ray
 
-    from sentiment_core.runtime import cluster
-
     gpus = 1 if hardware.device().type == "cuda" else 0
 
     class Predictor:
@@ -123,7 +120,7 @@ def ray_documentation_way(folder: str, batch_size: int) -> Contender:
             }
 
     def run(texts: list[str]) -> np.ndarray:
-        cluster.connect()
+        connection.connect()
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = ray.data.from_items([{"row": i, "text": text} for i, text in enumerate(texts)])
         found = rows.map_batches(Predictor, batch_size=1024, concurrency=1, num_gpus=gpus).take_all()
@@ -157,7 +154,7 @@ def onnx_runtime(folder: str) -> Contender:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    tokenizer = Tokenizer.from_bundle(folder)
+    tokenizer = bundle.load_tokenizer(folder)
 
     def run(texts: list[str]) -> np.ndarray:
         tokens, _ = tokenizer.encode(texts)
@@ -178,7 +175,7 @@ def engine(folder: str, backend: str | None) -> Contender:
     from sentiment_core.inference.engine import Engine
 
     loaded = Engine.load(folder, None, backend)
-    tokenizer = Tokenizer.from_bundle(folder)
+    tokenizer = bundle.load_tokenizer(folder)
 
     def run(texts: list[str]) -> np.ndarray:
         tokens, _ = tokenizer.encode(texts)

@@ -34,7 +34,6 @@ from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
 from sentiment_core.runtime import hardware
 from sentiment_core.text.arrow import to_texts
-from sentiment_core.text.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "results"
 GEMM_TOKENS = 2_048  # rows of the matrices that the ceiling is measured with
@@ -60,7 +59,7 @@ def main() -> int:
     texts = read_texts(settings.text, settings.text_column)
     chosen = np.random.default_rng(0).permutation(len(texts))
     some = [texts[i] for i in chosen[: settings.rows]]
-    lengths = Tokenizer.from_bundle(settings.model).encode(some)[0].lengths
+    lengths = bundle.load_tokenizer(settings.model).encode(some)[0].lengths
     device = hardware.device()
     ceiling = gemm_ceiling(settings.model, device)
     elsewhere = ONLY_ON["cpu" if device.type == "cuda" else "cuda"]

@@ -33,7 +33,7 @@ from transformers import (
 from sentiment_core.cli import run_and_exit
 from sentiment_core.config import REQUIRED, parse, setting
 from sentiment_core.data import labelled
-from sentiment_core.data.labelled import Labelled
+from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, classifier
 from sentiment_core.runtime import hardware
@@ -111,8 +111,8 @@ def main() -> None:
 
 def with_trainer(
     settings: TrainBenchmarkSettings,
-    data: Labelled,
-    eval_data: Labelled,
+    data: LabelledTexts,
+    eval_data: LabelledTexts,
     seed: int,
     attention: str,
 ) -> dict:
@@ -123,7 +123,7 @@ def with_trainer(
         settings.model, config=config, dtype=torch.float32, attn_implementation=attention
     )
 
-    def tokenised(part: Labelled) -> datasets.Dataset:
+    def tokenised(part: LabelledTexts) -> datasets.Dataset:
         rows = datasets.Dataset.from_dict({"text": part.texts, "label": part.labels})
         cut = {"truncation": True, "max_length": settings.max_length}
         return rows.map(lambda some: tokenizer(some["text"], **cut), batched=True, remove_columns="text")
@@ -160,7 +160,7 @@ def with_trainer(
     }
 
 
-def with_this(settings: TrainBenchmarkSettings, data: Labelled, eval_data: Labelled, seed: int) -> dict:
+def with_this(settings: TrainBenchmarkSettings, data: LabelledTexts, eval_data: LabelledTexts, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as place:
         for name, part in (("train", data), ("eval", eval_data)):
             labels = [part.label_names[i] for i in part.labels]

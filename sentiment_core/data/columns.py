@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from sentiment_core.data.types import canonical_type
 from sentiment_core.errors import UserError
 from sentiment_core.text.arrow import is_text
 
 
-def kept(schema: pa.Schema, text_column: str, keep: Sequence[str] | None) -> list[str]:
+def kept_columns(schema: pa.Schema, text_column: str, keep: Sequence[str] | None) -> list[str]:
     """The shard's columns that go into the output, in its order."""
     return [name for name in schema.names if (name != text_column if keep is None else name in keep)]
 
 
-def check(schema: pa.Schema, path: str, text_column: str, keep: Sequence[str] | None) -> None:
+def check_columns(schema: pa.Schema, path: str, text_column: str, keep: Sequence[str] | None) -> None:
     """Refuse a shard without the text column or a column to keep, or with one of them twice."""
     names = schema.names
-    for name in (text_column, *kept(schema, text_column, keep)):
+    for name in (text_column, *kept_columns(schema, text_column, keep)):
         if names.count(name) > 1:
             raise UserError(f"{path} has {names.count(name)} columns {name!r}; expected one; rename the others")
     if text_column not in names:
@@ -35,7 +36,7 @@ def check_clash(
     schema: pa.Schema, path: str, text_column: str, keep: Sequence[str] | None, reserved: Sequence[str]
 ) -> None:
     """Refuse a shard that would bring a column of a `reserved` name into the output."""
-    names = kept(schema, text_column, keep)
+    names = kept_columns(schema, text_column, keep)
     for name in names:
         if name.lower() in reserved:  # DuckDB and Spark do not tell Label from label
             others = ",".join(other for other in names if other.lower() not in reserved)
@@ -55,28 +56,6 @@ def _partition_keys(path: str) -> list[str]:
     return [part.split("=", 1)[0] for part in path.split("/")[:-1] if "=" in part]
 
 
-def plain(field: pa.Field) -> pa.Field:
-    """The field as all shards have it that Parquet itself cannot tell apart: dictionaries and the large or viewed kinds
-    of text, bytes and lists as the usual kind, at any depth."""
-    kind = field.type
-    is_kind = pa.types
-    if is_kind.is_dictionary(kind):
-        return plain(field.with_type(kind.value_type))
-    if is_kind.is_large_string(kind) or is_kind.is_string_view(kind):
-        kind = pa.string()
-    elif is_kind.is_large_binary(kind) or is_kind.is_binary_view(kind):
-        kind = pa.binary()
-    elif is_kind.is_list(kind) or is_kind.is_large_list(kind):
-        kind = pa.list_(plain(kind.value_field))
-    elif is_kind.is_fixed_size_list(kind):
-        kind = pa.list_(plain(kind.value_field), kind.list_size)
-    elif is_kind.is_struct(kind):
-        kind = pa.struct([plain(inner) for inner in kind])
-    elif is_kind.is_map(kind):
-        kind = pa.map_(plain(kind.key_field), plain(kind.item_field))
-    return field.with_type(kind)
-
-
 @dataclass
 class _Kind:
     """Shards that bring the same columns into the output."""
@@ -86,7 +65,7 @@ class _Kind:
     shards: int = 0
 
 
-class Drift:
+class SchemaDifferences:
     """How the columns to keep differ between shards. Each output has those of its own shard, as they are there."""
 
     def __init__(self) -> None:
@@ -94,10 +73,10 @@ class Drift:
 
     def note(self, schema: pa.Schema, path: str, names: list[str]) -> None:
         """Take account of a shard and its columns to keep."""
-        types = {name: str(plain(schema.field(name)).type) for name in names}
+        types = {name: str(canonical_type(schema.field(name).type)) for name in names}
         self._kinds.setdefault(str(types), _Kind(types, path)).shards += 1
 
-    def differences(self) -> list[str]:
+    def describe(self) -> list[str]:
         """In words, for each column that is not the same in all shards: its types, in how many, and the first of
         them."""
         found = []

@@ -13,8 +13,10 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
 
+from sentiment_core.data import files
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
+from sentiment_core.runtime.failures import UNREADABLE
 from sentiment_core.text.arrow import is_text, to_texts
 
 SUFFIXES = (".parquet", ".pq", ".parq", ".csv", ".jsonl", ".ndjson", ".json")
@@ -24,7 +26,7 @@ SHOWN_LABELS = 10  # of a long list of labels in a message
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledTexts:
     """Texts with the number of their label in `label_names`; rows that cannot be used are gone and counted."""
 
     texts: list[str]
@@ -35,8 +37,8 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, rows: np.ndarray) -> "Labelled":
-        return Labelled([self.texts[i] for i in rows], self.labels[rows], self.label_names, self.origin)
+    def take(self, rows: np.ndarray) -> "LabelledTexts":
+        return LabelledTexts([self.texts[i] for i in rows], self.labels[rows], self.label_names, self.origin)
 
     def fingerprint(self) -> str:
         """sha256 over texts and label names, in order."""
@@ -50,7 +52,7 @@ class Labelled:
 
 def read(
     place: str, text_column: str, label_column: str, label_names: list[str] | None = None, numbered: bool = False
-) -> Labelled:
+) -> LabelledTexts:
     """Labelled text from a file, folder, glob, URI (Parquet, CSV, JSON Lines) or hub data set.
 
     A hub data set is `owner/name[:config][:split]`, the split `train` unless named. String labels are numbered in
@@ -78,10 +80,10 @@ def read(
         )
     names, labels, numbered = _number([values[i] for i in rows], place, label_column, label_names, numbered)
     origin |= {"rows": len(rows), "dropped": dropped, "numbered": numbered}
-    return Labelled([texts[i] or "" for i in rows], labels, names, origin)
+    return LabelledTexts([texts[i] or "" for i in rows], labels, names, origin)
 
 
-def split(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
+def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledTexts, LabelledTexts]:
     """A training and an evaluation part, the latter `fraction` of the different texts, each label in proportion. All
     rows of a text are in the same part: one that was trained on would tell nothing."""
     number: dict[str, int] = {}
@@ -107,17 +109,17 @@ def _read_table(place: str, text_column: str, label_column: str) -> tuple[pa.Tab
         if HUB_NAME.match(place):
             return _read_hub(place, text_column, label_column)
         raise UserError(f"{place} is neither a file or folder here nor the name of a hub data set")
-    root, files = storage.find_files(place, SUFFIXES)
+    root, stamps = files.find_files(place, SUFFIXES)
     tables, names = [], None
-    for file in files:
-        table = _read_one(storage.join(root, file.path), text_column, label_column)
+    for stamp in stamps:
+        table = _read_one(storage.join(root, stamp.path), text_column, label_column)
         names = names or _hub_names(table.schema, label_column)
         tables.append(table.replace_schema_metadata(None))
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise UserError(f"the files of {place} do not fit together: {error}") from None
-    return table, names, {"place": place, "files": len(files)}
+    return table, names, {"place": place, "files": len(stamps)}
 
 
 def _read_one(place: str, text_column: str, label_column: str) -> pa.Table:
@@ -144,7 +146,7 @@ def _read_one(place: str, text_column: str, label_column: str) -> pa.Table:
                 raise UserError(f"{place} is of no known kind; expected {', '.join(SUFFIXES)}")
             _require(columns, table.column_names, place)
             return table.select(columns)
-    except storage.UNREADABLE as error:
+    except UNREADABLE as error:
         raise UserError(f"{place} cannot be read as {kind}: {' '.join(str(error).split())}") from None
 
 

@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from sentiment_core.data import columns
-from sentiment_core.data.columns import Drift
+from sentiment_core.data import columns, files
+from sentiment_core.data.columns import SchemaDifferences
+from sentiment_core.data.types import canonical_type
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
-from sentiment_core.runtime.storage import FileStamp, describe
+from sentiment_core.runtime.failures import FileChanged, describe_error
+from sentiment_core.runtime.storage import FileStamp
 
 SUFFIXES = (".parquet", ".pq", ".parq")
 UNIT_ROWS = 32_768  # most rows of a unit: what is lost when a worker dies, and the grain of the progress bar
@@ -76,7 +78,7 @@ class Corpus:
     root: str  # place that the shards' paths are relative to
     units: list[Unit]
     failed: list[FailedShard]  # shards that cannot be scored; the others can
-    drift: list[str]  # columns to keep that are not alike in all shards, in words
+    schema_differences: list[str]  # columns to keep that are not alike in all shards, in words
 
     @property
     def rows(self) -> int:
@@ -89,30 +91,30 @@ def plan(place: str, text_column: str, keep: tuple[str, ...] | None, reserved: t
     Raises `UserError` if there is no shard, no readable one, none with the text column, or one that would bring a
     column of a `reserved` name into the output.
     """
-    root, stamps = storage.find_files(place, SUFFIXES)
+    root, stamps = files.find_files(place, SUFFIXES)
     units: list[Unit] = []
     failed: list[FailedShard] = []
-    drift = Drift()
+    differences = SchemaDifferences()
     unusable: UserError | None = None  # the first shard whose columns do not serve
     for shard in read_footers(root, stamps, text_column):
         if isinstance(shard, FailedShard):
             failed.append(shard)
             continue
         try:
-            columns.check(shard.schema, shard.stamp.path, text_column, keep)
+            columns.check_columns(shard.schema, shard.stamp.path, text_column, keep)
         except UserError as error:
             unusable = unusable or error
             failed.append(FailedShard(shard.stamp.path, str(error)))
             continue
         columns.check_clash(shard.schema, shard.stamp.path, text_column, keep, reserved)
-        units += cut(shard)
-        drift.note(shard.schema, shard.stamp.path, columns.kept(shard.schema, text_column, keep))
+        units += cut_into_units(shard)
+        differences.note(shard.schema, shard.stamp.path, columns.kept_columns(shard.schema, text_column, keep))
     if not units:
         raise unusable or UserError(
             f"--input {place} holds no readable Parquet file: {failed[0].source}: {failed[0].reason}"
         )
     _check_outputs(units)
-    return Corpus(root, units, failed, drift.differences())
+    return Corpus(root, units, failed, differences.describe())
 
 
 def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) -> Iterator[Shard | FailedShard]:
@@ -120,7 +122,7 @@ def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) ->
 
     def read(stamp: FileStamp) -> Shard | FailedShard:
         try:
-            storage.check_name(stamp.path)
+            storage.check_relative_path(stamp.path)
             metadata = read_metadata(root, stamp.path)
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             if any(group.num_rows < 0 for group in groups):
@@ -134,23 +136,23 @@ def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) ->
                 [0 if text is None else group.column(text).total_uncompressed_size for group in groups],
                 [group.total_byte_size for group in groups],
             )
-            if len(list(itertools.islice(cut(shard), SHARD_UNITS + 1))) > SHARD_UNITS:
+            if len(list(itertools.islice(cut_into_units(shard), SHARD_UNITS + 1))) > SHARD_UNITS:
                 told = f"{metadata.num_rows:,} rows and {sum(shard.group_text_bytes):,} bytes of text"
                 raise OSError(f"its footer tells of {told}; write it as several shards")
             return shard
         except Exception as error:  # a damaged footer may raise anything
-            return FailedShard(stamp.path, describe(error))
+            return FailedShard(stamp.path, describe_error(error))
 
-    return storage.in_parallel(read, stamps)
+    return storage.map_in_threads(read, stamps)
 
 
 def read_metadata(root: str, path: str) -> pq.FileMetaData:
     """A Parquet file's footer. By way of a fragment, which takes a third of the time of `pq.read_metadata`."""
     filesystem, inner = storage.locate(storage.join(root, path))
-    return storage.patiently(root, lambda: PARQUET.make_fragment(inner, filesystem).metadata)
+    return storage.retry_transient_errors(root, lambda: PARQUET.make_fragment(inner, filesystem).metadata)
 
 
-def cut(shard: Shard) -> Iterator[Unit]:
+def cut_into_units(shard: Shard) -> Iterator[Unit]:
     """The shard's units, in row order; a shard without rows is one unit without rows."""
 
     def unit(start: int, stop: int, text_bytes: int) -> Unit:
@@ -179,7 +181,7 @@ def cut(shard: Shard) -> Iterator[Unit]:
         yield unit(start, first, gathered)
 
 
-def limited(corpus: Corpus, rows: int) -> Corpus:
+def limit_rows(corpus: Corpus, rows: int) -> Corpus:
     """The corpus cut down to its first rows."""
     units = []
     for unit in corpus.units:
@@ -192,23 +194,25 @@ def limited(corpus: Corpus, rows: int) -> Corpus:
 
 def read_texts(root: str, unit: Unit, text_column: str) -> pa.ChunkedArray:
     """The unit's texts as dictionaries: a text that stands in many rows is held once. Raises as `read_rows`."""
-    return storage.patiently(root, lambda: _read_rows(root, unit, lambda _: [text_column], [text_column])).column(0)
+    return storage.retry_transient_errors(
+        root, lambda: _read_rows(root, unit, lambda _: [text_column], [text_column])
+    ).column(0)
 
 
 def read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -> pa.Table:
     """The unit's rows of the columns that `choose` takes from the shard's schema, in the shard's order, in their
     `plain` types.
 
-    Raises one of `storage.UNREADABLE`, also if the shard is no longer as planned.
+    Raises one of `failures.UNREADABLE`, also if the shard is no longer as planned.
     """
-    table = storage.patiently(root, lambda: _read_rows(root, unit, choose, []))
-    return table.cast(pa.schema([columns.plain(field) for field in table.schema]))
+    table = storage.retry_transient_errors(root, lambda: _read_rows(root, unit, choose, []))
+    return table.cast(pa.schema([field.with_type(canonical_type(field.type)) for field in table.schema]))
 
 
 def _read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]], as_dictionary: list[str]) -> pa.Table:
-    now = storage.stamp(root, unit.source)
+    now = storage.read_stamp(root, unit.source)
     if (now.size, now.mtime_ns) != (unit.size, unit.mtime_ns):
-        raise storage.Changed("changed while it was being scored; run again")
+        raise FileChanged("changed while it was being scored; run again")
     filesystem, path = storage.locate(storage.join(root, unit.source))
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=as_dictionary)

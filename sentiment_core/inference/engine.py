@@ -19,7 +19,7 @@ from sentiment_core.inference.backends.openvino import OpenVino
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.runtime import hardware
-from sentiment_core.text.token_lists import TokenLists, distinct, pooled
+from sentiment_core.text.token_lists import TokenLists, deduplicate, mean_over_windows
 
 FASTEST_FIRST = {"cuda": ("packed", "torch"), "cpu": ("openvino", "torch")}
 LONG_RUN_FIRST = {"cuda": ("compiled", *FASTEST_FIRST["cuda"]), "cpu": FASTEST_FIRST["cpu"]}
@@ -69,7 +69,7 @@ class Engine:
         of padding were computed for them. Rows of the same tokens are computed once. Out of memory, it goes on with
         half the budget, and keeps to that."""
         self._limit_threads()
-        first, which = distinct(tokens)
+        first, which = deduplicate(tokens)
         some = tokens.take(first)
         while True:
             try:
@@ -89,13 +89,13 @@ class Engine:
         return [*self.passed_over, *[f"out of memory, so batches of {self.backend.budget:,} tokens"] * halved]
 
     def _compute(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
-        pieces, first = tokens.pieces(self.max_length)
+        pieces, first = tokens.windows(self.max_length)
         batches = self.backend.batches(pieces.lengths)
         logits = np.full((len(pieces), self.classes), np.nan)
         if batches:
             with torch.inference_mode():
                 logits[np.concatenate(batches)] = self.head(self.backend(pieces, batches).double()).cpu().numpy()
-        found = softmax(pooled(logits, first), axis=1).astype(np.float32)
+        found = softmax(mean_over_windows(logits, first), axis=1).astype(np.float32)
         return found, sum(self.backend.padding(pieces.lengths[batch]) for batch in batches)
 
     def _limit_threads(self) -> None:

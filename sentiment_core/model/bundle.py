@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from sentiment_core import __version__
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
+from sentiment_core.runtime.failures import FileChanged
 from sentiment_core.text.preprocessing import Clean, Preprocessing, Truncation
+from sentiment_core.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # importing torch and transformers takes seconds; what only asks what a bundle is does without
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -102,7 +104,7 @@ def write(
 
 def copy(source: str, place: str, extra: dict[str, bytes]) -> None:
     """Write the bundle at `source` with `extra` files to another place, whole or not at all."""
-    with storage.unpacked(read_files(source)[1] | extra) as folder:
+    with storage.unpack_files(read_files(source)[1] | extra) as folder:
         _publish(Path(folder), place)
 
 
@@ -130,7 +132,7 @@ def check_free(place: str, begun: bool = False) -> None:
     """Refuse a place for a new bundle that already holds something; but not a bundle without its card where a run that
     had `begun` broke off while it put it into an object store, file by file."""
     half_there = begun and not storage.is_local(place) and not storage.exists(storage.join(place, CARD))
-    if storage.holds_something(place) and not half_there:
+    if storage.is_occupied(place) and not half_there:
         raise UserError(f"--out {place} already holds something; expected a new folder; remove it or choose another")
 
 
@@ -156,8 +158,8 @@ def read_files(place: str) -> tuple[BundleInfo, dict[str, bytes]]:
     try:
         files = storage.read_folder(place)
         if read_info(place) != info:  # which a store whose clock counts whole seconds may not show in its listing
-            raise storage.Changed
-    except storage.Changed:
+            raise FileChanged
+    except FileChanged:
         raise UserError(
             f"--model {place} changed while it was read; expected a bundle that stays as it is; run again"
         ) from None
@@ -170,7 +172,7 @@ def digest_of(files: dict[str, bytes]) -> str:
     """sha256 over all that decides a label: weights, configuration, tokenizer, and how texts are cut."""
     info = json.loads(files[CARD])
     rules = [info["head"], info["labels"], info["max_length"], info["truncation"], info.get("clean", "none")]
-    return hashlib.sha256((storage.digest(_deciding(files)) + json.dumps(rules)).encode()).hexdigest()
+    return hashlib.sha256((storage.hash_files(_deciding(files)) + json.dumps(rules)).encode()).hexdigest()
 
 
 def tokens_digest_of(files: dict[str, bytes]) -> str:
@@ -178,7 +180,7 @@ def tokens_digest_of(files: dict[str, bytes]) -> str:
     tokenizer = {name: data for name, data in _deciding(files).items() if name not in (WEIGHTS, CONFIG)}
     info = json.loads(files[CARD])
     rules = [info["max_length"], info["truncation"], info.get("clean", "none")]
-    return hashlib.sha256((storage.digest(tokenizer) + json.dumps(rules)).encode()).hexdigest()
+    return hashlib.sha256((storage.hash_files(tokenizer) + json.dumps(rules)).encode()).hexdigest()
 
 
 def _deciding(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -187,6 +189,11 @@ def _deciding(files: dict[str, bytes]) -> dict[str, bytes]:
         for name, content in files.items()
         if name not in (CARD, METRICS) and not name.startswith(".") and not name.endswith(FOR_PEOPLE)
     }
+
+
+def load_tokenizer(folder: str) -> Tokenizer:
+    """Load the tokenizer of a local bundle, with the bundle's preprocessing."""
+    return Tokenizer.load(folder, read_info(folder).preprocessing)
 
 
 def load(folder: str) -> tuple["Classifier", BundleInfo]:

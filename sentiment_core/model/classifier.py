@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sentiment_core.errors import UserError
-from sentiment_core.text.token_lists import TokenLists, pad
+from sentiment_core.text.batching import pad
+from sentiment_core.text.token_lists import TokenLists
 
 Head = Literal["standard", "mlp"]
 

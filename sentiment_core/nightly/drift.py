@@ -36,7 +36,7 @@ class Profile:
     @classmethod
     def of(cls, counts: Counts) -> "Profile":
         scored = sum(counts.length_histogram)
-        different = min(scored, distinct_sketch.distinct(counts.texts))
+        different = min(scored, distinct_sketch.estimate_distinct(counts.texts))
         return cls(
             counts.rows,
             {

@@ -22,7 +22,8 @@ from sentiment_core.nightly import alert, drift, pages
 from sentiment_core.nightly import record as nights
 from sentiment_core.nightly.drift import Profile
 from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, Night
-from sentiment_core.runtime import storage
+from sentiment_core.runtime import preflight, storage
+from sentiment_core.runtime.failures import describe_error
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.job import ScoreSettings, Work, listed, prepare, score, take_output
 from sentiment_core.scoring.outputs import Counts
@@ -153,10 +154,10 @@ def nightly(settings: NightlySettings) -> Night:
     place = outputs.place_of(settings.out, settings.limit)
     with _telling(settings):
         fresh = make_plan(settings) if outputs.read_run(place) is None else None
-        storage.check_writable(place)
+        preflight.check_writable(place)
         if fresh:
             take_output(fresh.work)  # before there is anything else in it
-        storage.check_writable(storage.join(place, nights.FOLDER))
+        preflight.check_writable(storage.join(place, nights.FOLDER))
     with nights.alone(place):
         with _telling(settings):
             plan = make_plan(settings)
@@ -174,7 +175,7 @@ def nightly(settings: NightlySettings) -> Night:
             mistake = isinstance(error, UserError)
             night.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             night.exit_code = EXIT_BAD_REQUEST if mistake else EXIT_FAULT
-            night.alarms.append(f"{night.state}: {storage.describe(error) if isinstance(error, Exception) else error}")
+            night.alarms.append(f"{night.state}: {describe_error(error) if isinstance(error, Exception) else error}")
             raise
         finally:
             outcome = night.state if night.state != "done" else f"exit code {night.exit_code}"
@@ -184,7 +185,7 @@ def nightly(settings: NightlySettings) -> Night:
                 nights.write(place, night)
                 pages.write(place, nights.read_all(place), night.night)
             except (OSError, UserError) as error:  # what stopped scoring, most likely
-                night.alarms.append(f"the night's record cannot be written: {storage.describe(error)}")
+                night.alarms.append(f"the night's record cannot be written: {describe_error(error)}")
                 night.exit_code = night.exit_code or EXIT_FAULT
             if night.exit_code:
                 _tell(settings, night.night, night.alarms or ["some shards could not be scored"], night.line)
@@ -368,7 +369,7 @@ def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
         found = renewal.renew(retrain, parts, settings.model, name, settings.test_data or "", settings.margin)
         night.renewal = found | {"rows": rows, "fingerprint": fingerprint}
     except Exception as error:  # of training, too
-        night.alarms.append(f"the model was not renewed: {storage.describe(error)}")
+        night.alarms.append(f"the model was not renewed: {describe_error(error)}")
         night.exit_code = night.exit_code or EXIT_ATTENTION
 
 

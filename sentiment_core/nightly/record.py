@@ -16,7 +16,7 @@ from typing import Any
 from sentiment_core.errors import UserError
 from sentiment_core.nightly.drift import LEAST_ROWS, Profile
 from sentiment_core.runtime import storage
-from sentiment_core.runtime.progress import every
+from sentiment_core.runtime.progress import repeat_every
 
 FOLDER = "_nights"
 CLAIM = "_running.json"  # who is at work
@@ -84,9 +84,9 @@ def read_all(place: str) -> list[Night]:
             ) from None
 
     try:
-        names = [stamp.path for stamp in storage.stamps(folder)]
+        names = [stamp.path for stamp in storage.list_stamps(folder)]
         records = [name for name in names if name.endswith(SUFFIX) and not name.startswith("_")]
-        return list(storage.in_parallel(read, records))
+        return list(storage.map_in_threads(read, records))
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error}; check the place and the credentials") from None
 
@@ -138,7 +138,7 @@ def now_ns(place: str) -> int:
     """The time by the clock that stamps the folder's files."""
     name = storage.temporary_name()
     storage.write_file(storage.join(place, FOLDER, name), b"")
-    stamp = storage.stamp(place, f"{FOLDER}/{name}")
+    stamp = storage.read_stamp(place, f"{FOLDER}/{name}")
     storage.delete_file(storage.join(place, FOLDER, name))
     return stamp.mtime_ns
 
@@ -176,7 +176,7 @@ def alone(place: str) -> Iterator[None]:
     if _read_claim(claim) != mine:
         raise AtWork
     try:
-        with every(BEAT_S, beat):
+        with repeat_every(BEAT_S, beat):
             yield
     finally:
         with contextlib.suppress(OSError):

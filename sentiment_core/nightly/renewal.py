@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from sentiment_core.api import Classifier
 from sentiment_core.data import labelled
-from sentiment_core.data.labelled import Labelled
+from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import storage
@@ -59,7 +59,7 @@ def train_candidate(settings: TrainSettings, models: str, name: str) -> None:
         train(replace(settings, out=place))
 
 
-def compare(current: str, candidate: str, test: Labelled, seen: set[str]) -> Comparison:
+def compare(current: str, candidate: str, test: LabelledTexts, seen: set[str]) -> Comparison:
     """Both bundles on the rows of `test` whose texts are not among those `seen` in training. Raises `UserError` if
     there are none."""
     unseen = test.take(np.flatnonzero([text not in seen for text in test.texts]))
@@ -75,14 +75,19 @@ def compare(current: str, candidate: str, test: Labelled, seen: set[str]) -> Com
     return Comparison(len(unseen), left_out, accuracy, candidate_accuracy, only_current, only_candidate, p)
 
 
-def _right(place: str, test: Labelled) -> np.ndarray:
+def _right(place: str, test: LabelledTexts) -> np.ndarray:
     """Which rows the bundle labels right, (n,) bool."""
     probabilities = Classifier.load(place).predict_proba(test.texts)
     return np.nan_to_num(probabilities).argmax(axis=1) == test.labels
 
 
 def renew(
-    settings: TrainSettings, parts: tuple[Labelled, Labelled], models: str, name: str, test_data: str, margin: float
+    settings: TrainSettings,
+    parts: tuple[LabelledTexts, LabelledTexts],
+    models: str,
+    name: str,
+    test_data: str,
+    margin: float,
 ) -> dict:
     """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide. `parts`: what
     `settings` train and evaluate on."""

@@ -33,11 +33,11 @@ def autocast(on: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(on.type, torch.bfloat16, enabled=dtype != torch.float32)
 
 
-def short_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def put(on: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
+def to_device(on: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
     """The arrays on the device; to a GPU from pinned memory, so that the copy does not wait for what computes there."""
     tensors = [torch.from_numpy(array) for array in arrays]
     return [t.pin_memory().to(on, non_blocking=True) for t in tensors] if on.type == "cuda" else tensors

@@ -81,7 +81,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+def repeat_every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
     """Meanwhile a thread does this, again and again, with so many seconds in between."""
     stop = threading.Event()
 

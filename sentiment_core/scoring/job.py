@@ -11,11 +11,11 @@ from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
 from sentiment_core.model import bundle, registry
-from sentiment_core.runtime import cluster, storage
+from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.scoring import outputs, stages
 from sentiment_core.scoring.outputs import Counts, Run
 from sentiment_core.scoring.stages import Job
-from sentiment_core.scoring.stream import TASK_MINUTES, Stream, Tally, number_of_workers
+from sentiment_core.scoring.stream import TASK_MINUTES, Stream, Tally
 
 INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
 WEEK = 7 * 24 * 60  # minutes
@@ -145,7 +145,7 @@ class Work:
             f"{len(self.todo):,} units; already scored: {self.done.units:,} units; outputs of changed shards to remove: "
             f"{len(self.stale):,}; outputs of shards that are gone, to {'remove' if self.settings.prune else 'keep'}: "
             f"{len(self.orphans):,}; shards that cannot be read: {len(self.corpus.failed):,}",
-            *(f"not the same in all shards: {difference}" for difference in self.corpus.drift),
+            *(f"not the same in all shards: {difference}" for difference in self.corpus.schema_differences),
             *(f"cannot be read: {shard.source}: {shard.reason}" for shard in self.corpus.failed[:SHOWN]),
         ]
         return "\n".join(lines)
@@ -162,7 +162,7 @@ def prepare(settings: ScoreSettings, replaced: Collection[str] = ()) -> Work:
     if settings.int8:
         check_int8(settings.model, info)
     whole = shards.plan(settings.input, settings.text_column, settings.keep, outputs.COLUMNS)
-    planned = shards.limited(whole, settings.limit) if settings.limit else whole
+    planned = shards.limit_rows(whole, settings.limit) if settings.limit else whole
     run = Run(
         input=storage.absolute(settings.input),
         bundle=bundle.digest_of(files),
@@ -173,7 +173,7 @@ def prepare(settings: ScoreSettings, replaced: Collection[str] = ()) -> Work:
         int8=settings.int8,
         min_confidence=settings.min_confidence,
     )
-    storage.check_lasting(settings.out)
+    preflight.check_lasting(settings.out)
     place = outputs.place_of(settings.out, settings.limit)
     earlier = check_output(place, planned.root, run, replaced)
     units = {unit.output: unit for unit in planned.units}
@@ -212,20 +212,21 @@ def score(work: Work, minutes: float | None = None) -> Scored:
     """Score what is not scored yet, for so many minutes at most. Raises `UserError` before any work if the cluster
     cannot do it."""
     started = time.monotonic()
-    storage.check_space(work.place, OUTPUT_BYTES_PER_ROW * work.rows_todo)
+    preflight.check_space(work.place, OUTPUT_BYTES_PER_ROW * work.rows_todo)
     workers = 0
     if work.todo:
-        cluster.connect()
+        connection.connect()
         if work.run.int8 and cluster.device_kind() == "GPU":
             raise UserError("--int8 computes on CPUs, and this cluster has GPUs; score without --int8")
-        workers = number_of_workers(work.settings.workers, len(work.todo))
-    storage.check_writable(work.place)
+        workers = cluster.number_of_workers(work.settings.workers, len(work.todo))
+        preflight.check_workers(workers)
+    preflight.check_writable(work.place)
     if work.todo:
-        cluster.check_shared(work.place, "--out", writable=True)
-        cluster.check_shared(work.corpus.root, "--input", writable=False)
+        preflight.check_shared(work.place, "--out", writable=True)
+        preflight.check_shared(work.corpus.root, "--input", writable=False)
     take_output(work)
     try:
-        storage.delete_abandoned(work.place, storage.stamp(work.place, outputs.RUN_FILE).mtime_ns)
+        storage.delete_abandoned_files(work.place, storage.read_stamp(work.place, outputs.RUN_FILE).mtime_ns)
         for path in [*work.stale, *(work.orphans if work.settings.prune else [])]:
             storage.delete_file(storage.join(work.place, path))
     except OSError as error:
@@ -256,9 +257,8 @@ def check_output(place: str, root: str, run: Run, replaced: Collection[str] = ()
     """Refuse an output folder that overlaps the input, holds something else, or the output of another run, unless the
     other one had but a `replaced` bundle. The digests of the earlier bundles whose outputs stay."""
     searched_whole = "**" in run.input or storage.is_folder(run.input)
-    if (searched_whole and storage.overlap(root, place)) or storage.overlap(place, root):
-        raise UserError(f"--out {place} and --input {root} overlap; choose an --out outside the input")
-    something = storage.holds_something(place)  # asked first: another run may begin meanwhile
+    preflight.check_overlap(root, place, recursive=searched_whole)
+    something = storage.is_occupied(place)  # asked first: another run may begin meanwhile
     pinned = outputs.read_run(place) if storage.exists(place) else None
     if pinned is None:
         if something:
@@ -299,7 +299,7 @@ def summarise(work: Work, tally: Tally, workers: int, seconds: float) -> dict:
         "stopped": tally.stopped,
         "out_of_time": tally.out_of_time,
         "failed_shards": [asdict(shard) for shard in {shard.source: shard for shard in tally.failed}.values()],
-        "column_drift": work.corpus.drift,
+        "column_drift": work.corpus.schema_differences,
         "orphans": 0 if work.settings.prune else len(work.orphans),
         "run": {
             "rows": this_run.rows,

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sentiment_core.data import shards
+from sentiment_core.data import files, shards
 from sentiment_core.data.shards import SUFFIXES, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.storage import FileStamp
 from sentiment_core.text import distinct_sketch
-from sentiment_core.text.token_lists import ABSTAINED, LENGTH_BINS, OK, STATUS_NAMES, TRUNCATED, length_histogram
+from sentiment_core.text.status import ABSTAINED, OK, STATUS_NAMES, TRUNCATED
+from sentiment_core.text.token_lists import LENGTH_BINS, length_histogram
 
 COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
 RUN_FILE, SUMMARY_FILE = "_run.json", "_summary.json"
@@ -56,7 +57,7 @@ class Counts:
     status: dict[str, int]
     labels: dict[str, int]
     confidence_histogram: list[int]
-    length_histogram: list[int]  # of tokens, see `tokens.length_histogram`
+    length_histogram: list[int]  # of tokens, see `token_lists.length_histogram`
     tokens: int
     unknown_tokens: int
     texts: list[int]  # a sketch of those that have tokens: how many are different
@@ -79,7 +80,7 @@ class Counts:
             [a + b for a, b in zip(self.length_histogram, more.length_histogram, strict=True)],
             self.tokens + more.tokens,
             self.unknown_tokens + more.unknown_tokens,
-            distinct_sketch.merged(self.texts, more.texts),
+            distinct_sketch.merge_sketches(self.texts, more.texts),
         )
 
 
@@ -128,12 +129,6 @@ def is_of(origin_found: dict, run: Run, unit: Unit, earlier: list[str]) -> bool:
     return made.get("bundle") in (run.bundle, *earlier) and origin_found == origin(
         replace(run, bundle=made["bundle"]), unit
     )
-
-
-def decided(status: np.ndarray, probabilities: np.ndarray, min_confidence: float) -> np.ndarray:
-    """The status codes (n,) with `ABSTAINED` for the rows whose best probability is below `min_confidence`."""
-    with np.errstate(invalid="ignore"):
-        return np.where(probabilities.max(axis=1, initial=0) < np.float32(min_confidence), ABSTAINED, status)
 
 
 def make_table(
@@ -229,19 +224,19 @@ def read_outputs(out: str, since_ns: int = 0) -> Iterator[Output]:
         except Exception:  # a file of others, or a damaged one, may hold anything
             return Output(path, 0, {}, None, stamp.mtime_ns)
 
-    found = storage.list_folder(out, SUFFIXES) if storage.exists(out) else []
-    return storage.in_parallel(read, [stamp for stamp in found if stamp.mtime_ns >= since_ns])
+    found = files.list_files(out, SUFFIXES) if storage.exists(out) else []
+    return storage.map_in_threads(read, [stamp for stamp in found if stamp.mtime_ns >= since_ns])
 
 
 def read(out: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """An output, or those of its columns that it has. Raises one of `storage.UNREADABLE`."""
+    """An output, or those of its columns that it has. Raises one of `failures.UNREADABLE`."""
     filesystem, inner = storage.locate(storage.join(out, path))
 
     def read() -> pa.Table:
         with filesystem.open_input_file(inner) as stream:
             return pq.ParquetFile(stream).read(columns=columns)
 
-    return storage.patiently(out, read)
+    return storage.retry_transient_errors(out, read)
 
 
 class Different(OSError):

@@ -9,12 +9,12 @@ from sentiment_core.data import shards
 from sentiment_core.data.shards import Unit
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
-from sentiment_core.runtime import cluster
+from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.scoring import outputs as scored
 from sentiment_core.scoring import stages
 from sentiment_core.scoring.outputs import Counts, Output, Run
 from sentiment_core.scoring.stages import Job
-from sentiment_core.scoring.stream import TASK_MINUTES, Stream, Tally, number_of_workers
+from sentiment_core.scoring.stream import TASK_MINUTES, Stream, Tally
 
 PART_ROWS = 50  # of a sample that lie together
 
@@ -54,7 +54,7 @@ class Rescoring:
         keep = None if self.run.keep is None else tuple(self.run.keep)
         planned = shards.plan(source, self.run.text_column, keep, scored.COLUMNS)
         if self.run.limit:
-            planned = shards.limited(planned, self.run.limit)
+            planned = shards.limit_rows(planned, self.run.limit)
         whole = [
             unit
             for unit in planned.units
@@ -64,10 +64,11 @@ class Rescoring:
         tally = Tally(Counts.none(self.labels))
         if not parts:
             return tally
-        cluster.connect()
-        workers = number_of_workers(workers, len(parts))
-        cluster.check_shared(self.place, "--out", writable=False)
-        cluster.check_shared(planned.root, "--input", writable=False)
+        connection.connect()
+        workers = cluster.number_of_workers(workers, len(parts))
+        preflight.check_workers(workers)
+        preflight.check_shared(self.place, "--out", writable=False)
+        preflight.check_shared(planned.root, "--input", writable=False)
         job = Job(planned.root, self.place, self.run, self.labels)
         takes = {"outputs": {part.output: unit for part, unit in parts.items() if part != unit}}
         stream = Stream(job, self.files, stages.compare, takes, workers, TASK_MINUTES)

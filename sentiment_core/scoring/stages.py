@@ -2,7 +2,7 @@
 known of their rows so far, and adds to it. The last, `write` or `compare`, makes of it one record for each unit.
 
 Whatever goes wrong with a unit becomes its error and leaves the others alone. What takes a whole process along, or
-hangs in it, costs that process, and Ray tries the task again elsewhere, as often as its `Guard` lets it; then the task
+hangs in it, costs that process, and Ray tries the task again elsewhere, as often as its `TaskGuard` lets it; then the task
 is lost, with all its units.
 """
 
@@ -18,13 +18,15 @@ import ray
 
 from sentiment_core.data import columns, shards
 from sentiment_core.data.shards import Unit
-from sentiment_core.runtime import cluster, storage
-from sentiment_core.runtime.storage import describe
-from sentiment_core.runtime.task_guard import GivenUp, Guard, little_memory
+from sentiment_core.model import bundle
+from sentiment_core.runtime import connection, storage
+from sentiment_core.runtime.failures import describe_error
+from sentiment_core.runtime.task_guard import AttemptsExhausted, TaskGuard, limit_memory
 from sentiment_core.scoring import outputs as scored
 from sentiment_core.scoring.outputs import Counts, Run
 from sentiment_core.text import distinct_sketch
-from sentiment_core.text.arrow import distinct_texts
+from sentiment_core.text.arrow import deduplicate_texts
+from sentiment_core.text.status import apply_min_confidence
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
 
@@ -53,7 +55,7 @@ class Texts:
 TEXTS = pa.struct({"unknown_tokens": pa.int64(), "sketch": pa.list_(pa.int64())})
 
 
-def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: Guard) -> pa.Table:
+def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: TaskGuard) -> pa.Table:
     """Adds `lost`; `errors` (empty if none) and `texts`, one for each unit; `status` and `tokens` of the rows of all
     units without an error, one after another."""
     started = time.monotonic()
@@ -64,14 +66,14 @@ def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: Gua
         with guard(_key("read", units)):
             for i, unit in enumerate(units):
                 try:
-                    with little_memory():
+                    with limit_memory():
                         tokens, codes, seen[i] = _tokenise(job, unit, files)
                 except Exception as error:
-                    errors[i] = describe(error)
+                    errors[i] = describe_error(error)
                 else:
                     lists += tokens
                     status += codes
-    except GivenUp as error:
+    except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(units), True
     ids = np.concatenate([np.zeros(0, np.int32), *(tokens.ids for tokens in lists)])
     lengths = np.concatenate([np.zeros(0, np.int64), *(tokens.lengths for tokens in lists)])
@@ -90,29 +92,29 @@ def _tokenise(job: Job, unit: Unit, files: ray.ObjectRef) -> tuple[list[TokenLis
     tokenizer = _tokenizer(job.run.bundle, files)
     lists, status, unknown, different = [], [], 0, []
     for chunk in shards.read_texts(job.root, unit, job.run.text_column).chunks:
-        texts, which = distinct_texts(chunk)
+        texts, which = deduplicate_texts(chunk)
         tokens, codes = tokenizer.encode(texts)
         lists.append(tokens.take(which))
         status.append(codes[which])
         unknown += int((lists[-1].ids == tokenizer.unknown_id).sum())
         scored_texts = (text for text, length in zip(texts, tokens.lengths, strict=True) if length)
-        different.append(distinct_sketch.sketch(scored_texts))
-    return lists, status, Texts(unknown, distinct_sketch.merged(*different))
+        different.append(distinct_sketch.sketch_texts(scored_texts))
+    return lists, status, Texts(unknown, distinct_sketch.merge_sketches(*different))
 
 
 class Classify:
     """Holds the bundle. Replaces `tokens` by `lengths` and `probabilities`, rows x classes in one flat list, NaN where
     there are no tokens."""
 
-    def __init__(self, files: ray.ObjectRef, engine: dict, guard: Guard) -> None:
+    def __init__(self, files: ray.ObjectRef, engine: dict, guard: TaskGuard) -> None:
         from sentiment_core.inference.engine import (
             Engine,  # torch and transformers: seconds that only this stage spends
         )
 
-        cluster.in_foreground()
+        connection.leave_background()
         self.guard = guard
         key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray starts the actor anew
-        with guard(key, LOAD_S), storage.unpacked(ray.get(files)) as folder:
+        with guard(key, LOAD_S), storage.unpack_files(ray.get(files)) as folder:
             self.engine = Engine.load(folder, **engine)
 
     def __call__(self, task: pa.Table) -> pa.Table:
@@ -129,7 +131,7 @@ class Classify:
                 except Exception:
                     probabilities, padding, keep = self._one_by_one(tokens, units, errors)
                     tokens, status = tokens.take(keep), status[keep]
-        except GivenUp as error:
+        except AttemptsExhausted as error:
             errors, lost = [str(error)] * len(units), True
             probabilities, padding, nothing = np.zeros((0, self.engine.classes), np.float32), 0, np.zeros(0, np.int64)
             tokens, status = tokens.take(nothing), status[nothing]
@@ -156,7 +158,7 @@ class Classify:
             except Exception as error:
                 if "CUDA error" in str(error):
                     os._exit(1)  # this process cannot use its GPU any more; the next one may
-                errors[i] = describe(error)
+                errors[i] = describe_error(error)
                 continue
             found.append(probabilities)
             keep.append(rows)
@@ -164,7 +166,7 @@ class Classify:
         return np.concatenate(found), padding, np.concatenate(keep)
 
 
-def write(task: pa.Table, job: Job, guard: Guard) -> pa.Table:
+def write(task: pa.Table, job: Job, guard: TaskGuard) -> pa.Table:
     """Commits every unit of the task without an error."""
 
     def commit(unit: Unit, table: pa.Table, probabilities: np.ndarray, counts: Counts) -> None:
@@ -175,7 +177,7 @@ def write(task: pa.Table, job: Job, guard: Guard) -> pa.Table:
     return _finish(task, job, guard, commit)
 
 
-def compare(task: pa.Table, job: Job, guard: Guard, outputs: dict[str, Unit]) -> pa.Table:
+def compare(task: pa.Table, job: Job, guard: TaskGuard, outputs: dict[str, Unit]) -> pa.Table:
     """Compares every unit of the task with what was committed for it, or for the unit that `outputs` says it is a part
     of: a difference is its error."""
 
@@ -192,7 +194,7 @@ def compare(task: pa.Table, job: Job, guard: Guard, outputs: dict[str, Unit]) ->
 
 
 def _finish(
-    task: pa.Table, job: Job, guard: Guard, each: Callable[[Unit, pa.Table, np.ndarray, Counts], None]
+    task: pa.Table, job: Job, guard: TaskGuard, each: Callable[[Unit, pa.Table, np.ndarray, Counts], None]
 ) -> pa.Table:
     """Gives the scored rows of each unit of the task to `each`; one record for each unit."""
     started = time.monotonic()
@@ -200,7 +202,7 @@ def _finish(
         task[name].chunk(0).flatten().to_numpy() for name in ("status", "lengths", "probabilities")
     )
     probabilities = flat.reshape(-1, len(job.labels))
-    status = scored.decided(status, probabilities, job.run.min_confidence)
+    status = apply_min_confidence(status, probabilities, job.run.min_confidence)
     units, errors, lost = units_of(task), task["errors"][0].as_py(), task["lost"][0].as_py()
     texts = [Texts(**each) for each in task["texts"][0].as_py()]
     done = {}
@@ -209,7 +211,7 @@ def _finish(
             for i, rows in rows_of(units, errors):
                 unit = units[i]
                 try:
-                    with little_memory():
+                    with limit_memory():
                         counts = scored.count(
                             status[rows],
                             probabilities[rows],
@@ -219,17 +221,19 @@ def _finish(
                             texts[i].sketch,
                         )
                         kept = shards.read_rows(
-                            job.root, unit, lambda schema: columns.kept(schema, job.run.text_column, job.run.keep)
+                            job.root,
+                            unit,
+                            lambda schema: columns.kept_columns(schema, job.run.text_column, job.run.keep),
                         )
                         table = scored.make_table(
                             unit, kept, status[rows], probabilities[rows], job.labels, job.run.probabilities
                         )
                         each(unit, table, probabilities[rows], counts)
                 except Exception as error:
-                    errors[i] = describe(error)
+                    errors[i] = describe_error(error)
                 else:
                     done[i] = json.dumps(asdict(counts))
-    except GivenUp as error:
+    except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(units), True
     seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
     records = [
@@ -284,6 +288,6 @@ _loaded: dict[str, Tokenizer] = {}  # a Ray worker process runs many tasks: it l
 def _tokenizer(digest: str, files: ray.ObjectRef) -> Tokenizer:
     if digest not in _loaded:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # many tasks run side by side instead
-        with storage.unpacked(ray.get(files)) as folder:
-            _loaded[digest] = Tokenizer.from_bundle(folder)
+        with storage.unpack_files(ray.get(files)) as folder:
+            _loaded[digest] = bundle.load_tokenizer(folder)
     return _loaded[digest]

@@ -26,7 +26,7 @@ from sentiment_core.data.shards import FailedShard, Unit
 from sentiment_core.model import bundle
 from sentiment_core.runtime import cluster
 from sentiment_core.runtime.progress import Progress
-from sentiment_core.runtime.task_guard import TRIES, Guard
+from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard
 from sentiment_core.scoring import stages
 from sentiment_core.scoring.meters import Meters
 from sentiment_core.scoring.outputs import Counts
@@ -48,7 +48,9 @@ TASK_UNITS = 512  # however small
 FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES = 50, 500, 10
 TASK_MINUTES = 60.0  # that a task may take, seconds of work on most chips
 OVERTIME_S = 120  # that a run whose time is over waits for the next block, so that it does not compute it for nothing
-LOST = f"nothing came back from its worker: it died or hung {TRIES} times, or failed in a way that Ray's logs tell"
+LOST = (
+    f"nothing came back from its worker: it died or hung {MAX_ATTEMPTS} times, or failed in a way that Ray's logs tell"
+)
 
 
 @dataclass
@@ -138,8 +140,8 @@ class Stream:
     def run(self, what: str, units: list[Unit], tally: Tally) -> None:
         """Tally what comes of all `units`: unless too many fail, of each it is known then that it is done, or why not.
         `what` this is stands before the progress."""
-        with Progress(what, sum(unit.rows for unit in units), "rows", cluster.waiting_for) as progress:
-            guard, meters = Guard.start(60 * self.task_minutes), Meters(what)
+        with Progress(what, sum(unit.rows for unit in units), "rows", cluster.describe_wait) as progress:
+            guard, meters = TaskGuard.start(60 * self.task_minutes), Meters(what)
             tasks = list(gather(units, self.workers))
             random.Random(0).shuffle(tasks)
             self._run_tasks(tasks, guard, tally, meters, progress)
@@ -150,7 +152,7 @@ class Stream:
             tally.failed += [FailedShard(unit.source, LOST) for unit in tally.lost(units)]
 
     def _run_tasks(
-        self, tasks: list[list[Unit]], guard: Guard, tally: Tally, meters: Meters, progress: Progress
+        self, tasks: list[list[Unit]], guard: TaskGuard, tally: Tally, meters: Meters, progress: Progress
     ) -> None:
         blocks = iter(self.of(tasks, guard).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
@@ -176,7 +178,7 @@ class Stream:
             last_line = str(error).strip().rpartition("\n")[2]  # below the trace
             tally.broken = f"no worker could load the model: {last_line}"
 
-    def of(self, tasks: list[list[Unit]], guard: Guard) -> ray.data.Dataset:
+    def of(self, tasks: list[list[Unit]], guard: TaskGuard) -> ray.data.Dataset:
         """The lazy stream of records, one for each unit, in order of completion; none of tasks that die where no guard
         sees it."""
         quieten_ray_data()
@@ -185,7 +187,7 @@ class Stream:
         tokenizer = ray.put({name: data for name, data in self.files.items() if name != bundle.WEIGHTS})
         text_bytes = sum(unit.text_bytes for units in tasks for unit in units)
         engine = {
-            "threads": threads_each(self.workers),
+            "threads": cluster.threads_per_worker(self.workers),
             "backend": "int8" if self.job.run.int8 else None,
             "long_run": text_bytes >= self.workers * LONG_RUN_BYTES,
         }
@@ -197,7 +199,7 @@ class Stream:
         stream.context.max_errored_blocks = -1  # `Tally.lost` finds their units
         # the guard ends what hangs; nodes may be long in coming
         stream.context.execution_no_progress_timeout_s = -1
-        stream.context.max_consecutive_actor_init_deaths = TRIES
+        stream.context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
         return (
             stream.map_batches(
                 stages.read_and_tokenise,
@@ -209,7 +211,7 @@ class Stream:
                 stages.Classify,
                 fn_constructor_kwargs={"files": weights, "engine": engine, "guard": guard},
                 compute=ActorPoolStrategy(size=self.workers),
-                **actor_resources(self.workers),
+                **cluster.actor_resources(self.workers, (READ_CPUS, LAST_CPUS)),
                 **common,
             )
             .map_batches(
@@ -245,36 +247,12 @@ def _interrupted(until: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def number_of_workers(asked: int | None, units: int) -> int:
-    """Actors to start: as asked, else one for each GPU, or for each two CPUs, but no more than there are units. Raises
-    `UserError` for more than the cluster can ever hold."""
-    kind = cluster.device_kind()
-    workers = asked or min(units, max(1, cluster.largest(kind) // (1 if kind == "GPU" else 2)))
-    cluster.require(workers)
-    return workers
-
-
 def quieten_ray_data() -> None:
     """Only what this project says goes to the terminal."""
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # the pool starts at its full size
     logger = logging.getLogger("ray.data")
     for handler in [handler for handler in logger.handlers if handler.name == "console"]:
         logger.removeHandler(handler)
-
-
-def actor_resources(workers: int) -> dict[str, float]:
-    """A GPU each; or a CPU, as far as some node then keeps room for a task of both other stages, however Ray spreads
-    the actors (without that the stream would stand still)."""
-    if cluster.device_kind() == "GPU":
-        return {"num_gpus": 1}
-    room = cluster.nodes_with_cpus() * (READ_CPUS + LAST_CPUS)
-    share = min(1.0, max(0.01, int(100 * (cluster.largest("CPU") - room) / workers) / 100))
-    return {"num_cpus": share if share != READ_CPUS else share - 0.01}
-
-
-def threads_each(workers: int) -> int:
-    """All CPUs compute: reading, tokenising and writing need few per cent of them."""
-    return max(1, cluster.largest("CPU") // workers)
 
 
 def gather(units: list[Unit], workers: int) -> Iterator[list[Unit]]:

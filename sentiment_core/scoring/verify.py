@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sentiment_core.config import REQUIRED, check, setting
-from sentiment_core.data import columns
+from sentiment_core.data import columns, files
 from sentiment_core.data import shards as corpus
 from sentiment_core.data.shards import Corpus, FailedShard
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
 from sentiment_core.runtime import storage
+from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.storage import FileStamp
 from sentiment_core.scoring import outputs as scored
 from sentiment_core.scoring.outputs import Output
@@ -116,10 +117,10 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
     if planned:
         shards = _shards_of(planned)
     else:
-        shards = _read_shards(*storage.find_files(settings.input, corpus.SUFFIXES), run, settings.limit)
+        shards = _read_shards(*files.find_files(settings.input, corpus.SUFFIXES), run, settings.limit)
     found = list(scored.read_outputs(place))
     read = [output for output in found if output.mtime_ns >= since_ns]
-    faults = dict(storage.in_parallel(lambda output: (output.path, _fault_of(place, output)), read))
+    faults = dict(storage.map_in_threads(lambda output: (output.path, _fault_of(place, output)), read))
     for output in found:
         if not output.origin:
             findings.foreign.append(f"{output.path}: not written by jobs/score.py, or its footer is damaged")
@@ -169,7 +170,7 @@ def _read_shards(
             continue
         try:
             if run:
-                columns.check(shard.schema, shard.stamp.path, run["text_column"], run["keep"])
+                columns.check_columns(shard.schema, shard.stamp.path, run["text_column"], run["keep"])
         except UserError as error:
             yield FailedShard(shard.stamp.path, str(error))
             continue
@@ -229,4 +230,4 @@ def _fault_of(place: str, output: Output) -> str:
         confidence = table["confidence"].drop_null().to_numpy()
         return "" if ((confidence > 0) & (confidence <= 1)).all() else "a confidence is not between 0 and 1"
     except Exception as error:  # it may hold anything
-        return f"cannot be checked: {storage.describe(error)}"
+        return f"cannot be checked: {describe_error(error)}"

@@ -23,10 +23,9 @@ import ray
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
-from sentiment_core.runtime import cluster, storage
-from sentiment_core.scoring.outputs import decided
-from sentiment_core.scoring.stream import actor_resources, number_of_workers, threads_each
-from sentiment_core.text.token_lists import STATUS_NAMES
+from sentiment_core.runtime import cluster, connection, preflight, storage
+from sentiment_core.scoring.stream import LAST_CPUS, READ_CPUS
+from sentiment_core.text.status import STATUS_NAMES, apply_min_confidence
 
 BATCH_TEXTS = 256  # computed together, and what the last request has beyond
 ONGOING = 128  # requests taken by a replica, computed or waiting; further ones wait where another replica can take them
@@ -70,15 +69,16 @@ def start(settings: ServeSettings) -> str:
     place = registry.resolve(model)
     _, files = bundle.read_files(place)
     port = _free_port(settings.host, settings.port)
-    cluster.connect()
+    connection.connect()
     if others := list(serve.status().applications):
         raise UserError(
             f"Ray Serve already runs {', '.join(others)} on this cluster, behind an address of its own; end that "
             "first (Ctrl-C where it was started, else `serve shutdown`), or serve from another cluster"
         )
     if follows := place != model:
-        cluster.check_shared(model, "--model", writable=False)
-    workers = number_of_workers(settings.workers, settings.workers)
+        preflight.check_shared(model, "--model", writable=False)
+    workers = settings.workers
+    preflight.check_workers(workers)
     for name in ("ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
@@ -87,12 +87,14 @@ def start(settings: ServeSettings) -> str:
         deployment = serve.deployment(
             name="Classifier",
             num_replicas=workers,
-            ray_actor_options=dict(actor_resources(workers)),
+            ray_actor_options=dict(cluster.actor_resources(workers, (READ_CPUS, LAST_CPUS))),
             max_ongoing_requests=ONGOING,
             max_queued_requests=settings.max_waiting,
             logging_config=quiet,
         )(_service(settings))
-        service = deployment.bind(ray.put(files), threads_each(workers), place, model if follows else None)
+        service = deployment.bind(
+            ray.put(files), cluster.threads_per_worker(workers), place, model if follows else None
+        )
         serve.run(service, name=APPLICATION, route_prefix="/")
     except BaseException:  # Ctrl-C, too: its actors would outlive this process on a cluster
         stop()
@@ -119,15 +121,14 @@ class Model:
 
     def __init__(self, files: dict[str, bytes], threads: int, min_confidence: float) -> None:
         from sentiment_core.inference.engine import Engine
-        from sentiment_core.text.tokenizer import Tokenizer
 
         self.min_confidence = min_confidence
         self.lock = threading.Lock()  # requests of two kinds come from two threads, and the engine takes one at a time
         self.digest = bundle.digest_of(files)
-        with storage.unpacked(files) as folder:
+        with storage.unpack_files(files) as folder:
             self.labels = bundle.read_info(folder).labels
             self.engine = Engine.load(folder, threads=threads)
-            self.tokenizer = Tokenizer.from_bundle(folder)
+            self.tokenizer = bundle.load_tokenizer(folder)
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -144,7 +145,7 @@ class Model:
         tokens, status = self.tokenizer.encode([_unicode(text) for text in texts])
         with self.lock:
             probabilities, _ = self.engine.probabilities(tokens)
-        return probabilities, decided(status, probabilities, self.min_confidence)
+        return probabilities, apply_min_confidence(status, probabilities, self.min_confidence)
 
     def results(self, texts: list[str]) -> list[dict]:
         """Of each text what jobs/score.py writes of a row."""
@@ -291,7 +292,7 @@ def _service(settings: ServeSettings) -> Any:
     class Service:
         def __init__(self, files: ray.ObjectRef, threads: int, place: str, models: str | None) -> None:
             """`files`: those of the bundle at `place`; `models`: the folder of bundles whose current one it is."""
-            cluster.in_foreground()
+            connection.leave_background()
             self.model = Model(ray.get(files), threads, settings.min_confidence)
             self.together = Together(self.answers)
             if models:

@@ -1,36 +1,36 @@
-"""How many of many texts are different, from a few numbers that can be added up.
+"""Estimate how many distinct texts there are, from a few numbers that can be merged.
 
-A sketch holds the least of the texts' hash values: the closer these lie together, the more different texts there are
-(Beyer et al. 2007, On synopses for distinct-value estimation under multiset operations). Of up to `SIZE` different
-texts it is exact, of more right to 9 % (one standard deviation).
+A sketch holds the smallest of the texts' hash values: the closer these lie together, the more distinct texts there are
+(Beyer et al. 2007, On synopses for distinct-value estimation under multiset operations). Up to `SIZE` distinct texts it
+is exact; above that its standard error is 9 %.
 """
 
 import hashlib
 from collections.abc import Iterable
 
-SIZE = 128
-BITS = 48  # of a hash value: few enough for every reader of JSON
+SIZE = 128  # hash values
+HASH_BITS = 48  # few enough for every reader of JSON
 
 
-def sketch(texts: Iterable[str | None]) -> list[int]:
-    """Of these texts, nulls apart: up to `SIZE` hash values, ascending."""
-    return merged({_value(text) for text in texts if text is not None})
+def sketch_texts(texts: Iterable[str | None]) -> list[int]:
+    """Sketch texts, ignoring nulls: up to `SIZE` hash values, ascending."""
+    return merge_sketches({_hash_text(text) for text in texts if text is not None})
 
 
-def merged(*sketches: Iterable[int]) -> list[int]:
-    """The sketch of all texts of several."""
+def merge_sketches(*sketches: Iterable[int]) -> list[int]:
+    """Merge sketches into the sketch of all their texts."""
     return sorted(set().union(*sketches))[:SIZE]
 
 
-def distinct(values: list[int]) -> float:
-    """How many different texts a sketch stands for."""
-    return float(len(values)) if len(values) < SIZE else (SIZE - 1) * 2.0**BITS / values[-1]
+def estimate_distinct(sketch: list[int]) -> float:
+    """Estimate the number of distinct texts behind a sketch."""
+    return float(len(sketch)) if len(sketch) < SIZE else (SIZE - 1) * 2.0**HASH_BITS / sketch[-1]
 
 
-def relative_error(values: list[int]) -> float:
-    """One standard deviation of `distinct`, as a share of it."""
-    return 0.0 if len(values) < SIZE else (SIZE - 2) ** -0.5
+def relative_error(sketch: list[int]) -> float:
+    """Return the standard error of `estimate_distinct`, as a share of it."""
+    return 0.0 if len(sketch) < SIZE else (SIZE - 2) ** -0.5
 
 
-def _value(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=BITS // 8).digest(), "big")
+def _hash_text(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=HASH_BITS // 8).digest(), "big")

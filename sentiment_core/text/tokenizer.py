@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from sentiment_core.model import bundle
 from sentiment_core.text.preprocessing import Preprocessing
-from sentiment_core.text.token_lists import EMPTY, NULL, OK, TRUNCATED, TokenLists
+from sentiment_core.text.status import EMPTY, NULL, OK, TRUNCATED
+from sentiment_core.text.token_lists import TokenLists
 
 PROBES = ("a", "the", "0", ".", "人")  # one of which a tokenizer knows, so that the special tokens around it show
 ROWS = 1_024  # texts handed to the library at once: bounds the memory of its intermediate objects
@@ -49,16 +49,13 @@ class Tokenizer:
         return cls(tokenizer if fast is None else tokenizers.Tokenizer.from_str(fast.to_str()), rules)
 
     @classmethod
-    def from_bundle(cls, folder: str) -> "Tokenizer":
-        return cls.load(folder, bundle.read_info(folder).preprocessing)
-
-    @classmethod
     def load(cls, folder: str, rules: Preprocessing) -> "Tokenizer":
         whole = Path(folder, "tokenizer.json")
         if not whole.exists():
-            from sentiment_core.model.encoder import load_tokenizer
+            from transformers import AutoTokenizer
 
-            return cls.from_transformers(load_tokenizer(folder), rules)
+            slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return cls.from_transformers(slow, rules)
         return cls(tokenizers.Tokenizer.from_file(str(whole)), rules)
 
     def encode(self, texts: Sequence[str | None]) -> tuple[TokenLists, np.ndarray]:

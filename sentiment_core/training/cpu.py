@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from sentiment_core.model.classifier import PLAIN_ATTENTION, Classifier
-from sentiment_core.text.token_lists import longest_first
+from sentiment_core.text.batching import longest_first
 
 ATTENTION = "sentiment_core_cpu"
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes

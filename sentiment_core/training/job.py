@@ -23,14 +23,15 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 
 from sentiment_core.config import REQUIRED, check, command_line, setting
 from sentiment_core.data import labelled
-from sentiment_core.data.labelled import Labelled
+from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, calibration, classifier, encoder, metrics
-from sentiment_core.runtime import cluster, storage
-from sentiment_core.runtime.progress import Monitor, Progress, every
-from sentiment_core.runtime.storage import describe
+from sentiment_core.runtime import cluster, connection, preflight, storage
+from sentiment_core.runtime.failures import describe_error
+from sentiment_core.runtime.progress import Monitor, Progress, repeat_every
 from sentiment_core.text.preprocessing import Clean, Preprocessing, Truncation
-from sentiment_core.text.token_lists import TRUNCATED, TokenLists, length_histogram
+from sentiment_core.text.status import TRUNCATED
+from sentiment_core.text.token_lists import TokenLists, length_histogram
 from sentiment_core.text.tokenizer import Tokenizer
 from sentiment_core.training import cpu, tracking
 from sentiment_core.training.loop import LOGITS, SCORE, Task, Tokenised, renumbered, train_loop, used_ids
@@ -214,7 +215,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
     """
     started = time.monotonic()
     place = place or settings.out
-    storage.check_lasting(place)
+    preflight.check_lasting(place)
     bundle.check_free(place, has_checkpoint(unfinished_place("_training-", place)))
     start_from = encoder.fetch(settings.model)
     train_part, eval_part = read_parts(settings)
@@ -232,14 +233,14 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
     eval_part, eval_tokens = tokenise(eval_part, texts_to_tokens)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
     # three checkpoints, one of them being written, of weights, their average and the optimiser's two numbers for each
-    storage.check_space(place, 12 * sum(map(len, files.values())))
+    preflight.check_space(place, 12 * sum(map(len, files.values())))
 
-    cluster.connect_for(settings.workers, storage.parent(place))
+    connection.connect_for(settings.workers, storage.parent(place))
     pad_id = tokenizer.pad_token_id or 0
     # up to the padding, the configuration's too, by whose number some families count positions
     used = used_ids(max(pad_id, getattr(model_config, "pad_token_id", None) or 0), train_tokens, eval_tokens)
     request = asdict(settings) | {
-        "encoder_sha256": storage.digest(files),
+        "encoder_sha256": storage.hash_files(files),
         "data_sha256": train_part.fingerprint(),
         "eval_data_sha256": eval_part.fingerprint(),
     }
@@ -257,7 +258,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
                 model_config,
                 pad_id,
                 used,
-                cluster.cpus_each(settings.workers),
+                cluster.cpus_per_worker(settings.workers),
                 ray.put(files),
                 ray.put(
                     [
@@ -265,7 +266,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
                         Tokenised(renumbered(eval_tokens, used), eval_part.labels),
                     ]
                 ),
-                ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=cluster.here()).remote(),
+                ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=cluster.pin_to_this_node()).remote(),
             ),
             rows=len(train_part),
         )
@@ -325,7 +326,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
     return Trained(place, info, log)
 
 
-def read_parts(settings: TrainSettings) -> tuple[Labelled, Labelled]:
+def read_parts(settings: TrainSettings) -> tuple[LabelledTexts, LabelledTexts]:
     """Training and evaluation part with the same labels. Raises `UserError`."""
     names = list(settings.label_names) or None
     data = labelled.read(settings.data, settings.text_column, settings.label_column, names)
@@ -357,7 +358,7 @@ def check_int8(model: classifier.Classifier, classes: int, max_length: int, *par
     try:
         engines = [Engine(model.eval(), classes, max_length, backend=backend) for backend in ("openvino", "int8")]
     except Exception as error:  # a conversion may fail in many ways, and the training is done
-        return {"reason": describe(error)}
+        return {"reason": describe_error(error)}
     same: list[np.ndarray] = []
     rows_left, tokens_left = INT8_ROWS, INT8_TOKENS
     for tokens in parts:
@@ -386,7 +387,7 @@ def reference_statistics(
     }
 
 
-def worst_mistakes(probabilities: np.ndarray, part: Labelled) -> list[dict]:
+def worst_mistakes(probabilities: np.ndarray, part: LabelledTexts) -> list[dict]:
     """The rows that got a wrong label with the most confidence: label, predicted, confidence, text."""
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != part.labels)
@@ -401,7 +402,7 @@ def worst_mistakes(probabilities: np.ndarray, part: Labelled) -> list[dict]:
     ]
 
 
-def tokenise(part: Labelled, tokenizer: Tokenizer) -> tuple[Labelled, TokenLists]:
+def tokenise(part: LabelledTexts, tokenizer: Tokenizer) -> tuple[LabelledTexts, TokenLists]:
     """The rows' tokens; rows of which the tokenizer leaves nothing (control characters only) are dropped and counted."""
     tokens, status = tokenizer.encode(part.texts)
     keep = np.flatnonzero(tokens.lengths)
@@ -452,7 +453,7 @@ def unfinished(kind: str, out: str, request: dict, begun: Callable[[str], bool])
 
 def has_checkpoint(work: str) -> bool:
     """Whether a training can go on from there. Raises `UserError` if what Ray left of it is damaged."""
-    if not storage.exists(work) or not any(SNAPSHOT in stamp.path for stamp in storage.stamps(work)):
+    if not storage.exists(work) or not any(SNAPSHOT in stamp.path for stamp in storage.list_stamps(work)):
         return False
     try:
         json.loads(storage.read_file(storage.join(work, "run", SNAPSHOT)))
@@ -476,7 +477,7 @@ def run_workers(
     task_ref = ray.put(task)  # Ray's own processes, which look into the configuration, need not import what is in it
     try:
         with (
-            Progress("train", rows * settings.epochs, "rows", cluster.waiting_for) as progress,
+            Progress("train", rows * settings.epochs, "rows", cluster.describe_wait) as progress,
             following(task.monitor, progress, track),
         ):
             while True:
@@ -513,7 +514,7 @@ def run_workers(
                     if lost > settings.max_failures:
                         raise RuntimeError(f"workers were lost {lost} times, the last time by: {failure}") from error
                     progress.say(
-                        f"train: a worker was lost ({describe(failure)[:200]}); going on from the last checkpoint"
+                        f"train: a worker was lost ({describe_error(failure)[:200]}); going on from the last checkpoint"
                     )
     except SystemExit:  # Ray's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None
@@ -553,6 +554,6 @@ def following(monitor, progress: Progress, track: Callable[[int, dict], None]) -
         for step, values in curves:
             track(step, values)
 
-    with every(0.5, pass_on):
+    with repeat_every(0.5, pass_on):
         yield
     pass_on()

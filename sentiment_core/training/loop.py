@@ -28,8 +28,9 @@ from transformers import PretrainedConfig
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, classifier, metrics
 from sentiment_core.model.classifier import Classifier
-from sentiment_core.runtime import cluster, hardware, storage
-from sentiment_core.text.token_lists import TokenLists, batches_by_length, batches_by_tokens, pad
+from sentiment_core.runtime import connection, hardware, storage
+from sentiment_core.text.batching import batches_by_length, batches_by_tokens, pad
+from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training import cpu
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Fit:
     """One worker's part of a training run."""
 
     def __init__(self, task: Task) -> None:
-        cluster.in_foreground()
+        connection.leave_background()
         self.task, self.settings = task, task.settings
         self.train_part, self.eval_part = ray.get(task.data)
         self.lengths = self.train_part.tokens.lengths
@@ -98,7 +99,7 @@ class Fit:
             torch.set_num_threads(task.threads)
         settings = self.settings
         torch.manual_seed(settings.seed)
-        with storage.unpacked(ray.get(task.encoder)) as folder:
+        with storage.unpack_files(ray.get(task.encoder)) as folder:
             self.model = classifier.from_encoder(folder, task.model_config, settings.head)
         classifier.spare_other_tokens(self.model.eval(), self.model.encoder)
         if settings.classifier_dropout is not None:
@@ -225,12 +226,12 @@ class Fit:
 
     def _logits(self, model: nn.Module, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         """(rows, classes) float32; those of a text in several pieces are averaged."""
-        pieces, first = tokens.take(rows).pieces(self.settings.max_length)
-        found = model(*hardware.put(self.device, *pad(pieces, np.arange(len(pieces)), self.task.pad_id))).float()
+        pieces, first = tokens.take(rows).windows(self.settings.max_length)
+        found = model(*hardware.to_device(self.device, *pad(pieces, np.arange(len(pieces)), self.task.pad_id))).float()
         if len(pieces) == len(rows):
             return found
         counts = np.diff(np.append(first, len(pieces)))
-        of, divisor = hardware.put(self.device, np.repeat(np.arange(len(rows)), counts), counts[:, None])
+        of, divisor = hardware.to_device(self.device, np.repeat(np.arange(len(rows)), counts), counts[:, None])
         return found.new_zeros(len(rows), found.shape[1]).index_add(0, of, found) / divisor
 
     def _try(self, budget: int) -> None:
@@ -263,7 +264,7 @@ class Fit:
                     "eval": {name: scores[name] for name in ("loss", "accuracy", "macro_f1", "ece")},
                     "selected_by": -scores["loss"] if by == "loss" else scores[by],
                     "device": hardware.device_name(self.device),
-                    "dtype": hardware.short_name(self.dtype),
+                    "dtype": hardware.dtype_name(self.dtype),
                 }
             )
             if self.rank == 0:
@@ -455,7 +456,7 @@ class Pruning:
         """The rows' losses, (rows,), times what each counts."""
         if not self.share:
             return losses
-        (where,) = hardware.put(self.device, rows)
+        (where,) = hardware.to_device(self.device, rows)
         self.losses[where] = losses.detach()
         return losses * self.weights[where]
 

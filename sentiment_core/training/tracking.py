@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
-from sentiment_core.runtime.storage import describe
+from sentiment_core.runtime.failures import describe_error
 
 MLFLOW_ADDRESS = "MLFLOW_TRACKING_URI"  # the environment's variable
 MLFLOW_RUN = "mlflow_run.txt"  # the file of a run's id
@@ -87,7 +87,9 @@ def logging_to(makers: dict[str, Callable[[], Tracker]]) -> Iterator[Callable[[i
                 what(name)
             except Exception as error:
                 trackers.pop(name, None)
-                print(f"train: nothing is logged to {name} from here on: {describe(error)[:200]}", file=sys.stderr)
+                print(
+                    f"train: nothing is logged to {name} from here on: {describe_error(error)[:200]}", file=sys.stderr
+                )
 
     each(makers, lambda name: trackers.update({name: makers[name]()}))
     try:

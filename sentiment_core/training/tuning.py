@@ -18,8 +18,8 @@ from ray.tune.search import BasicVariantGenerator
 from sentiment_core.config import check, parse_value, setting
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, encoder
-from sentiment_core.runtime import cluster, storage
-from sentiment_core.runtime.storage import describe
+from sentiment_core.runtime import cluster, connection, preflight, storage
+from sentiment_core.runtime.failures import describe_error
 from sentiment_core.training.job import TrainSettings, read_parts, train, unfinished, unfinished_place
 
 # in the environment of whoever runs trials: relative paths keep their meaning, Ctrl-C stops the search, no boxes, no
@@ -93,11 +93,11 @@ def _domain(text: str) -> tuple[str, list | tuple[float, float]]:
 
 def tune(settings: TuneSettings) -> str:
     """Search and write the best bundle; returns a few lines for the terminal. Raises `UserError`."""
-    storage.check_lasting(settings.out)
+    preflight.check_lasting(settings.out)
     bundle.check_free(settings.out, _begun(unfinished_place("_tuning-", settings.out)))
     encoder.fetch(settings.model)  # what can be said now no trial need find out
     read_parts(settings)
-    cluster.connect_for(settings.workers, storage.parent(settings.out))
+    connection.connect_for(settings.workers, storage.parent(settings.out))
     with unfinished("_tuning-", settings.out, asdict(settings), _begun) as work:
         results = _search(settings, work)
         trials = [_record(result, settings.space(), storage.join(work, TRIALS)) for result in results]
@@ -125,7 +125,7 @@ def _begun(work: str) -> bool:
 def _search(settings: TuneSettings, work: str) -> Any:
     filesystem, path = storage.locate(work)
     base, places = settings.base(), storage.absolute(storage.join(work, TRIALS))
-    at_once = max(1, cluster.largest("GPU") // settings.workers) if cluster.device_kind() == "GPU" else 1
+    at_once = max(1, cluster.max_devices("GPU") // settings.workers) if cluster.device_kind() == "GPU" else 1
     tidies = cluster.has_dashboard()
 
     def trial(config: dict) -> None:
@@ -200,7 +200,7 @@ class Told(ray_tune.Callback):
         reason = ""
         if trial.pickled_error_file:  # on this node; where results are kept it is only later
             with open(trial.pickled_error_file, "rb") as file:
-                reason = ": " + describe(_cause(cloudpickle.load(file)))
+                reason = ": " + describe_error(_cause(cloudpickle.load(file)))
         self._say(trials, trial, "failed" + reason)
 
     def _say(self, trials: list, trial: Any, what: str) -> None:

@@ -39,7 +39,7 @@ VICTIMS = {
     "ray::MapWorker(MapBatches(Classify)": 3,
     "ray::MapBatches(read": 3,
     "ray::MapBatches(write": 3,
-    "ray::Tries": 1,
+    "ray::AttemptCounter": 1,
 }
 PATIENCE_S = 3  # to find one: some live for a moment only
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in Linux's /proc")

@@ -49,5 +49,5 @@ def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_p
         "--out", tmp_path / "out", "--keep", "", "--workers", "9", timeout=60,
     )  # fmt: skip
     assert code == 2, output
-    assert "9 workers are asked for and the cluster has at most 2 CPUs" in output
+    assert "--workers 9 needs 9 CPUs; the cluster has at most 2." in output
     assert not (tmp_path / "out").exists()

@@ -9,9 +9,9 @@ import pytest
 
 from sentiment_core.data import columns
 from sentiment_core.data import shards as corpus
-from sentiment_core.data.columns import Drift
+from sentiment_core.data.columns import SchemaDifferences
 from sentiment_core.errors import UserError
-from sentiment_core.text.arrow import distinct_texts
+from sentiment_core.text.arrow import deduplicate_texts
 
 WORDS = ["a", None, "b", "a"]
 INNER = pa.struct({"z": pa.large_string()})
@@ -46,38 +46,44 @@ def test_kept_columns_are_read_as_their_plain_type(tmp_path, values, kind):
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_texts_of_any_kind_come_once_each(kind):
-    texts, which = distinct_texts(pa.array(WORDS).cast(kind))
+    texts, which = deduplicate_texts(pa.array(WORDS).cast(kind))
     assert sorted(texts, key=str) == [None, "a", "b"]
     assert [texts[i] for i in which] == WORDS
 
 
 def test_differences_between_shards_are_told_in_words():
-    drift = Drift()
+    differences = SchemaDifferences()
     shards = [
         ("a", {"n": pa.int64(), "s": pa.string()}),
         ("b", {"n": pa.int64(), "s": pa.large_string()}),  # the same in Parquet
         ("c", {"n": pa.string(), "s": pa.string(), "new": pa.int8()}),
     ]
     for path, fields in shards:
-        drift.note(pa.schema(fields), path, list(fields))
-    assert drift.differences() == ["'n' is int64 in 2 (a), string in 1 (c)", "'new' is missing in 2 (a), int8 in 1 (c)"]
+        differences.note(pa.schema(fields), path, list(fields))
+    assert differences.describe() == [
+        "'n' is int64 in 2 (a), string in 1 (c)",
+        "'new' is missing in 2 (a), int8 in 1 (c)",
+    ]
 
 
 def test_a_corpus_tells_what_drifts_and_plans_all_of_it(tmp_path):
     pq.write_table(pa.table({"text": ["x"], "n": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": pa.array(["x"], pa.large_string())}), tmp_path / "b.parquet")
     planned = corpus.plan(str(tmp_path), "text", None, ())
-    assert (len(planned.units), planned.drift) == (2, ["'n' is int64 in 1 (a.parquet), missing in 1 (b.parquet)"])
+    assert (len(planned.units), planned.schema_differences) == (
+        2,
+        ["'n' is int64 in 1 (a.parquet), missing in 1 (b.parquet)"],
+    )
     kept = corpus.plan(str(tmp_path), "text", ("n",), ())
-    assert ([unit.source for unit in kept.units], kept.drift) == (["a.parquet"], [])
+    assert ([unit.source for unit in kept.units], kept.schema_differences) == (["a.parquet"], [])
     assert "b.parquet has no column 'n'" in kept.failed[0].reason
 
 
 def test_a_column_that_is_there_twice_is_refused():
     schema = pa.schema([("text", pa.string()), ("n", pa.int8()), ("n", pa.int8())])
     with pytest.raises(UserError, match="2 columns 'n'"):
-        columns.check(schema, "a.parquet", "text", None)
-    columns.check(schema, "a.parquet", "text", ())
+        columns.check_columns(schema, "a.parquet", "text", None)
+    columns.check_columns(schema, "a.parquet", "text", ())
 
 
 def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path):
@@ -88,7 +94,7 @@ def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path):
     (unit,) = corpus.plan(str(tmp_path), "text", None, ()).units
     rows = 0
     for chunk in corpus.read_texts(str(tmp_path), unit, "text").chunks:
-        texts, which = distinct_texts(chunk)
+        texts, which = deduplicate_texts(chunk)
         assert texts == long.to_pylist()
         rows += len(which)
     assert rows == 30_000

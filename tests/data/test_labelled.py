@@ -121,7 +121,7 @@ def test_bytes_that_are_not_utf8_do_not_stop_it(tmp_path):
 
 def test_split_is_seeded_stratified_and_complete():
     labels = np.array([0] * 80 + [1] * 20)
-    data = labelled.Labelled([str(i) for i in range(100)], labels, ["a", "b"])
+    data = labelled.LabelledTexts([str(i) for i in range(100)], labels, ["a", "b"])
     train, held = labelled.split(data, 0.2, seed=1)
     assert sorted(train.texts + held.texts, key=int) == data.texts
     assert np.bincount(held.labels).tolist() == [16, 4]
@@ -130,7 +130,7 @@ def test_split_is_seeded_stratified_and_complete():
 
 def test_rows_of_the_same_text_are_in_the_same_part():
     texts = [f"text {i % 40}" for i in range(100)]
-    data = labelled.Labelled(texts, np.arange(100) % 2, ["x", "y"])
+    data = labelled.LabelledTexts(texts, np.arange(100) % 2, ["x", "y"])
     train, held = labelled.split(data, 0.25, 0)
     assert len(train) + len(held) == 100
     assert not set(train.texts) & set(held.texts)
@@ -138,10 +138,10 @@ def test_rows_of_the_same_text_are_in_the_same_part():
 
 
 def test_the_fingerprint_tells_contents_apart():
-    data = labelled.Labelled(["ab", "c"], np.array([0, 1]), ["x", "y"])
-    assert data.fingerprint() == labelled.Labelled(["ab", "c"], np.array([0, 1]), ["x", "y"]).fingerprint()
-    assert data.fingerprint() != labelled.Labelled(["a", "bc"], np.array([0, 1]), ["x", "y"]).fingerprint()
-    assert data.fingerprint() != labelled.Labelled(["ab", "c"], np.array([1, 0]), ["x", "y"]).fingerprint()
+    data = labelled.LabelledTexts(["ab", "c"], np.array([0, 1]), ["x", "y"])
+    assert data.fingerprint() == labelled.LabelledTexts(["ab", "c"], np.array([0, 1]), ["x", "y"]).fingerprint()
+    assert data.fingerprint() != labelled.LabelledTexts(["a", "bc"], np.array([0, 1]), ["x", "y"]).fingerprint()
+    assert data.fingerprint() != labelled.LabelledTexts(["ab", "c"], np.array([1, 0]), ["x", "y"]).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,6 @@ def test_places_that_are_not_there(place):
 
 
 def test_too_few_rows_to_split():
-    data = labelled.Labelled(["a", "b", "c"], np.array([0, 0, 1]), ["x", "y"])
+    data = labelled.LabelledTexts(["a", "b", "c"], np.array([0, 0, 1]), ["x", "y"])
     with pytest.raises(UserError, match=r"label 'y' has only one row.*--eval-data"):
         labelled.split(data, 0.5, 0)

@@ -31,7 +31,7 @@ groups = st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 100 << 20)),
 @given(groups=groups)
 def test_units_cover_a_shard_once_and_stay_small(groups):
     rows, sizes = [g[0] for g in groups], [g[1] for g in groups]
-    units = list(shards.cut(shard_of(rows, sizes)))
+    units = list(shards.cut_into_units(shard_of(rows, sizes)))
     assert units[0].start == 0
     assert units[-1].stop == sum(rows)
     assert all(a.stop == b.start for a, b in itertools.pairwise(units))
@@ -155,7 +155,7 @@ def test_a_shard_that_changed_since_the_plan_is_not_read(tmp_path):
 
 def test_limited_takes_the_first_rows(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 5}, "b.parquet": {"text": ["x"] * 5}})
-    found = shards.limited(shards.plan(str(tmp_path), "text", None, RESERVED), 7)
+    found = shards.limit_rows(shards.plan(str(tmp_path), "text", None, RESERVED), 7)
     assert [(unit.source, unit.start, unit.stop) for unit in found.units] == [("a.parquet", 0, 5), ("b.parquet", 0, 2)]
 
 
@@ -169,7 +169,9 @@ def test_a_footer_that_makes_too_many_units_is_refused(tmp_path, monkeypatch):
 
 
 def test_wide_rows_make_small_units():
-    units = list(shards.cut(Shard(FileStamp("a", 1, 1), pa.schema([]), [1_000], [1_000], [10 * shards.UNIT_BYTES])))
+    units = list(
+        shards.cut_into_units(Shard(FileStamp("a", 1, 1), pa.schema([]), [1_000], [1_000], [10 * shards.UNIT_BYTES]))
+    )
     assert [unit.rows for unit in units] == [100] * 10
 
 

@@ -12,7 +12,6 @@ from sentiment_core.errors import UserError
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle
 from sentiment_core.runtime import storage
-from sentiment_core.text.tokenizer import Tokenizer
 from tests.conftest import make_bundle
 
 TEXTS = ["a wonderful film", "dreadful", "it is what it is, " * 30, "naïve café 😀", "one two three four five six"] * 8
@@ -27,7 +26,7 @@ def real_bundle(packaged_encoder, tmp_path_factory) -> str:
 
 def engine_probabilities(place: str) -> np.ndarray:
     engine = Engine.load(place)
-    return engine.probabilities(Tokenizer.from_bundle(place).encode(TEXTS)[0])[0]
+    return engine.probabilities(bundle.load_tokenizer(place).encode(TEXTS)[0])[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

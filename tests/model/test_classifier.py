@@ -7,7 +7,8 @@ from transformers import AutoConfig
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import classifier
-from sentiment_core.text.token_lists import TokenLists, pad
+from sentiment_core.text.batching import pad
+from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.job import TrainSettings
 from sentiment_core.training.loop import Vocabulary, make_optimizer, renumbered, used_ids
 

@@ -1,4 +1,4 @@
-"""Sketches, stability index and its limits."""
+"""The stability index and its limits."""
 
 import numpy as np
 import pytest
@@ -7,24 +7,6 @@ from sentiment_core.nightly import drift
 from sentiment_core.nightly.drift import Profile, compare, stability_index
 from sentiment_core.scoring.outputs import count
 from sentiment_core.text import distinct_sketch
-
-
-def test_a_sketch_of_few_texts_counts_them():
-    one = distinct_sketch.sketch([f"text {i % 70}" for i in range(1000)] + [None])
-    other = distinct_sketch.sketch([f"text {i}" for i in range(60, 120)])
-    assert distinct_sketch.distinct(one) == 70
-    assert distinct_sketch.distinct(distinct_sketch.merged(one, other)) == 120
-    assert distinct_sketch.relative_error(one) == 0
-
-
-def test_a_sketch_of_many_texts_is_about_right_and_adds_up():
-    texts = [f"text {i}" for i in range(40_000)]
-    whole = distinct_sketch.sketch(texts * 2)
-    assert len(whole) == distinct_sketch.SIZE
-    assert abs(distinct_sketch.distinct(whole) / 40_000 - 1) < 4 * distinct_sketch.relative_error(whole)
-    assert (
-        distinct_sketch.merged(distinct_sketch.sketch(texts[:25_000]), distinct_sketch.sketch(texts[20_000:])) == whole
-    )
 
 
 def test_the_stability_index_is_that_of_its_definition():
@@ -69,7 +51,9 @@ def counted(rows, positive=0.5, length=20, unknown=0.0, empty=0, texts=None):
     names = texts or [f"text {i}" for i in range(rows)]
     labels = ["negative", "positive"]
     return Profile.of(
-        count(status, probabilities, labels, lengths, round(unknown * lengths.sum()), distinct_sketch.sketch(names))
+        count(
+            status, probabilities, labels, lengths, round(unknown * lengths.sum()), distinct_sketch.sketch_texts(names)
+        )
     )
 
 

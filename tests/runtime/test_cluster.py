@@ -15,8 +15,8 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-import sentiment_core.runtime.cluster
 from sentiment_core.errors import UserError
+from sentiment_core.runtime import cluster, preflight
 from tests import s3
 from tests.conftest import free_ports
 
@@ -117,16 +117,16 @@ def test_ray_up_and_down_on_aws(config, tmp_path):
 
 def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypatch):
     """The head of cluster.yaml has no CPUs, and no worker runs before a job asks for one."""
-    assert sentiment_core.runtime.cluster.device_kind() == "CPU", "this test is for machines without a GPU"
+    assert cluster.device_kind() == "CPU", "this test is for machines without a GPU"
     launched = tmp_path / "ray_bootstrap_config.yaml"
     launched.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sentiment_core.cluster, "LAUNCHER_CONFIG", launched)
-    assert sentiment_core.runtime.cluster.device_kind() == "GPU"
-    assert sentiment_core.runtime.cluster.largest("GPU") == 4
-    assert sentiment_core.runtime.cluster.largest("CPU") == 4 * 8 + 4 * 4
-    sentiment_core.runtime.cluster.require(4)
-    with pytest.raises(UserError, match="5 workers are asked for and the cluster has at most 4 GPUs"):
-        sentiment_core.runtime.cluster.require(5)
+    monkeypatch.setattr(cluster, "LAUNCHER_CONFIG", launched)
+    assert cluster.device_kind() == "GPU"
+    assert cluster.max_devices("GPU") == 4
+    assert cluster.max_devices("CPU") == 4 * 8 + 4 * 4
+    preflight.check_workers(4)
+    with pytest.raises(UserError, match="--workers 5 needs 5 GPUs; the cluster has at most 4"):
+        preflight.check_workers(5)
 
 
 @pytest.mark.parametrize(

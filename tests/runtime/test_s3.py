@@ -11,7 +11,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.data import shards
+from sentiment_core.data import files, shards
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
 from sentiment_core.runtime import storage
@@ -35,9 +35,9 @@ def store(server, monkeypatch):
         for name, value in s3.environment(port).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(storage, "RETRY_AFTER_S", (0.1, 0.1, 0.1))
-        storage._bucket.cache_clear()
+        storage._open_bucket.cache_clear()
         yield faults
-        storage._bucket.cache_clear()
+        storage._open_bucket.cache_clear()
 
 
 def test_throttling_passes(store):
@@ -74,7 +74,7 @@ def test_what_will_not_pass_is_said_at_once(store):
     with pytest.raises(FileNotFoundError):
         storage.read_file(f"s3://{s3.BUCKET}/nothing")
     with pytest.raises(UserError, match="does not exist"):
-        storage.find_files(f"s3://{s3.BUCKET}/nowhere", (".parquet",))
+        files.find_files(f"s3://{s3.BUCKET}/nowhere", (".parquet",))
 
 
 def test_names_that_lead_out_of_the_output_are_listed_and_the_others_planned(store, tmp_path):
@@ -124,7 +124,7 @@ def test_tries_have_an_end(store, error, tries):
         raise OSError(error)
 
     with pytest.raises(OSError, match=error):
-        storage.patiently(f"s3://{s3.BUCKET}/a", fail)
+        storage.retry_transient_errors(f"s3://{s3.BUCKET}/a", fail)
     assert len(tried) == tries
 
 
@@ -159,11 +159,11 @@ def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path
         assert not [path for path in s3_keys(server) if path.startswith("_training-")]
         for name, value in s3.environment(port).items():
             monkeypatch.setenv(name, value)
-        storage._bucket.cache_clear()
+        storage._open_bucket.cache_clear()
         faults.asked.clear()
         settings = ScoreSettings(*(f"s3://{s3.BUCKET}/{name}" for name in ("model", "in", "out")), keep=())
         assert prepare(settings).done.units == 3
-        storage._bucket.cache_clear()
+        storage._open_bucket.cache_clear()
         listed = [path for path in faults.asked if "?list-type=2" in path and "prefix=out%2F" in path]
         assert len(listed) == 1  # all of it, once, however many shards
     assert "150 rows in, 150 rows out" in said

@@ -8,11 +8,11 @@ import pytest
 import ray
 
 from sentiment_core.runtime import task_guard as guards
-from sentiment_core.runtime.task_guard import TRIES, Guard, little_memory
+from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard, limit_memory
 
 
 @ray.remote(max_retries=-1)
-def work(guard: Guard, log: Path, deaths: int, seconds: float) -> int:
+def work(guard: TaskGuard, log: Path, deaths: int, seconds: float) -> int:
     """Dies on its first `deaths` tries; takes `seconds`. Gives the number of tries."""
     with guard(("work", str(log))):
         with log.open("a") as file:
@@ -25,31 +25,31 @@ def work(guard: Guard, log: Path, deaths: int, seconds: float) -> int:
 
 
 @pytest.fixture(scope="module")
-def guard(ray_here) -> Guard:
-    return Guard.start(limit_s=1.0)
+def guard(ray_here) -> TaskGuard:
+    return TaskGuard.start(limit_s=1.0)
 
 
 def test_a_task_that_dies_is_tried_again(guard, tmp_path):
-    assert ray.get(work.remote(guard, tmp_path / "log", TRIES - 1, 0)) == TRIES
+    assert ray.get(work.remote(guard, tmp_path / "log", MAX_ATTEMPTS - 1, 0)) == MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize(("deaths", "seconds"), [(99, 0), (0, 600)])
 def test_one_that_always_dies_or_hangs_is_given_up(guard, tmp_path, deaths, seconds):
-    with pytest.raises(ray.exceptions.RayTaskError, match=f"died or hung {TRIES} times"):
+    with pytest.raises(ray.exceptions.RayTaskError, match=f"died or hung {MAX_ATTEMPTS} times"):
         ray.get(work.remote(guard, tmp_path / "log", deaths, seconds), timeout=120)
-    assert len((tmp_path / "log").read_text().splitlines()) == TRIES
+    assert len((tmp_path / "log").read_text().splitlines()) == MAX_ATTEMPTS
 
 
 def test_a_task_that_ends_may_run_as_often_as_it_likes(guard, tmp_path):
-    for _ in range(TRIES + 2):
+    for _ in range(MAX_ATTEMPTS + 2):
         ray.get(work.remote(guard, tmp_path / "log", 0, 0))
 
 
 @pytest.mark.skipif(not guards.MEMORY_IN_USE.exists(), reason="only Linux bounds memory")
 def test_what_takes_too_much_memory_fails_and_leaves_the_process_whole(monkeypatch):
     monkeypatch.setattr(guards, "MEMORY", 1 << 30)
-    with pytest.raises(MemoryError, match="more than 1 GB"), little_memory():
+    with pytest.raises(MemoryError, match="more than 1 GB"), limit_memory():
         bytearray(2 << 30)
-    with little_memory():
+    with limit_memory():
         bytearray(1 << 20)
     assert len(bytearray(2 << 30)) == 2 << 30

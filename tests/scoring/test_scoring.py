@@ -21,14 +21,14 @@ from ray.data._internal.logical.optimizers import get_execution_plan
 from sentiment_core.data import columns, shards
 from sentiment_core.errors import UserError
 from sentiment_core.inference.engine import Engine
-from sentiment_core.runtime import storage
-from sentiment_core.runtime.task_guard import Guard
+from sentiment_core.model import bundle
+from sentiment_core.runtime import preflight, storage
+from sentiment_core.runtime.task_guard import TaskGuard
 from sentiment_core.scoring import outputs, stages, stream
 from sentiment_core.scoring.job import ScoreSettings, prepare, score, take_output
 from sentiment_core.scoring.outputs import Counts
 from sentiment_core.scoring.stream import Stream, Tally
 from sentiment_core.scoring.verify import VerifySettings, verify
-from sentiment_core.text.tokenizer import Tokenizer
 from tests.conftest import make_bundle
 
 ODD = [
@@ -130,7 +130,7 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tin
         row_group_size=60,
     )
     engine = Engine.load(tiny_bundle)
-    wanted, _ = engine.probabilities(Tokenizer.from_bundle(tiny_bundle).encode(texts)[0])
+    wanted, _ = engine.probabilities(bundle.load_tokenizer(tiny_bundle).encode(texts)[0])
     limit = float(np.median(wanted.max(axis=1)))
     done = run(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True, min_confidence=limit)
     assert len(list((tmp_path / "out").glob("a.rows-*.parquet"))) >= 500 / 40
@@ -176,7 +176,7 @@ def test_keep_chooses_the_columns_and_limit_the_first_rows(ray_here, tiny_bundle
 @pytest.mark.parametrize(("keep", "kept"), [(None, ["b", "c"]), ((), []), (("c", "text"), ["text", "c"])])
 def test_kept_columns_stand_in_the_order_of_the_shard(keep, kept):
     schema = pa.schema({"text": pa.string(), "b": pa.int8(), "c": pa.int8()})
-    assert columns.kept(schema, "text", keep) == kept
+    assert columns.kept_columns(schema, "text", keep) == kept
 
 
 def test_a_rerun_does_only_what_is_missing(ray_here, tiny_bundle, tmp_path):
@@ -192,7 +192,10 @@ def test_a_rerun_does_only_what_is_missing(ray_here, tiny_bundle, tmp_path):
     assert after["b.parquet"][1] == before["b.parquet"][1]  # the same bytes, though computed in other company
     assert (first.summary["rows"], again.summary["rows"], again.summary["run"]["rows"]) == (60, 61, 21)
     assert sum(again.summary["labels"].values()) == 61
-    dead, living = tmp_path / "out" / "k=1" / f"{storage.TEMPORARY}old", tmp_path / "out" / f"{storage.TEMPORARY}new"
+    dead, living = (
+        tmp_path / "out" / "k=1" / f"{storage.TEMPORARY_PREFIX}old",
+        tmp_path / "out" / f"{storage.TEMPORARY_PREFIX}new",
+    )
     dead.parent.mkdir()
     for path in (dead, living):
         path.write_text("half a file")
@@ -307,7 +310,7 @@ def test_the_tokenizer_does_not_run_inside_the_actors(ray_here, tiny_bundle, tmp
     """Ray Data fuses stages that ask for the same resources; the model would then wait for the tokenizer."""
     write(tmp_path / "in", "a.parquet", {"text": ["good"]})
     work = prepare(ScoreSettings(model=tiny_bundle, input=str(tmp_path / "in"), out=str(tmp_path / "out")))
-    guard = Guard.start(60.0)
+    guard = TaskGuard.start(60.0)
     for workers in (1, 2):
         lazy = Stream(work.job, work.bundle_files, stages.write, {}, workers, 60.0).of([work.todo], guard)
         operators = get_execution_plan(lazy._logical_plan)[0].dag.post_order_iter()
@@ -388,10 +391,9 @@ def test_another_bundle_or_setting_is_refused_with_the_difference(ray_here, tiny
 
 def test_gpus_the_cluster_has_not_are_refused_at_once(ray_here):
     assert ray.cluster_resources().get("GPU", 0) == 0, "this test is for machines without a GPU"
-    from sentiment_core.runtime import cluster
 
-    with pytest.raises(UserError, match=r"1000 workers are asked for and the cluster has at most .* CPUs"):
-        cluster.require(1000)
+    with pytest.raises(UserError, match=r"--workers 1000 needs 1000 CPUs; the cluster has at most \d+\."):
+        preflight.check_workers(1000)
 
 
 def write_late(task: pa.Table, seconds: float, **common) -> pa.Table:
@@ -404,7 +406,7 @@ def work(ray_here, tiny_bundle, tmp_path):
     write(tmp_path / "corpus", "a.parquet", {"text": ["good", "bad", "fine"]})
     out = str(tmp_path / "out")
     work = prepare(ScoreSettings(model=str(tiny_bundle), input=str(tmp_path / "corpus"), out=out))
-    storage.check_writable(out)
+    preflight.check_writable(out)
     take_output(work)
     return work
 

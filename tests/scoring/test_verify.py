@@ -96,7 +96,7 @@ def test_an_input_that_changes_meanwhile_is_judged_as_it_was_planned(folders):
     assert (found.exit_code, found.rows_in, found.rows_out) == (0, 30, 30)
     sorted(folders[1].glob("b.rows-*"))[2].unlink()
     assert verify(settings, planned=planned).missing == ["b.parquet: rows 16 to 24"]
-    limited = shards.limited(planned, 9)  # the first unit of b is cut
+    limited = shards.limit_rows(planned, 9)  # the first unit of b is cut
     assert "it holds rows from 4 on" in verify(settings, planned=limited).stale[0]
 
 

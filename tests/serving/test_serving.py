@@ -21,7 +21,6 @@ from sentiment_core.model import bundle
 from sentiment_core.model.registry import PromoteSettings, promote
 from sentiment_core.serving import app
 from sentiment_core.serving.app import Rates, ServeSettings, Together
-from sentiment_core.text.tokenizer import Tokenizer
 from tests.conftest import make_bundle
 
 TEXTS = ["a wonderful film", "", "boring " * 60, "the book, said he"]
@@ -60,7 +59,7 @@ def test_texts_get_what_the_engine_gives(service, tiny_bundle):
     code, found = ask(service + "score", {"texts": TEXTS})
     assert code == 200
     assert found["bundle"] == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
-    wanted, _ = Engine.load(tiny_bundle).probabilities(Tokenizer.from_bundle(tiny_bundle).encode(TEXTS)[0])
+    wanted, _ = Engine.load(tiny_bundle).probabilities(bundle.load_tokenizer(tiny_bundle).encode(TEXTS)[0])
     assert [result["status"] for result in found["results"]] == ["ok", "empty", "truncated", "ok"]
     for result, row in zip(found["results"], wanted, strict=True):
         if np.isnan(row).any():

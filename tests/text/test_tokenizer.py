@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sentiment_core.model.encoder import load_tokenizer
 from sentiment_core.text.preprocessing import OVERLAP, WINDOWS, Preprocessing
-from sentiment_core.text.token_lists import EMPTY, NULL, OK, TRUNCATED
+from sentiment_core.text.status import EMPTY, NULL, OK, TRUNCATED
 from sentiment_core.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -138,7 +138,7 @@ def test_what_is_kept_of_a_long_text(folder):
     inner = theirs(text)["input_ids"][1:-1]
     ours = Tokenizer.load(folder, Preprocessing(64, "window"))
     lists, status = ours.encode([text, "short", None])
-    pieces, at = lists.pieces(64)
+    pieces, at = lists.windows(64)
     assert status.tolist() == [OK, OK, NULL]
     assert pieces.lengths.tolist() == [64] * at[1] + [len(theirs("short")["input_ids"]), 0]
     windows = pieces.ids[: 64 * at[1]].reshape(-1, 64)

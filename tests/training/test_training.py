@@ -19,7 +19,8 @@ from sentiment_core.data import labelled as dataset
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.model import bundle, classifier, metrics
-from sentiment_core.text.token_lists import TokenLists, pad
+from sentiment_core.text.batching import pad
+from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training import tracking
 from sentiment_core.training.job import Trained, TrainSettings, read_parts, train
 from sentiment_core.training.loop import Pruning, Tokenised, Vocabulary, clip, fitting_budget, renumbered, used_ids

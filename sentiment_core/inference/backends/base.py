@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from sentiment_core.runtime import hardware
-from sentiment_core.text.token_lists import TokenLists, batches_by_tokens, pad
+from sentiment_core.text.batching import batches_by_tokens, pad
+from sentiment_core.text.token_lists import TokenLists
 
 # Tokens of a batch, padding included. A CPU is fastest while activations stay in its caches: 1,000 to 2,000 tokens on a
 # Zen 5 core, 15 % slower at 512 and 4,096. A GPU wants enough to fill its multiprocessors.
@@ -101,7 +102,7 @@ class Padded(PaddedRows):
         self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, threads: int | None
     ) -> None:
         super().__init__(device)
-        self.name = f"torch {hardware.short_name(dtype)}"
+        self.name = f"torch {hardware.dtype_name(dtype)}"
         self.encoder = parts.encoder if dtype == torch.float32 else in_precision(parts.encoder, dtype)
         self.pad_id = pad_id
         self.map: Callable[..., Iterable[torch.Tensor]] = map
@@ -111,6 +112,6 @@ class Padded(PaddedRows):
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
         def step(rows: np.ndarray) -> torch.Tensor:
             with torch.inference_mode():  # is each thread's own affair
-                return self.encoder(*hardware.put(self.device, *pad(tokens, rows, self.pad_id)))
+                return self.encoder(*hardware.to_device(self.device, *pad(tokens, rows, self.pad_id)))
 
         return torch.cat(list(self.map(step, batches)))

@@ -17,7 +17,8 @@ from transformers.masking_utils import sdpa_mask
 from sentiment_core.inference.backends.base import CPU_STEP, PaddedRows, Parts, Unfit
 from sentiment_core.model.classifier import PLAIN_ATTENTION
 from sentiment_core.runtime import hardware
-from sentiment_core.text.token_lists import TokenLists, pad
+from sentiment_core.text.batching import pad
+from sentiment_core.text.token_lists import TokenLists
 
 TOKENS = 1_024  # of a batch, padding included: half of what is best for two threads that share one
 # Shapes of batches whose preparations are kept: by default it is 5,000, which takes hundreds of MB in the end and
@@ -51,7 +52,7 @@ class OpenVino(PaddedRows):
             raise Unfit("not installed; the extra `cpu` brings it") from None
         super().__init__(torch.device("cpu"))
         self.budget = TOKENS
-        self.name = f"openvino {'int8' if int8 else hardware.short_name(dtype)}"
+        self.name = f"openvino {'int8' if int8 else hardware.dtype_name(dtype)}"
         self.pad_id = config.pad_token_id or 0
         example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
         example["attention_mask"][0, -1] = 0  # with nothing to hide transformers would leave out the mask

@@ -9,7 +9,8 @@ from transformers import AttentionInterface
 
 from sentiment_core.inference.backends.base import Parts, Unfit, budget_for, in_precision
 from sentiment_core.runtime import hardware
-from sentiment_core.text.token_lists import TokenLists, packs_by_tokens
+from sentiment_core.text.batching import packs_by_tokens
+from sentiment_core.text.token_lists import TokenLists
 
 
 class Packed:
@@ -24,7 +25,7 @@ class Packed:
             raise Unfit("this family brings its own attention")
         if device.type == "cuda" and dtype == torch.float32:
             raise Unfit("attention of packed rows needs a GPU with bfloat16")
-        self.name = f"{'compiled' if compiled else 'packed'} {hardware.short_name(dtype)}"
+        self.name = f"{'compiled' if compiled else 'packed'} {hardware.dtype_name(dtype)}"
         self.device, self.pad_id = device, pad_id
         self.budget = budget_for(device)
         whole: Any = parts.encoder.encoder
@@ -52,7 +53,7 @@ class Packed:
         # what fills up the step are rows too, no longer than the others
         all_offsets = np.union1d(picked.offsets, [*range(total, size, longest), size])
         all_positions = np.arange(size) - np.repeat(all_offsets[:-1], np.diff(all_offsets)) + self.first_position
-        ids, positions, offsets = hardware.put(self.device, all_ids, all_positions, all_offsets.astype(np.int32))
+        ids, positions, offsets = hardware.to_device(self.device, all_ids, all_positions, all_offsets.astype(np.int32))
         torch._dynamo.maybe_mark_dynamic(offsets, 0)
         states = self.encoder(
             input_ids=ids[None],

@@ -1,0 +1,84 @@
+"""Join the Ray cluster of a job: the one it was submitted to, or one started here."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import ray
+
+from sentiment_core.runtime import preflight
+
+_HAS_SCHEDULER = hasattr(os, "sched_setscheduler")  # Linux
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS or the one running here, else start one here.
+
+    Ray sets RAY_ADDRESS for submitted jobs. Raises `UserError` for a cluster that cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    preflight.check_reachable()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with _hold_back_stderr(), _in_background():
+            # the workers' lines would bury what the job prints; their errors come to the driver all the same
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    except SystemExit:  # what Ray makes of a SIGTERM while it starts
+        raise KeyboardInterrupt(signal.SIGTERM) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray put a handler of its own there
+
+
+def connect_for(workers: int, folder: str) -> None:
+    """Connect to a cluster that has the workers, all of which can write to `folder`. Raises `UserError`."""
+    connect()
+    preflight.check_workers(workers)
+    preflight.check_writable(folder)
+    preflight.check_shared(folder, "--out", writable=True)
+
+
+@contextlib.contextmanager
+def _hold_back_stderr() -> Iterator[None]:
+    """Hold back what Ray's C++ side writes to stderr while it starts; show it if it fails to."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+@contextlib.contextmanager
+def _in_background() -> Iterator[None]:
+    """Start processes in Linux's SCHED_BATCH, so that they do not interrupt what computes.
+
+    Each of Ray's processes wakes a hundred times a second to look around, and all threads of a model wait for the one
+    that was interrupted.
+    """
+    if not _HAS_SCHEDULER or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        leave_background()
+
+
+def leave_background() -> None:
+    """Put this thread, and those it starts, back in front of Ray's own processes."""
+    if _HAS_SCHEDULER and os.sched_getscheduler(0) == os.SCHED_BATCH:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

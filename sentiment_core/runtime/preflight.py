@@ -1,0 +1,121 @@
+"""Refuse, before any work starts, a path or a cluster that the work would fail on.
+
+Each check raises `UserError` with one sentence; none of them computes anything.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sentiment_core.errors import UserError
+from sentiment_core.runtime import cluster, storage
+
+CONNECT_TIMEOUT_S = 10  # for the head to take a connection
+PROBE_TIMEOUT_S = 60  # for a node to start a process and report whether it sees a folder
+
+
+def check_lasting(out: str) -> None:
+    """Refuse a relative --out in a submitted job: Ray deletes the folder in which it runs."""
+    if "://" not in out and not os.path.isabs(os.path.expanduser(out)) and "working_dir_files" in os.getcwd():
+        raise UserError(f"--out {out} is relative to a folder that ends with the job; give an absolute path or a URI")
+
+
+def check_writable(folder: str) -> None:
+    """Refuse an output folder that cannot be written to. Creates the folder."""
+    probe = storage.join(folder, storage.temporary_name())
+    try:
+        storage.write_file(probe, b"")
+        storage.delete_file(probe)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error}; choose another --out") from None
+
+
+def check_space(folder: str, needed_bytes: int) -> None:
+    """Refuse a local output folder on a disk with less than `needed_bytes` free."""
+    if not storage.is_local(folder):
+        return
+    existing = Path(storage.locate(folder)[1])
+    while not existing.exists():
+        existing = existing.parent
+    stat = os.statvfs(existing)
+    free_bytes = stat.f_bavail * stat.f_frsize
+    if free_bytes < needed_bytes:
+        raise UserError(
+            f"{folder} has {free_bytes / 1e9:.1f} GB free and about {needed_bytes / 1e9:.1f} GB are needed; "
+            "free some or choose another --out"
+        )
+
+
+def check_overlap(root: str, out: str, recursive: bool) -> None:
+    """Refuse an output folder that holds the input's `root`, or lies in it if the input is `recursive`."""
+    if (recursive and storage.contains(root, out)) or storage.contains(out, root):
+        raise UserError(f"--out {out} and --input {root} overlap; choose an --out outside the input")
+
+
+def check_reachable() -> None:
+    """Refuse a cluster where nobody listens: Ray would wait for it for many minutes without a word."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    origin, remedy = "RAY_ADDRESS", "set the address of a running cluster, or none to start Ray here"
+    if address in ("", "auto"):  # Ray then joins what the last `ray start` noted, whether that still runs or not
+        address = ray._private.utils.read_ray_address() or ""
+        origin, remedy = "noted here by `ray start`", "start it again, or let `ray stop` forget it"
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(f"the cluster {address} ({origin}) cannot be reached: {error}; {remedy}") from None
+
+
+def check_workers(workers: int) -> None:
+    """Refuse more workers than the cluster can ever have devices for: Ray would wait for them."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return  # KubeRay's autoscaler does not tell how far it may go
+    kind = cluster.device_kind()
+    available = cluster.max_devices(kind)
+    if workers > available:
+        raise UserError(
+            f"--workers {workers} needs {workers} {kind}s; the cluster has at most {available}. Lower it or add nodes."
+        )
+
+
+def check_shared(folder: str, flag: str, writable: bool) -> None:
+    """Refuse a local folder (which must exist) that the cluster's other nodes do not see.
+
+    Of a writable folder each node must see a file made for this; of one to read from it must have the path.
+    """
+    driver_node = ray.get_runtime_context().get_node_id()
+    nodes = {
+        node["NodeID"]: node
+        for node in cluster.live_nodes()
+        if node["NodeID"] != driver_node and node["Resources"].get("CPU")
+    }
+    if not nodes or not storage.is_local(folder):
+        return
+    probe = storage.join(folder, storage.temporary_name()) if writable else folder
+    if writable:
+        storage.write_file(probe, b"")
+    try:
+        answers = {
+            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe): node
+            for node in nodes
+        }
+        done, late = ray.wait(list(answers), num_returns=len(answers), timeout=PROBE_TIMEOUT_S)
+        blind = [answers[ref] for ref in done if not ray.get(ref)] + [answers[ref] for ref in late]
+    finally:
+        if writable:
+            storage.delete_file(probe)
+    if blind:
+        raise UserError(
+            f"{flag} {folder} is a local folder that node {nodes[blind[0]]['NodeManagerAddress']} does not see; "
+            "expected one all nodes share (NFS, EFS, ...) or a URI such as s3://bucket/path"
+        )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _sees(path: str) -> bool:
+    return storage.exists(path)

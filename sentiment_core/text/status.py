@@ -1,0 +1,15 @@
+"""What came of a text: the codes of the `status` column, their names, and abstention."""
+
+import numpy as np
+
+OK, TRUNCATED, EMPTY, NULL, ABSTAINED = range(5)
+STATUS_NAMES = ("ok", "truncated", "empty", "null", "abstained")  # by the codes above
+
+
+def apply_min_confidence(status: np.ndarray, probabilities: np.ndarray, min_confidence: float) -> np.ndarray:
+    """Set the status of rows below the threshold to `ABSTAINED` (selective prediction).
+
+    `status` (n,) codes; `probabilities` (n, classes), NaN where there is no score. Returns (n,) codes.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.where(probabilities.max(axis=1, initial=0) < np.float32(min_confidence), ABSTAINED, status)
