@@ -1,6 +1,7 @@
 # make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
 # make test     the tests
 # make lint     ruff and mypy
+# make docs     the documentation site, in site/
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
 # make chaos    kills what scores at random, for MINUTES into a folder and into a store, what trains and what searches,
 #               and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there
@@ -11,7 +12,7 @@ PYTHON ?= python3
 MINUTES ?= 10
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test chaos lint benchmark format clean
+.PHONY: demo test chaos lint docs benchmark format clean
 
 demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
@@ -27,6 +28,9 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
 benchmark: .venv/.benchmark
 	test -d runs/demo/bundle || $(MAKE) demo
 	.venv/bin/python benchmarks/run.py
@@ -40,10 +44,10 @@ format: .venv/.dev
 		{ echo "error: $(PYTHON) is not Python 3.11 to 3.13; run make with PYTHON=python3.12 or the like" >&2; exit 2; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-# .venv/.demo, .venv/.test, .venv/.dev: that the extra of this name is installed
+# .venv/.demo, .venv/.test, .venv/.dev, .venv/.docs: that the extra of this name is installed
 .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[$*]'
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

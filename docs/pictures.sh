@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Makes the pictures in these pages. Needs Chromium and runs/demo (`make demo`); the nights are those that a test plays:
+# Make the pictures in these pages. Needs Chromium and runs/demo (`make demo`). The nights are those that a test plays:
 #
 #   KEEP=/tmp/nights CHAOS_MINUTES=1 .venv/bin/python -m pytest tests/chaos/test_nights.py
 #   docs/pictures.sh /tmp/nights
+#
+# Without the folder of nights it makes the other pictures only.
 set -euo pipefail
-nights=$(realpath "$1")
+nights=${1:+$(realpath "$1")}
 cd "$(dirname "$0")/.."
 profile=$(mktemp -d)
-.venv/bin/python jobs/serve.py --model runs/demo/bundle --port 8123 &
+.venv/bin/sentiment-core serve --model runs/demo/bundle --port 8123 &
 service=$!
 trap 'kill $service; wait $service || true; rm -rf "$profile"' EXIT
 until curl --silent --fail --output /dev/null http://127.0.0.1:8123/healthz; do
@@ -16,7 +18,9 @@ until curl --silent --fail --output /dev/null http://127.0.0.1:8123/healthz; do
 done
 picture() {  # NAME WIDTH,HEIGHT ADDRESS
   chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking \
-    --user-data-dir="$profile" --virtual-time-budget=10000 --window-size="$2" --screenshot="docs/$1.png" "$3"
+    --disable-component-update --disable-sync --hide-scrollbars --user-data-dir="$profile" \
+    --virtual-time-budget=10000 --window-size="$2" --screenshot="docs/images/$1.png" "$3"
 }
 picture serving 800,640 "http://127.0.0.1:8123/?text=The+acting+is+wonderful,+but+the+story+is+dull+and+far+too+long."
-picture nights 1150,1300 "file://$nights/index.html"
+picture report 1000,760 "file://$PWD/runs/demo/report.html"
+if [ -n "$nights" ]; then picture nights 1150,1300 "file://$nights/index.html"; fi

@@ -1,8 +1,8 @@
-"""The nightly job as an Airflow DAG, which submits it to a Ray cluster. Copy it into the DAGs folder, and CHANGE the
-address and the folder of this project; `ray` (`ray[default]`) must be installed where the task runs.
+"""Submit the nightly job to a Ray cluster, as an Airflow DAG.
 
-Two nights at once would do no harm; `max_active_runs` saves the second one its start. A night that failed for good need
-not be run again: the next one does what it left.
+Copy this file into the DAGs folder. Edit the address and the folder of this project. `ray[default]` must be installed
+where the task runs. Two nights at once would do no harm; `max_active_runs` saves the second one its start. Do not rerun
+a night that failed: the next one resumes.
 """
 
 import datetime
