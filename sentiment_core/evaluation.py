@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     if not scored.any():
         raise UserError(f"{settings.data} has no text the tokenizer makes anything of; expected labelled text")
     found = metrics.evaluate(probabilities[scored], data.labels[scored], labels, info.ordinal)
-    found["dropped"] = data.origin["dropped"] | {"without_tokens": int((~scored).sum())}
+    found["dropped"] = replace(data.origin.dropped, without_tokens=int((~scored).sum())).to_json()
     found["bundle"] = classifier.digest
     if settings.out:
         storage.write_file(settings.out, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())

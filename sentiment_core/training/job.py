@@ -24,6 +24,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from sentiment_core.config import REQUIRED, check, command_line, setting
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.data.labels import label_shares
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, calibration, classifier, encoder, metrics
 from sentiment_core.runtime import cluster, connection, preflight, storage
@@ -302,10 +303,11 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
             training={
                 "settings": asdict(settings),
                 "encoder": {"name": start_from.name, "revision": start_from.revision},
-                "data": train_part.origin | {"train_rows": len(train_part), "fingerprint": request["data_sha256"]},
-                "eval_data": eval_part.origin
+                "data": train_part.origin.to_json()
+                | {"train_rows": len(train_part), "fingerprint": request["data_sha256"]},
+                "eval_data": eval_part.origin.to_json()
                 | {"eval_rows": len(eval_part), "fingerprint": request["eval_data_sha256"]},
-                "label_shares": labelled.label_shares(train_part.labels, labels),
+                "label_shares": label_shares(train_part.labels, labels),
                 "best_epoch": best_epoch["epoch"],
                 "epochs": len(log),
                 "device": best_epoch["device"],
@@ -338,7 +340,7 @@ def read_parts(settings: TrainSettings) -> tuple[LabelledTexts, LabelledTexts]:
         )
     if not settings.eval_data:
         return labelled.split(data, settings.eval_fraction, settings.seed)
-    numbered = data.origin["numbered"]
+    numbered = data.origin.numbered
     held_out = labelled.read(
         settings.eval_data, settings.text_column, settings.label_column, data.label_names, numbered
     )
@@ -378,7 +380,7 @@ def reference_statistics(
     confidence = probabilities.max(axis=1)
     return {
         "rows": len(tokens),
-        "predicted_shares": labelled.label_shares(probabilities.argmax(axis=1), labels),
+        "predicted_shares": label_shares(probabilities.argmax(axis=1), labels),
         "confidence_histogram": np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
         "length_histogram": length_histogram(tokens.lengths),
         "tokens": len(tokens.ids),
@@ -407,9 +409,9 @@ def tokenise(part: LabelledTexts, tokenizer: Tokenizer) -> tuple[LabelledTexts, 
     tokens, status = tokenizer.encode(part.texts)
     keep = np.flatnonzero(tokens.lengths)
     if not len(keep):
-        raise UserError(f"{part.origin['place']} has no text the tokenizer makes anything of; expected labelled text")
-    dropped = part.origin["dropped"] | {"without_tokens": len(part) - len(keep)}
-    origin = part.origin | {"dropped": dropped, "truncated_rows": int((status == TRUNCATED).sum())}
+        raise UserError(f"{part.origin.place} has no text the tokenizer makes anything of; expected labelled text")
+    dropped = replace(part.origin.dropped, without_tokens=len(part) - len(keep))
+    origin = replace(part.origin, dropped=dropped, truncated_rows=int((status == TRUNCATED).sum()))
     return replace(part.take(keep), origin=origin), tokens.take(keep)
 
 

@@ -1,4 +1,4 @@
-"""Labelled text from each kind of file, and what is refused."""
+"""Labelled text is read from files of each format, split, and refused when it cannot be used."""
 
 import json
 
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentiment_core.data import labelled
+from sentiment_core.data.labelled import DataOrigin, DroppedRows
 from sentiment_core.errors import UserError
 
 ROWS = {"text": ['good, "fine"\nstuff', "bad", "NA", "so so"], "label": ["pos", "neg", "neg", "pos"]}
@@ -27,7 +28,7 @@ def write(folder, kind, columns):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_each_kind_of_file_gives_the_same(tmp_path, kind):
+def test_each_file_format_gives_the_same_rows(tmp_path, kind):
     data = labelled.read(write(tmp_path, kind, ROWS), "text", "label")
     assert data.texts == ROWS["text"]
     assert data.label_names == ["neg", "pos"]
@@ -35,18 +36,18 @@ def test_each_kind_of_file_gives_the_same(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_text_of_ten_megabytes_is_a_row_like_any_other(tmp_path, kind):
+def test_a_text_of_ten_megabytes_is_read(tmp_path, kind):
     columns = {"text": ["good " * 2_000_000, "bad"], "label": ["pos", "neg"]}
     assert labelled.read(write(tmp_path, kind, columns), "text", "label").texts == columns["text"]
 
 
-def test_a_folder_is_read_whole(tmp_path):
+def test_a_folder_is_read_with_all_its_files(tmp_path):
     for name, kind in (("a", "csv"), ("b", "jsonl")):
         (tmp_path / name).mkdir()
         write(tmp_path / name, kind, ROWS)
     data = labelled.read(str(tmp_path), "text", "label")
     assert data.texts == ROWS["text"] * 2
-    assert data.origin["files"] == 2
+    assert data.origin.files == 2
 
 
 @pytest.mark.parametrize(
@@ -57,24 +58,24 @@ def test_a_folder_is_read_whole(tmp_path):
         ([True, False, False, True], ["false", "true"], [1, 0, 0, 1]),
     ],
 )
-def test_labels_that_are_no_text(tmp_path, labels, names, numbers):
+def test_labels_may_be_whole_numbers_or_booleans(tmp_path, labels, names, numbers):
     data = labelled.read(write(tmp_path, "parquet", {"text": ROWS["text"], "label": labels}), "text", "label")
     assert (data.label_names, data.labels.tolist()) == (names, numbers)
 
 
-def test_numbers_get_the_users_names(tmp_path):
+def test_numbers_take_the_names_the_user_gives(tmp_path):
     path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [0, 1, 1, 0]})
     data = labelled.read(path, "text", "label", ["negative", "positive"])
     assert (data.label_names, data.labels.tolist()) == (["negative", "positive"], [0, 1, 1, 0])
 
 
-def test_names_in_the_metadata_of_hub_files_are_used_and_unlabelled_rows_dropped(tmp_path):
+def test_class_names_in_hub_files_are_used_and_unlabelled_rows_dropped(tmp_path):
     features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
     table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0]})
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "d.parquet")
     data = labelled.read(str(tmp_path), "text", "label")
     assert (data.label_names, data.labels.tolist()) == (["no", "yes"], [1, 0])
-    assert data.origin["dropped"] == {"without_text": 0, "without_label": 1}
+    assert data.origin.dropped == DroppedRows(without_text=0, without_label=1)
 
 
 @pytest.mark.parametrize(
@@ -84,23 +85,23 @@ def test_names_in_the_metadata_of_hub_files_are_used_and_unlabelled_rows_dropped
         (["yes", "no"], ["yes", "no"], [0, 1]),  # the data's own names, in another order
     ],
 )
-def test_the_users_names_and_those_of_hub_files(tmp_path, asked, names, labels):
+def test_the_users_names_win_over_those_in_hub_files(tmp_path, asked, names, labels):
     features = {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
     table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0]})
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "d.parquet")
     data = labelled.read(str(tmp_path), "text", "label", asked)
     assert (data.label_names, data.labels.tolist()) == (names, labels)
-    with pytest.raises(UserError, match="has the label 'no', which is none of a, b, c"):
+    with pytest.raises(UserError, match="has the label 'no'; expected one of a, b, c"):
         labelled.read(str(tmp_path), "text", "label", ["a", "b", "c"])
 
 
-def test_numbers_that_count_the_names_do_so_in_data_that_lacks_one(tmp_path):
+def test_numbered_labels_stay_numbered_in_data_that_lacks_a_class(tmp_path):
     stars = ["1", "2", "3"]
     path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [0, 1, 1, 2]})
     data = labelled.read(path, "text", "label", stars)
-    assert (data.labels.tolist(), data.origin["numbered"]) == ([0, 1, 1, 2], True)
+    assert (data.labels.tolist(), data.origin.numbered) == ([0, 1, 1, 2], True)
     path = write(tmp_path, "parquet", {"text": ROWS["text"], "label": [1, 1, 2, 2]})
-    assert labelled.read(path, "text", "label", stars, data.origin["numbered"]).labels.tolist() == [1, 1, 2, 2]
+    assert labelled.read(path, "text", "label", stars, data.origin.numbered).labels.tolist() == [1, 1, 2, 2]
     assert labelled.read(path, "text", "label", stars).labels.tolist() == [0, 0, 1, 1]
 
 
@@ -108,10 +109,10 @@ def test_rows_without_text_or_label_are_dropped_and_counted(tmp_path):
     columns = {"text": ["a", None, "", " \t", "b", "c"], "label": ["x", "x", "y", "y", None, "y"]}
     data = labelled.read(write(tmp_path, "parquet", columns), "text", "label")
     assert data.texts == ["a", "c"]
-    assert data.origin["dropped"] == {"without_text": 3, "without_label": 1}
+    assert data.origin.dropped == DroppedRows(without_text=3, without_label=1)
 
 
-def test_bytes_that_are_not_utf8_do_not_stop_it(tmp_path):
+def test_bytes_that_are_not_utf8_become_replacement_characters(tmp_path):
     texts = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.py_buffer(np.array([0, 3, 6], np.int32)), pa.py_buffer(b"ok\xffabc")]
     )
@@ -119,7 +120,7 @@ def test_bytes_that_are_not_utf8_do_not_stop_it(tmp_path):
     assert labelled.read(str(tmp_path), "text", "label").texts == ["ok\ufffd", "abc"]
 
 
-def test_split_is_seeded_stratified_and_complete():
+def test_a_split_is_seeded_stratified_and_complete():
     labels = np.array([0] * 80 + [1] * 20)
     data = labelled.LabelledTexts([str(i) for i in range(100)], labels, ["a", "b"])
     train, held = labelled.split(data, 0.2, seed=1)
@@ -128,7 +129,7 @@ def test_split_is_seeded_stratified_and_complete():
     assert labelled.split(data, 0.2, seed=1)[1].texts == held.texts != labelled.split(data, 0.2, seed=2)[1].texts
 
 
-def test_rows_of_the_same_text_are_in_the_same_part():
+def test_rows_with_the_same_text_are_in_the_same_part():
     texts = [f"text {i % 40}" for i in range(100)]
     data = labelled.LabelledTexts(texts, np.arange(100) % 2, ["x", "y"])
     train, held = labelled.split(data, 0.25, 0)
@@ -137,7 +138,7 @@ def test_rows_of_the_same_text_are_in_the_same_part():
     assert len(set(held.texts)) == 10
 
 
-def test_the_fingerprint_tells_contents_apart():
+def test_the_fingerprint_differs_with_the_content():
     data = labelled.LabelledTexts(["ab", "c"], np.array([0, 1]), ["x", "y"])
     assert data.fingerprint() == labelled.LabelledTexts(["ab", "c"], np.array([0, 1]), ["x", "y"]).fingerprint()
     assert data.fingerprint() != labelled.LabelledTexts(["a", "bc"], np.array([0, 1]), ["x", "y"]).fingerprint()
@@ -158,7 +159,7 @@ def test_the_fingerprint_tells_contents_apart():
         ({"text": ["a"], "label": [float("inf")]}, None, ["'label'", "inf", "whole numbers"]),
     ],
 )
-def test_wrong_data_is_refused_with_what_to_do(tmp_path, columns, names, words):
+def test_unusable_data_is_refused_with_the_remedy(tmp_path, columns, names, words):
     with pytest.raises(UserError) as error:
         labelled.read(write(tmp_path, "parquet", columns), "text", "label", names)
     assert all(word in str(error.value) for word in words), error.value
@@ -172,24 +173,45 @@ def test_wrong_data_is_refused_with_what_to_do(tmp_path, columns, names, words):
         ("a.csv", b"", ["a.csv", "cannot be read as csv"]),
         ("a.csv", b"text,label,text\na,b,c\n", ["a.csv", "2 columns 'text'", "rename"]),
         ("a.jsonl", b"{", ["a.jsonl", "cannot be read as jsonl"]),
-        ("a.xlsx", b"", ["a.xlsx", "no known kind", ".csv"]),
+        ("a.xlsx", b"", ["a.xlsx", "unknown suffix", ".csv"]),
     ],
 )
-def test_files_that_are_not_what_they_are_called(tmp_path, name, content, words):
+def test_files_that_do_not_fit_their_suffix_are_refused(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as error:
         labelled.read(str(tmp_path / name), "text", "label")
     assert all(word in str(error.value) for word in words), error.value
 
 
-@pytest.mark.parametrize("place", ["./nowhere", "nowhere.csv", "nowhere/*.csv", "a/b/c/d", "ftp://host/x.csv"])
-def test_places_that_are_not_there(place):
+@pytest.mark.parametrize("path", ["./nowhere", "nowhere.csv", "nowhere/*.csv", "a/b/c/d", "ftp://host/x.csv"])
+def test_paths_that_do_not_exist_are_refused(path):
     with pytest.raises(UserError) as error:
-        labelled.read(place, "text", "label")
-    assert place.split("*")[0] in str(error.value)
+        labelled.read(path, "text", "label")
+    assert path.split("*")[0] in str(error.value)
 
 
-def test_too_few_rows_to_split():
+def test_a_split_of_too_few_rows_is_refused():
     data = labelled.LabelledTexts(["a", "b", "c"], np.array([0, 0, 1]), ["x", "y"])
     with pytest.raises(UserError, match=r"label 'y' has only one row.*--eval-data"):
         labelled.split(data, 0.5, 0)
+
+
+def test_the_origin_is_written_and_read_again():
+    origin = DataOrigin("data.csv", files=1, rows=5, dropped=DroppedRows(1, 0, 2), numbered=True, truncated_rows=3)
+    content = origin.to_json()
+    assert content == {
+        "place": "data.csv",
+        "files": 1,
+        "rows": 5,
+        "dropped": {"without_text": 1, "without_label": 0, "without_tokens": 2},
+        "numbered": True,
+        "truncated_rows": 3,
+    }
+    assert DataOrigin.from_json(content | {"train_rows": 4, "fingerprint": "0"}) == origin
+    hub_content = DataOrigin("owner/name", revision="abc", rows=5).to_json()
+    assert list(hub_content) == ["place", "revision", "rows", "dropped", "numbered"]
+
+
+def test_every_reader_is_found_by_its_suffix():
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in labelled.READERS)
+    assert {".parquet", ".csv", ".jsonl"} <= set(labelled.SUFFIXES)
