@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from torch import nn
 
 from sentiment_core.inference.backends.base import Backend, FirstToken, Padded, Parts, Unfit
 from sentiment_core.inference.backends.openvino import OpenVino
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.classifier import Classifier
+from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import hardware
 from sentiment_core.text.token_lists import TokenLists, deduplicate, mean_over_windows
 
@@ -37,6 +37,7 @@ class Engine:
         threads: int | None = None,
         backend: str | None = None,
         long_run: bool = False,
+        objective: Objective = Objective(),  # noqa: B008 (frozen)
     ) -> None:
         """`max_length`: how many tokens of a list the model is given at a time; the logits of a list's pieces
         are averaged. `threads` (CPU only): how many to compute with; None leaves the library's choice.
@@ -48,10 +49,11 @@ class Engine:
         self.device = torch.device("cpu") if backend in ON_CPU else hardware.device()
         self.threads = threads if self.device.type == "cpu" else None
         self.classes = classes
+        self.objective = objective
         self.max_length = max_length
         self._limit_threads()
         names = (backend,) if backend else (LONG_RUN_FIRST if long_run else FASTEST_FIRST)[self.device.type]
-        self.backend, head, self.passed_over = choose(model, self.device, self.threads, names)
+        self.backend, head, self.passed_over = choose(model, self.device, self.threads, names, objective)
         # in float64, whose rounding, which depends on the batch, float32 does not show
         self.head = copy.deepcopy(head).double()
         self._budget = self.backend.budget
@@ -62,7 +64,7 @@ class Engine:
     ) -> "Engine":
         """The engine of the bundle in a local folder."""
         model, info = bundle.load(folder)
-        return cls(model, len(info.labels), info.max_length, threads, backend, long_run)
+        return cls(model, len(info.labels), info.max_length, threads, backend, long_run, info.objective)
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens, and how many tokens
@@ -95,7 +97,7 @@ class Engine:
         if batches:
             with torch.inference_mode():
                 logits[np.concatenate(batches)] = self.head(self.backend(pieces, batches).double()).cpu().numpy()
-        found = softmax(mean_over_windows(logits, first), axis=1).astype(np.float32)
+        found = self.objective.activate(mean_over_windows(logits, first)).astype(np.float32)
         return found, sum(self.backend.padding(pieces.lengths[batch]) for batch in batches)
 
     def _limit_threads(self) -> None:
@@ -104,7 +106,7 @@ class Engine:
 
 
 def choose(
-    model: Classifier, device: torch.device, threads: int | None, names: Sequence[str]
+    model: Classifier, device: torch.device, threads: int | None, names: Sequence[str], objective: Objective
 ) -> tuple[Backend, nn.Module, list[str]]:
     """The first backend of those `names` that runs `model` right on `device` (or what the last of them raises), the
     head behind it, and why those before it were not taken."""
@@ -114,8 +116,8 @@ def choose(
     probe = classifier.probe(config)
     with torch.inference_mode():
         whole = Parts(model.to(device), nn.Identity(), True)
-        expected = _probabilities(Padded(whole, device, torch.float32, pad_id, threads), whole.head, probe)
-        parts = _cut(model, device, pad_id, probe, expected) or whole
+        expected = _probabilities(Padded(whole, device, torch.float32, pad_id, threads), whole.head, probe, objective)
+        parts = _cut(model, device, pad_id, probe, expected, objective) or whole
 
         @functools.cache
         def spared() -> Parts:  # changes the encoder, of which the packed ones, that come first, have copies
@@ -133,7 +135,7 @@ def choose(
         for name in names:
             try:
                 backend = candidates[name]()
-                difference = np.abs(_probabilities(backend, parts.head, probe) - expected).max()
+                difference = np.abs(_probabilities(backend, parts.head, probe, objective) - expected).max()
                 if not difference <= (NEAR if name == "int8" else CLOSE):  # nor if it is no number
                     raise Unfit(f"its probabilities differ by {difference:.2f} from those of plain torch")
                 return backend, parts.head, passed_over
@@ -151,18 +153,25 @@ def _packed(parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int,
     return Packed(parts, device, dtype, pad_id, compiled)
 
 
-def _cut(model: Classifier, device: torch.device, pad_id: int, probe: TokenLists, expected: np.ndarray) -> Parts | None:
+def _cut(
+    model: Classifier,
+    device: torch.device,
+    pad_id: int,
+    probe: TokenLists,
+    expected: np.ndarray,
+    objective: Objective,
+) -> Parts | None:
     """The model cut behind its first token's last state, if that gives the same; not all families can be cut there."""
     try:
         parts = Parts(FirstToken(model.encoder), model.head(), False)
-        found = _probabilities(Padded(parts, device, torch.float32, pad_id, None), parts.head, probe)
+        found = _probabilities(Padded(parts, device, torch.float32, pad_id, None), parts.head, probe, objective)
     except (TypeError, ValueError, AttributeError, RuntimeError):
         return None
     return parts if np.abs(found - expected).max() < SAME else None
 
 
-def _probabilities(backend: Backend, head: nn.Module, tokens: TokenLists) -> np.ndarray:
+def _probabilities(backend: Backend, head: nn.Module, tokens: TokenLists, objective: Objective) -> np.ndarray:
     """Of all rows, which have tokens, in their order."""
     batches = backend.batches(tokens.lengths)
-    found = torch.softmax(head(backend(tokens, batches).float()), dim=1).cpu().numpy()
+    found = objective.activate(head(backend(tokens, batches).float()).cpu().numpy())
     return found[np.argsort(np.concatenate(batches))]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sentiment_core import __version__
 from sentiment_core.errors import UserError
+from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import FileChanged
 from sentiment_core.text.preprocessing import Clean, Preprocessing, Truncation
@@ -56,6 +57,10 @@ class BundleInfo:
     @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(self.max_length, self.truncation, self.clean)
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.ordinal)
 
     @property
     def numbered(self) -> bool:

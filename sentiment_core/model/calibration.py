@@ -1,41 +1,78 @@
 """Temperature scaling: one number that makes a classifier's confidences mean what they say (Guo et al. 2017).
 
-Dividing the logits by a temperature changes no label. Dividing weights and bias of the last linear layer by it does the
-same for whoever loads the model.
+Dividing the logits by a temperature changes no label. Dividing weights and bias of the last linear layer by it gives
+the same to whoever loads the model.
 """
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from scipy.optimize import minimize_scalar
-from torch import nn
 
-from sentiment_core.model.metrics import cross_entropy, probabilities_of
+from sentiment_core.model.metrics import cross_entropy, expected_calibration_error, softmax
 
-RANGE = (0.05, 20.0)  # a separable evaluation set would ask for temperature 0
+if TYPE_CHECKING:  # importing torch takes seconds; reading a bundle's settings does without
+    from torch import nn
+
+METHOD = "temperature scaling, folded into the last linear layer"
+TEMPERATURE_RANGE = (0.05, 20.0)  # a separable evaluation set would ask for temperature 0
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature with the least cross entropy on `logits` (n, classes) and `labels` (n,)."""
-    logits = logits.astype(np.float64)
-    found = minimize_scalar(
-        lambda log_t: cross_entropy(logits / np.exp(log_t), labels), bounds=np.log(RANGE), method="bounded"
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted calibration, and the expected calibration error (ECE) with and without it."""
+
+    method: str
+    temperature: float
+    rows: int  # that it was fitted on
+    ece_before: float
+    ece_after: float  # on the rows it was fitted on
+    ece_cross_fitted: float  # on rows that the temperature was not fitted on, see `cross_fit`
+
+
+def fit(logits: np.ndarray, targets: np.ndarray) -> Calibration:
+    """Fit the temperature on `logits` (n, classes) and `targets` (n,), and measure what it gains."""
+    temperature = fit_temperature(logits, targets)
+    return Calibration(
+        method=METHOD,
+        temperature=temperature,
+        rows=len(targets),
+        ece_before=expected_calibration_error(softmax(logits), targets),
+        ece_after=expected_calibration_error(softmax(logits / temperature), targets),
+        ece_cross_fitted=expected_calibration_error(cross_fit(logits, targets), targets),
     )
-    return float(np.exp(found.x))
 
 
-def cross_fitted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Probabilities (n, classes) in which each half of the rows, parted at random, is scaled by the temperature of the
-    other half: they show how well calibrated rows are that the temperature was not fitted on."""
-    half = np.random.default_rng(0).permutation(len(labels)) % 2
+def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Find the temperature with the least cross entropy on `logits` (n, classes) and `targets` (n,)."""
+    from scipy.optimize import minimize_scalar  # half a second, which processes that only compute need not spend
+
+    logits = logits.astype(np.float64)
+    minimum = minimize_scalar(
+        lambda log_t: cross_entropy(logits / np.exp(log_t), targets),
+        bounds=np.log(TEMPERATURE_RANGE),
+        method="bounded",
+    )
+    return float(np.exp(minimum.x))
+
+
+def cross_fit(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Scale each random half of the rows by the temperature of the other half.
+
+    The probabilities returned, (n, classes), show how well calibrated rows are that the temperature was not fitted on.
+    """
+    halves = np.random.default_rng(0).permutation(len(targets)) % 2
     scaled = np.empty(logits.shape)
-    for own in (0, 1):
-        others = half != own
-        scaled[~others] = logits[~others] / fit_temperature(logits[others], labels[others])
-    return probabilities_of(scaled)
+    for half in (0, 1):
+        fitting = halves != half
+        scaled[~fitting] = logits[~fitting] / fit_temperature(logits[fitting], targets[fitting])
+    return softmax(scaled)
 
 
-def fold_temperature(layer: nn.Linear, temperature: float) -> None:
+def fold_temperature(layer: "nn.Linear", temperature: float) -> None:
     """Divide the layer's weights and bias, so that its outputs are the calibrated logits."""
+    import torch
+
     with torch.no_grad():
         layer.weight.div_(temperature)
         if layer.bias is not None:

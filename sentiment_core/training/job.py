@@ -277,7 +277,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
             logits = np.load(os.path.join(folder, LOGITS))
         temperature = calibration.fit_temperature(logits, eval_part.labels)
         calibration.fold_temperature(classifier.last_layer(model, len(labels)), temperature)
-        before, after = metrics.probabilities_of(logits), metrics.probabilities_of(logits / temperature)
+        before, after = metrics.softmax(logits), metrics.softmax(logits / temperature)
         final = metrics.evaluate(after, eval_part.labels, labels, settings.ordinal)
         steps = sum(len(record["losses"]) for record in log)
         track(steps, {f"calibrated/{name}": final[name] for name in ("ece", "brier")})
@@ -297,7 +297,7 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
                 "ece_before": metrics.expected_calibration_error(before, eval_part.labels),
                 "ece_after": final["ece"],
                 "ece_cross_fitted": metrics.expected_calibration_error(
-                    calibration.cross_fitted(logits, eval_part.labels), eval_part.labels
+                    calibration.cross_fit(logits, eval_part.labels), eval_part.labels
                 ),
             },
             training={

@@ -252,7 +252,7 @@ class Fit:
             logits = self._predict()
             if not np.isfinite(logits).all():
                 raise Diverged
-            scores = metrics.evaluate(metrics.probabilities_of(logits), self.eval_part.labels, self.task.label_names)
+            scores = metrics.evaluate(metrics.softmax(logits), self.eval_part.labels, self.task.label_names)
             scores["loss"] = metrics.cross_entropy(logits, self.eval_part.labels)
             by = self.settings.select_by
             self.log.append(

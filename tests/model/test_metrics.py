@@ -13,13 +13,13 @@ RNG = np.random.default_rng(0)
 def draw(rows: int, classes: int, temperature: float = 1.0):
     """Logits `temperature` times too large, and labels drawn from the probabilities without that."""
     logits = RNG.normal(0, 2, (rows, classes))
-    labels = np.array([RNG.choice(classes, p=p) for p in metrics.probabilities_of(logits)])
+    labels = np.array([RNG.choice(classes, p=p) for p in metrics.softmax(logits)])
     return logits * temperature, labels
 
 
 def test_metrics_are_those_of_scikit_learn():
     logits, labels = draw(500, 3)
-    probabilities = metrics.probabilities_of(logits)
+    probabilities = metrics.softmax(logits)
     found = metrics.evaluate(probabilities, labels, ["a", "b", "c"])
     predicted = probabilities.argmax(axis=1)
     assert found["n"] == 500
@@ -45,7 +45,7 @@ def test_what_abstaining_gains_of_a_known_case():
     assert curve["coverage"] == [0.2, 0.4, 0.8, 1.0]
     assert curve["accuracy"] == [1.0, 1.0, 0.75, 0.6]
     logits, labels = draw(5_000, 3)
-    curve = metrics.risk_coverage(metrics.probabilities_of(logits), labels)
+    curve = metrics.risk_coverage(metrics.softmax(logits), labels)
     assert len(curve["coverage"]) == metrics.CURVE_POINTS
     assert curve["accuracy"][-1] == (logits.argmax(axis=1) == labels).mean()
     assert curve["coverage"][-1] == 1.0
@@ -66,13 +66,16 @@ def test_the_temperature_is_found(temperature):
 def test_a_calibrated_model_has_little_calibration_error():
     logits, labels = draw(20_000, 3, 2.5)
     scaled = logits / calibration.fit_temperature(logits, labels)
-    before, after = (metrics.expected_calibration_error(metrics.probabilities_of(x), labels) for x in (logits, scaled))
+    before, after = (metrics.expected_calibration_error(metrics.softmax(x), labels) for x in (logits, scaled))
     assert before > 0.1
     assert after < 0.02
 
 
 def test_a_separable_set_gets_a_finite_temperature():
-    assert calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1])) >= calibration.RANGE[0]
+    assert (
+        calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1]))
+        >= calibration.TEMPERATURE_RANGE[0]
+    )
 
 
 def test_labels_with_dollars_are_drawn_as_they_are():
