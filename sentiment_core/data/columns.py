@@ -1,4 +1,4 @@
-"""The columns of shards: which serve as text, which go into the output and in which types, and how shards differ."""
+"""Check the columns of shards, choose those that go into the output, and note how shards differ."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,14 +10,22 @@ from sentiment_core.data.types import canonical_type
 from sentiment_core.errors import UserError
 from sentiment_core.text.arrow import is_text
 
+MISSING = "missing"  # in place of the type of a column that a shard does not have
+
 
 def kept_columns(schema: pa.Schema, text_column: str, keep: Sequence[str] | None) -> list[str]:
-    """The shard's columns that go into the output, in its order."""
+    """List the shard's columns that go into the output, in the shard's order.
+
+    They are those in `keep`, or all but the text where `keep` is None.
+    """
     return [name for name in schema.names if (name != text_column if keep is None else name in keep)]
 
 
 def check_columns(schema: pa.Schema, path: str, text_column: str, keep: Sequence[str] | None) -> None:
-    """Refuse a shard without the text column or a column to keep, or with one of them twice."""
+    """Refuse a shard that lacks the text column or a column to keep, or has one twice.
+
+    Raises `UserError`.
+    """
     names = schema.names
     for name in (text_column, *kept_columns(schema, text_column, keep)):
         if names.count(name) > 1:
@@ -35,14 +43,17 @@ def check_columns(schema: pa.Schema, path: str, text_column: str, keep: Sequence
 def check_clash(
     schema: pa.Schema, path: str, text_column: str, keep: Sequence[str] | None, reserved: Sequence[str]
 ) -> None:
-    """Refuse a shard that would bring a column of a `reserved` name into the output."""
+    """Refuse a shard that would bring a column of a `reserved` name into the output.
+
+    Raises `UserError`.
+    """
     names = kept_columns(schema, text_column, keep)
     for name in names:
         if name.lower() in reserved:  # DuckDB and Spark do not tell Label from label
-            others = ",".join(other for other in names if other.lower() not in reserved)
+            allowed = ",".join(name for name in names if name.lower() not in reserved)
             raise UserError(
                 f"column {name!r} of {path} has the name of a scored column; name the columns to keep "
-                f"without it: --keep {others or repr('')}"
+                f"without it: --keep {allowed or repr('')}"
             )
     for key in _partition_keys(path):
         if key.lower() in reserved:
@@ -57,34 +68,39 @@ def _partition_keys(path: str) -> list[str]:
 
 
 @dataclass
-class _Kind:
+class _SchemaVariant:
     """Shards that bring the same columns into the output."""
 
     types: dict[str, str]  # by column
-    first: str  # of the shards
+    first_shard: str
     shards: int = 0
 
 
 class SchemaDifferences:
-    """How the columns to keep differ between shards. Each output has those of its own shard, as they are there."""
+    """How the columns to keep differ between shards.
+
+    Each output has the columns of its own shard, with the types they have there.
+    """
 
     def __init__(self) -> None:
-        self._kinds: dict[str, _Kind] = {}
+        self._variants: dict[str, _SchemaVariant] = {}
 
     def note(self, schema: pa.Schema, path: str, names: list[str]) -> None:
         """Take account of a shard and its columns to keep."""
         types = {name: str(canonical_type(schema.field(name).type)) for name in names}
-        self._kinds.setdefault(str(types), _Kind(types, path)).shards += 1
+        self._variants.setdefault(str(types), _SchemaVariant(types, path)).shards += 1
 
     def describe(self) -> list[str]:
-        """In words, for each column that is not the same in all shards: its types, in how many, and the first of
-        them."""
-        found = []
-        for name in dict.fromkeys(name for kind in self._kinds.values() for name in kind.types):
-            by_type: dict[str, list[_Kind]] = defaultdict(list)
-            for kind in self._kinds.values():
-                by_type[kind.types.get(name, "missing")].append(kind)
+        """Describe each column that differs: its types, in how many shards, and the first of them."""
+        lines = []
+        for name in dict.fromkeys(name for variant in self._variants.values() for name in variant.types):
+            by_type: dict[str, list[_SchemaVariant]] = defaultdict(list)
+            for variant in self._variants.values():
+                by_type[variant.types.get(name, MISSING)].append(variant)
             if len(by_type) > 1:
-                each = (f"{t} in {sum(k.shards for k in some):,} ({some[0].first})" for t, some in by_type.items())
-                found.append(f"{name!r} is {', '.join(each)}")
-        return found
+                counts = (
+                    f"{kind} in {sum(variant.shards for variant in variants):,} ({variants[0].first_shard})"
+                    for kind, variants in by_type.items()
+                )
+                lines.append(f"{name!r} is {', '.join(counts)}")
+        return lines

@@ -1,8 +1,8 @@
-"""The corpus to score: Parquet shards found below a root, cut into work units.
+"""Plan a corpus: Parquet shards below a root, cut into work units; read a unit's rows.
 
-A unit is a contiguous range of rows of one shard: a whole small shard, a range of row groups of a larger one, a part of
-a row group too large to hold. Units are planned from the footers alone, so the same files always give the same units,
-and everything here holds O(units) memory, never O(rows).
+A work unit is a contiguous range of rows of one shard: a whole small shard, a range of row groups of a larger one, or a
+part of a row group too large to hold. Units are planned from the footers alone, so the same files always give the same
+units, and everything here holds O(units) memory, never O(rows).
 """
 
 import itertools
@@ -27,7 +27,7 @@ SUFFIXES = (".parquet", ".pq", ".parq")
 UNIT_ROWS = 32_768  # most rows of a unit: what is lost when a worker dies, and the grain of the progress bar
 # Most bytes of text in a unit, and of all columns, unless one row alone has more: keeps memory flat on long texts.
 UNIT_TEXT_BYTES, UNIT_BYTES = 8 << 20, 256 << 20
-SHARD_UNITS = 65_536  # more no shard makes that is what its footer says: 2,147 million rows, or 512 GB of text
+MAX_SHARD_UNITS = 65_536  # 2,147 million rows or 512 GB of text; a footer that gives more is not believed
 READ_ROWS = 8_192  # rows decoded at once
 BUFFER_BYTES = 4 << 20  # read at once: a row group of any size passes through it
 PARQUET = pa.dataset.ParquetFileFormat()
@@ -35,21 +35,27 @@ PARQUET = pa.dataset.ParquetFileFormat()
 
 @dataclass(frozen=True, slots=True)
 class Unit:
+    """A work unit: a contiguous range of rows of one shard, scored and committed as a whole."""
+
     source: str  # path of the shard relative to the root, with "/"
     start: int  # first row
-    stop: int  # one behind the last row
+    stop: int  # row after the last
     shard_rows: int
-    size: int  # of the shard as planned: with `mtime_ns` it shows whether the shard changed since
+    size: int  # bytes of the shard when planned: with `mtime_ns` it shows whether the shard changed since
     mtime_ns: int
     text_bytes: int  # uncompressed, estimated from the footer
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return self.stop - self.start
 
     @property
     def output(self) -> str:
-        """Path of the unit's scored rows relative to the output root: the shard's own, unless it has several units."""
+        """Path of the unit's scored rows relative to the output root.
+
+        It is the shard's own path, with the rows in its name if the shard has several units.
+        """
         stem, suffix = os.path.splitext(self.source)
         if suffix.lower() not in SUFFIXES:
             stem, suffix = self.source, ".parquet"
@@ -60,42 +66,54 @@ class Unit:
 
 @dataclass(frozen=True)
 class Shard:
+    """A Parquet file to score, as its footer describes it."""
+
     stamp: FileStamp
     schema: pa.Schema
-    group_rows: list[int]
-    group_text_bytes: list[int]  # uncompressed, as the footer tells
-    group_bytes: list[int]  # of all columns
+    group_rows: list[int]  # by row group
+    group_text_bytes: list[int]  # of the text column, uncompressed
+    group_bytes: list[int]  # of all columns, uncompressed
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(self.group_rows)
 
 
 @dataclass(frozen=True)
 class FailedShard:
+    """A shard that cannot be scored, and why."""
+
     source: str
     reason: str
 
 
 @dataclass(frozen=True)
 class Corpus:
-    root: str  # place that the shards' paths are relative to
+    """The planned input: its work units, and the shards that cannot be scored."""
+
+    root: str  # path or URI that the shards' paths are relative to
     units: list[Unit]
-    failed: list[FailedShard]  # shards that cannot be scored; the others can
-    schema_differences: list[str]  # columns to keep that are not alike in all shards, in words
+    failed: list[FailedShard]
+    schema_differences: list[str]  # columns to keep that differ between shards, described
 
     @property
     def rows(self) -> int:
+        """Number of rows of all units."""
         return sum(unit.rows for unit in self.units)
 
 
-def plan(place: str, text_column: str, keep: tuple[str, ...] | None, reserved: tuple[str, ...]) -> Corpus:
-    """Units of all readable shards at `place`, and the shards that are not.
+def plan(path: str, text_column: str, keep: tuple[str, ...] | None, reserved: tuple[str, ...]) -> Corpus:
+    """Plan the units of all readable shards at `path`, and list the other shards.
 
     Raises `UserError` if there is no shard, no readable one, none with the text column, or one that would bring a
     column of a `reserved` name into the output.
     """
-    root, stamps = files.find_files(place, SUFFIXES)
+    root, stamps = files.find_files(path, SUFFIXES)
     units: list[Unit] = []
     failed: list[FailedShard] = []
     differences = SchemaDifferences()
-    unusable: UserError | None = None  # the first shard whose columns do not serve
+    unusable: UserError | None = None  # of the first shard with the wrong columns
     for shard in read_footers(root, stamps, text_column):
         if isinstance(shard, FailedShard):
             failed.append(shard)
@@ -111,14 +129,14 @@ def plan(place: str, text_column: str, keep: tuple[str, ...] | None, reserved: t
         differences.note(shard.schema, shard.stamp.path, columns.kept_columns(shard.schema, text_column, keep))
     if not units:
         raise unusable or UserError(
-            f"--input {place} holds no readable Parquet file: {failed[0].source}: {failed[0].reason}"
+            f"--input {path} holds no readable Parquet file: {failed[0].source}: {failed[0].reason}"
         )
-    _check_outputs(units)
+    _check_outputs_differ(units)
     return Corpus(root, units, failed, differences.describe())
 
 
 def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) -> Iterator[Shard | FailedShard]:
-    """The shards' footers, read in parallel, in the order of `stamps`."""
+    """Read the shards' footers in parallel, in the order of `stamps`."""
 
     def read(stamp: FileStamp) -> Shard | FailedShard:
         try:
@@ -126,7 +144,7 @@ def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) ->
             metadata = read_metadata(root, stamp.path)
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             if any(group.num_rows < 0 for group in groups):
-                raise OSError("its footer tells of a negative number of rows")
+                raise OSError("its footer gives a negative number of rows; write the file again")
             names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
             text = names.index(text_column) if text_column in names else None
             shard = Shard(
@@ -136,9 +154,11 @@ def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) ->
                 [0 if text is None else group.column(text).total_uncompressed_size for group in groups],
                 [group.total_byte_size for group in groups],
             )
-            if len(list(itertools.islice(cut_into_units(shard), SHARD_UNITS + 1))) > SHARD_UNITS:
-                told = f"{metadata.num_rows:,} rows and {sum(shard.group_text_bytes):,} bytes of text"
-                raise OSError(f"its footer tells of {told}; write it as several shards")
+            if len(list(itertools.islice(cut_into_units(shard), MAX_SHARD_UNITS + 1))) > MAX_SHARD_UNITS:
+                raise OSError(
+                    f"its footer gives {metadata.num_rows:,} rows and {sum(shard.group_text_bytes):,} bytes of text; "
+                    "write it as several shards"
+                )
             return shard
         except Exception as error:  # a damaged footer may raise anything
             return FailedShard(stamp.path, describe_error(error))
@@ -147,42 +167,45 @@ def read_footers(root: str, stamps: list[FileStamp], text_column: str | None) ->
 
 
 def read_metadata(root: str, path: str) -> pq.FileMetaData:
-    """A Parquet file's footer. By way of a fragment, which takes a third of the time of `pq.read_metadata`."""
-    filesystem, inner = storage.locate(storage.join(root, path))
-    return storage.retry_transient_errors(root, lambda: PARQUET.make_fragment(inner, filesystem).metadata)
+    """Read a Parquet file's footer.
+
+    By way of a fragment, which takes a third of the time of `pq.read_metadata`.
+    """
+    filesystem, inner_path = storage.locate(storage.join(root, path))
+    return storage.retry_transient_errors(root, lambda: PARQUET.make_fragment(inner_path, filesystem).metadata)
 
 
 def cut_into_units(shard: Shard) -> Iterator[Unit]:
-    """The shard's units, in row order; a shard without rows is one unit without rows."""
+    """Cut a shard into units, in row order; one without rows is one unit without rows."""
 
     def unit(start: int, stop: int, text_bytes: int) -> Unit:
         stamp = shard.stamp
-        return Unit(stamp.path, start, stop, sum(shard.group_rows), stamp.size, stamp.mtime_ns, text_bytes)
+        return Unit(stamp.path, start, stop, shard.rows, stamp.size, stamp.mtime_ns, text_bytes)
 
     first = start = 0  # row of the current group, and of the unit that is being gathered
-    fill, gathered = 0.0, 0  # how full that unit is, and its bytes of text
-    for rows, text, whole in zip(shard.group_rows, shard.group_text_bytes, shard.group_bytes, strict=True):
+    fill, gathered_bytes = 0.0, 0  # how full that unit is, and its text
+    for rows, text_bytes, all_bytes in zip(shard.group_rows, shard.group_text_bytes, shard.group_bytes, strict=True):
         if rows <= 0:
             continue
-        units = max(rows / UNIT_ROWS, min(max(text / UNIT_TEXT_BYTES, whole / UNIT_BYTES), rows))
+        units = max(rows / UNIT_ROWS, min(max(text_bytes / UNIT_TEXT_BYTES, all_bytes / UNIT_BYTES), rows))
         if first > start and fill + units > 1:
-            yield unit(start, first, gathered)
-            start, fill, gathered = first, 0.0, 0
+            yield unit(start, first, gathered_bytes)
+            start, fill, gathered_bytes = first, 0.0, 0
         if units > 1:
-            pieces = math.ceil(units)
-            for piece in range(pieces):
-                yield unit(first + rows * piece // pieces, first + rows * (piece + 1) // pieces, text // pieces)
+            parts = math.ceil(units)
+            for part in range(parts):
+                yield unit(first + rows * part // parts, first + rows * (part + 1) // parts, text_bytes // parts)
             start = first + rows
         else:
             fill += units
-            gathered += text
+            gathered_bytes += text_bytes
         first += rows
     if first > start or first == 0:
-        yield unit(start, first, gathered)
+        yield unit(start, first, gathered_bytes)
 
 
 def limit_rows(corpus: Corpus, rows: int) -> Corpus:
-    """The corpus cut down to its first rows."""
+    """Cut a corpus down to its first rows."""
     units = []
     for unit in corpus.units:
         if rows <= 0:
@@ -193,57 +216,66 @@ def limit_rows(corpus: Corpus, rows: int) -> Corpus:
 
 
 def read_texts(root: str, unit: Unit, text_column: str) -> pa.ChunkedArray:
-    """The unit's texts as dictionaries: a text that stands in many rows is held once. Raises as `read_rows`."""
-    return storage.retry_transient_errors(
-        root, lambda: _read_rows(root, unit, lambda _: [text_column], [text_column])
-    ).column(0)
+    """Read a unit's texts as dictionaries, which hold a repeated text once.
+
+    Raises what `read_rows` raises.
+    """
+    table = storage.retry_transient_errors(root, lambda: _read_rows(root, unit, lambda _: [text_column], [text_column]))
+    return table.column(0)
 
 
 def read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -> pa.Table:
-    """The unit's rows of the columns that `choose` takes from the shard's schema, in the shard's order, in their
-    `plain` types.
+    """Read a unit's rows of the columns that `choose` takes from the shard's schema.
 
-    Raises one of `failures.UNREADABLE`, also if the shard is no longer as planned.
+    Columns stand in the order of `choose` and have their canonical types. Raises one of `failures.UNREADABLE`; that is
+    `FileChanged` if the shard is no longer as planned.
     """
     table = storage.retry_transient_errors(root, lambda: _read_rows(root, unit, choose, []))
     return table.cast(pa.schema([field.with_type(canonical_type(field.type)) for field in table.schema]))
 
 
 def _read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]], as_dictionary: list[str]) -> pa.Table:
-    now = storage.read_stamp(root, unit.source)
-    if (now.size, now.mtime_ns) != (unit.size, unit.mtime_ns):
+    stamp = storage.read_stamp(root, unit.source)
+    if (stamp.size, stamp.mtime_ns) != (unit.size, unit.mtime_ns):
         raise FileChanged("changed while it was being scored; run again")
     filesystem, path = storage.locate(storage.join(root, unit.source))
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES, read_dictionary=as_dictionary)
         names = choose(file.schema_arrow)
-        groups: list[int] = []
-        skip = first = 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first < unit.stop and first + rows > unit.start:
-                if not groups:
-                    skip = unit.start - first
-                groups.append(group)
-            first += rows
-        wanted, batches = unit.rows, []
+        groups, skip = _overlapping_groups(file.metadata, unit)
+        missing, batches = unit.rows, []
         if names:
             for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=names):
-                part = batch.slice(min(skip, len(batch)), wanted)
+                part = batch.slice(min(skip, len(batch)), missing)
                 skip -= min(skip, len(batch))
-                wanted -= len(part)
+                missing -= len(part)
                 batches.append(part)
-                if not wanted:
+                if not missing:
                     break
-            if wanted:
-                raise OSError(f"broke off: {wanted} of the rows {unit.start} to {unit.stop} are missing")
+            if missing:
+                raise OSError(f"ends early: {missing} of the rows {unit.start} to {unit.stop} are missing")
         schema = pa.schema([file.schema_arrow.field(name) for name in names])
         return pa.Table.from_batches(batches, schema)
 
 
-def _check_outputs(units: list[Unit]) -> None:
-    outputs: dict[str, str] = {}
+def _overlapping_groups(metadata: pq.FileMetaData, unit: Unit) -> tuple[list[int], int]:
+    """List the row groups that hold the unit's rows, and count the rows before it in the first of them."""
+    groups: list[int] = []
+    skip = first = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if first < unit.stop and first + rows > unit.start:
+            if not groups:
+                skip = unit.start - first
+            groups.append(group)
+        first += rows
+    return groups, skip
+
+
+def _check_outputs_differ(units: list[Unit]) -> None:
+    """Refuse two shards whose scored rows would be one file. Raises `UserError`."""
+    sources: dict[str, str] = {}
     for unit in units:
-        other = outputs.setdefault(unit.output, unit.source)
-        if other != unit.source:
-            raise UserError(f"{other} and {unit.source} would both be scored into {unit.output}; rename one of them")
+        source = sources.setdefault(unit.output, unit.source)
+        if source != unit.source:
+            raise UserError(f"{source} and {unit.source} would both be scored into {unit.output}; rename one of them")

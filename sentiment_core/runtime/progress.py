@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line now and then in a log, and a word when nothing moves."""
+"""Show progress: a bar in a notebook or on a terminal, a line now and then in a log, a warning when nothing moves."""
 
 import contextlib
 import sys
@@ -6,83 +6,106 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from tqdm import tqdm
+from tqdm.auto import tqdm  # the notebook's bar where it runs in one
 
-LOG_EVERY = 30.0  # seconds between lines in a plain log
-STALLED_AFTER = 120.0  # seconds without progress until it is said what the run waits for
+LOG_EVERY_S = 30.0  # between lines in a plain log
+STALLED_AFTER_S = 120.0  # without progress until a line says what the run waits for
+WATCH_EVERY_S = 0.5
 
 
 class Progress:
-    """Counts towards a known total; used as a context manager in the driver.
+    """Progress towards a known total, shown inside a `with` block in the driver.
 
-    `waiting_for` is asked, from another thread, for a few words when nothing has moved for `STALLED_AFTER` seconds.
+    When nothing has moved for `STALLED_AFTER_S` seconds, a line says what the run waits for.
     """
 
-    def __init__(self, what: str, total: int, unit: str, waiting_for: Callable[[], str]) -> None:
-        self._what, self._unit, self._waiting_for = what, unit, waiting_for
-        tty = sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=what, unit=unit, disable=not tty, smoothing=0.1, unit_scale=total > 10_000)
-        self._tty, self._total, self._done, self._before = tty, total, 0, 0
-        self._start = self._moved = time.monotonic()
+    def __init__(self, description: str, total: int, unit: str, waiting_for: Callable[[], str]) -> None:
+        """Prepare the bar.
+
+        `waiting_for` is called, from another thread, for a few words on what the run waits for.
+        """
+        self._description, self._unit, self._waiting_for = description, unit, waiting_for
+        self._has_bar = sys.stderr.isatty() or in_notebook()
+        self._bar = tqdm(
+            total=total,
+            desc=description,
+            unit=unit,
+            disable=not self._has_bar,
+            smoothing=0.1,
+            unit_scale=total > 10_000,
+        )
+        self._total, self._done, self._done_before = total, 0, 0
+        self._started = self._moved = time.monotonic()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Progress":
-        self._thread.start()
+        self._watcher.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._watcher.join()
         self._bar.close()
-        if not self._tty and error[0] is None:
-            print(self._line(), file=sys.stderr, flush=True)
+        if not self._has_bar and error[0] is None:
+            self._log(self._line())
 
-    def begin_at(self, done: int) -> None:
-        """What an earlier run has done, which tells nothing of the speed of this one."""
-        self._before = done
+    def resume_at(self, done: int) -> None:
+        """Count what an earlier run has done, which does not count for this one's speed."""
+        self._done_before = done
         self.set(done)
 
     def add(self, count: int) -> None:
+        """Count further units as done."""
         self.set(self._done + count)
 
     def set(self, done: int) -> None:
+        """Set how many units are done; a smaller number than before is ignored."""
         if done > self._done:
             self._moved = time.monotonic()
             self._bar.update(done - self._done)
             self._done = done
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line, above the bar if there is one."""
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
 
+    def _log(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     def _line(self) -> str:
-        seconds = time.monotonic() - self._start
-        rate = (self._done - self._before) / seconds if seconds else 0.0
+        seconds = time.monotonic() - self._started
+        rate = (self._done - self._done_before) / seconds if seconds else 0.0
         left = f", {_duration((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
         return (
-            f"{self._what}: {self._done:,} of {self._total:,} {self._unit} in {_duration(seconds)}, "
+            f"{self._description}: {self._done:,} of {self._total:,} {self._unit} in {_duration(seconds)}, "
             f"{rate:,.1f} {self._unit}/s{left}"
         )
 
     def _watch(self) -> None:
-        said_line = said_stall = time.monotonic()
-        while not self._stop.wait(0.5):
+        last_line = last_warning = time.monotonic()
+        while not self._stop.wait(WATCH_EVERY_S):
             now = time.monotonic()
-            if not self._tty and now - said_line >= LOG_EVERY:
-                print(self._line(), file=sys.stderr, flush=True)
-                said_line = now
-            if now - max(self._moved, said_stall) >= STALLED_AFTER:
-                self.say(
-                    f"{self._what}: no progress for {_duration(now - self._moved)}; waiting for {self._waiting_for()}"
-                )
-                said_stall = now
+            if not self._has_bar and now - last_line >= LOG_EVERY_S:
+                self._log(self._line())
+                last_line = now
+            if now - max(self._moved, last_warning) >= STALLED_AFTER_S:
+                stalled = _duration(now - self._moved)
+                self.say(f"{self._description}: no progress for {stalled}; waiting for {self._waiting_for()}")
+                last_warning = now
+
+
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a Jupyter notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 @contextlib.contextmanager
 def repeat_every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile a thread does this, again and again, with so many seconds in between."""
+    """Call `action` from a thread inside the block, with a pause of `seconds` before each call."""
     stop = threading.Event()
 
     def repeat() -> None:
@@ -119,6 +142,7 @@ class Monitor:
 
 
 def _duration(seconds: float) -> str:
+    """Write seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

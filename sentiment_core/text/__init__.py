@@ -1,4 +1,6 @@
 """Turn text into token ids.
 
-`tokenizer` makes the ids that transformers makes; `token_lists` holds them ragged; `batching` cuts them into batches.
+Open `preprocessing` for how texts are cleaned and cut, `tokenizer` for ids equal to those of transformers,
+`token_lists` for how ids are held, `batching` for batches of them, `arrow` for texts in Arrow columns, `status` for
+what came of a text, `distinct_sketch` for how many distinct texts there are.
 """

@@ -1,9 +1,13 @@
-"""Texts to token ids: the very ids that transformers gives, without importing it (seconds), faster where possible."""
+"""Turn texts into the token ids that transformers makes, without importing it, and faster where possible.
+
+Importing transformers takes seconds, so its own tokenizers are loaded only for families without a `tokenizer.json`.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -12,73 +16,102 @@ from sentiment_core.text.preprocessing import Preprocessing
 from sentiment_core.text.status import EMPTY, NULL, OK, TRUNCATED
 from sentiment_core.text.token_lists import TokenLists
 
-PROBES = ("a", "the", "0", ".", "人")  # one of which a tokenizer knows, so that the special tokens around it show
-ROWS = 1_024  # texts handed to the library at once: bounds the memory of its intermediate objects
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# one of these every tokenizer knows; the special tokens around it then show
+PROBE_WORDS = ("a", "the", "0", ".", "人")
+CHUNK_TEXTS = 1_024  # handed to the library at once: bounds the memory of its intermediate objects
 
 
 class Tokenizer:
-    def __init__(self, backend, rules: Preprocessing) -> None:
-        """`backend`: a `tokenizers.Tokenizer`, which is changed, or for families that have none, transformers' own."""
-        self.rules = rules
-        self.fast = backend if isinstance(backend, tokenizers.Tokenizer) else None
-        self.slow = None if self.fast else backend
-        self.ascii = None
-        if self.fast:
-            self.fast.no_padding()
-            self.fast.no_truncation()
-        for word in PROBES:
-            if self.fast:
-                whole = self.fast.encode(word)
-                framed, special = whole.ids, whole.special_tokens_mask
-            else:
-                framed = backend(word)["input_ids"]
-                special = backend.get_special_tokens_mask(framed, already_has_special_tokens=True)
-            if 0 in special:
-                break
+    """A tokenizer that cleans and cuts texts as `preprocessing` says.
+
+    Attributes:
+        preprocessing: The rules of the bundle.
+        prefix: Ids of the special tokens before each window.
+        suffix: Ids of the special tokens after each window.
+        unknown_id: Id of the unknown token; None for a tokenizer without one.
+        ascii: A faster tokenizer for ASCII texts; None where there is none with the same ids.
+    """
+
+    def __init__(self, backend: "tokenizers.Tokenizer | PreTrainedTokenizerBase", preprocessing: Preprocessing) -> None:
+        """Wrap a `tokenizers.Tokenizer`, which is changed, or transformers' own for families that have none.
+
+        Raises `ValueError` for a tokenizer that knows none of `PROBE_WORDS`.
+        """
+        self.preprocessing = preprocessing
+        self._fast: tokenizers.Tokenizer | None = None
+        self._slow: Any = None  # a tokenizer written in Python
+        self.ascii: _AsciiTokenizer | None = None
+        self.unknown_id: int | None
+        if isinstance(backend, tokenizers.Tokenizer):
+            self._fast = backend
+            self._fast.no_padding()
+            self._fast.no_truncation()
+            self.unknown_id = _find_unknown_id(self._fast)
         else:
-            raise ValueError(f"the tokenizer knows none of {', '.join(PROBES)}")
-        before, after = special.index(0), special[::-1].index(0)
-        self.prefix, self.suffix = framed[:before], framed[len(framed) - after :]
-        if self.fast:
-            self.ascii = _AsciiTokenizer.of(self.fast, self.prefix, self.suffix)
-        self.unknown_id = _unknown_id(self.fast) if self.fast else backend.unk_token_id  # None: there is none
+            self._slow = backend
+            self.unknown_id = backend.unk_token_id
+        self.prefix, self.suffix = self._find_special_tokens()
+        if self._fast:
+            self.ascii = _AsciiTokenizer.load(self._fast, self.prefix, self.suffix)
 
     @classmethod
-    def from_transformers(cls, tokenizer, rules: Preprocessing) -> "Tokenizer":
+    def from_transformers(cls, tokenizer: "PreTrainedTokenizerBase", preprocessing: Preprocessing) -> "Tokenizer":
+        """Make a tokenizer of one that transformers loaded; that one stays as it is."""
         fast = getattr(tokenizer, "backend_tokenizer", None)
-        return cls(tokenizer if fast is None else tokenizers.Tokenizer.from_str(fast.to_str()), rules)
+        backend = tokenizer if fast is None else tokenizers.Tokenizer.from_str(fast.to_str())
+        return cls(backend, preprocessing)
 
     @classmethod
-    def load(cls, folder: str, rules: Preprocessing) -> "Tokenizer":
-        whole = Path(folder, "tokenizer.json")
-        if not whole.exists():
-            from transformers import AutoTokenizer
+    def load(cls, folder: str, preprocessing: Preprocessing) -> "Tokenizer":
+        """Load the tokenizer of a local model folder."""
+        definition = Path(folder, "tokenizer.json")
+        if definition.exists():
+            return cls(tokenizers.Tokenizer.from_file(str(definition)), preprocessing)
+        from transformers import AutoTokenizer
 
-            slow = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return cls.from_transformers(slow, rules)
-        return cls(tokenizers.Tokenizer.from_file(str(whole)), rules)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return cls.from_transformers(tokenizer, preprocessing)
+
+    def _find_special_tokens(self) -> tuple[list[int], list[int]]:
+        for word in PROBE_WORDS:
+            if self._fast:
+                encoding = self._fast.encode(word)
+                ids, special = encoding.ids, encoding.special_tokens_mask
+            else:
+                ids = self._slow(word)["input_ids"]
+                special = self._slow.get_special_tokens_mask(ids, already_has_special_tokens=True)
+            if 0 in special:
+                before, after = special.index(0), special[::-1].index(0)
+                return ids[:before], ids[len(ids) - after :]
+        raise ValueError(f"the tokenizer knows none of {', '.join(PROBE_WORDS)}")
 
     def encode(self, texts: Sequence[str | None]) -> tuple[TokenLists, np.ndarray]:
-        """Token ids with the special tokens, cut as the rules say, and the status code of each text, (n,) int8.
+        """Encode texts with special tokens; return the token lists and status codes, (n,) int8.
 
-        The ids are those of transformers' `tokenizer(text, truncation=True)` of the cleaned text; those of several
-        windows stand one after another, each with its special tokens and `max_length` long. A text of which nothing
-        but special tokens is left is `EMPTY`; such texts and nulls get no ids.
+        The ids are those of transformers' `tokenizer(text, truncation=True)` of the cleaned text, cut as the
+        preprocessing says. Those of several windows stand one after another, each with its special tokens and
+        `max_length` long. A text of which nothing but special tokens is left is `EMPTY`; such texts and nulls have no
+        ids.
         """
-        found = [self._encode(texts[start : start + ROWS]) for start in range(0, len(texts), ROWS)]
+        chunks = [self._encode_chunk(texts[start : start + CHUNK_TEXTS]) for start in range(0, len(texts), CHUNK_TEXTS)]
         offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([length for _, lengths, _ in found for length in lengths], out=offsets[1:])
-        ids = np.concatenate([ids for ids, _, _ in found] or [np.zeros(0, np.int32)])
-        status = np.concatenate([status for _, _, status in found] or [np.zeros(0, np.int8)])
+        np.cumsum([length for _, lengths, _ in chunks for length in lengths], out=offsets[1:])
+        ids = np.concatenate([ids for ids, _, _ in chunks] or [np.zeros(0, np.int32)])
+        status = np.concatenate([status for _, _, status in chunks] or [np.zeros(0, np.int8)])
         return TokenLists(ids, offsets), status
 
-    def _encode(self, texts: Sequence[str | None]) -> tuple[np.ndarray, list[int], np.ndarray]:
-        """The ids of all texts one after another, how many each has, and the status codes. Bounds the memory of the
-        lists in between, which take ten times that of the ids."""
+    def _encode_chunk(self, texts: Sequence[str | None]) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """Encode a few texts; return their ids one after another, their lengths, and status codes.
+
+        Few at once: the Python lists in between take ten times the memory of the ids.
+        """
         status = np.zeros(len(texts), np.int8)
         lists: list[list[int]] = [[]] * len(texts)
-        ascii_rows, other_rows = [], []
-        cleaned = [None if text is None else self.rules.cleaned(text) for text in texts]
+        ascii_rows, unicode_rows = [], []
+        cleaned = [None if text is None else self.preprocessing.clean_text(text) for text in texts]
         for row, text in enumerate(cleaned):
             if text is None:
                 status[row] = NULL
@@ -87,67 +120,74 @@ class Tokenizer:
             elif self.ascii and text.isascii():
                 ascii_rows.append(row)
             else:
-                other_rows.append(row)
-        room = self.rules.max_length - len(self.prefix) - len(self.suffix)
-        encode_ascii: Callable[[list], list[list[int]]] = self.ascii.encode if self.ascii else self._encode_any
-        for rows, encode in ((ascii_rows, encode_ascii), (other_rows, self._encode_any)):
+                unicode_rows.append(row)
+        room = self.preprocessing.max_length - len(self.prefix) - len(self.suffix)
+        encode_ascii: Callable[[list], list[list[int]]] = self.ascii.encode if self.ascii else self._encode_all
+        for rows, encode in ((ascii_rows, encode_ascii), (unicode_rows, self._encode_all)):
             for row, ids in zip(rows, encode([cleaned[r] for r in rows]) if rows else [], strict=True):
                 if not len(ids):
                     status[row] = EMPTY
                     continue
-                parts, cut = self.rules.kept(ids, room)
-                lists[row] = list(chain.from_iterable((*self.prefix, *part, *self.suffix) for part in parts))
-                status[row] = TRUNCATED if cut else OK
+                windows, truncated = self.preprocessing.cut(ids, room)
+                lists[row] = list(chain.from_iterable((*self.prefix, *window, *self.suffix) for window in windows))
+                status[row] = TRUNCATED if truncated else OK
         lengths = [len(ids) for ids in lists]
         return np.fromiter(chain.from_iterable(lists), np.int32, count=sum(lengths)), lengths, status
 
-    def _encode_any(self, texts: list) -> list[list[int]]:
-        if self.fast:
-            found = [encoding.ids for encoding in self.fast.encode_batch_fast(texts)]
-        else:  # a tokenizer written in Python
-            found = [self.slow(text, verbose=False)["input_ids"] for text in texts]  # type: ignore[misc]
-        return [ids[len(self.prefix) : len(ids) - len(self.suffix)] for ids in found]
+    def _encode_all(self, texts: list) -> list[list[int]]:
+        """Encode whole texts, whatever is in them, without the special tokens around."""
+        if self._fast:
+            lists = [encoding.ids for encoding in self._fast.encode_batch_fast(texts)]
+        else:
+            lists = [self._slow(text, verbose=False)["input_ids"] for text in texts]
+        return [ids[len(self.prefix) : len(ids) - len(self.suffix)] for ids in lists]
 
 
-def _unknown_id(fast: tokenizers.Tokenizer) -> int | None:
-    model = json.loads(fast.to_str())["model"]  # of which libraries show some families' only
+def _find_unknown_id(fast: tokenizers.Tokenizer) -> int | None:
+    model = json.loads(fast.to_str())["model"]  # the library's own attributes show it for some families only
     token = model.get("unk_token")
     return model.get("unk_id") if token is None else fast.token_to_id(token)
 
 
 class _AsciiTokenizer:
-    """kitoken: the same ids in a third of the time, on ASCII (elsewhere it follows another version of Unicode) and with
-    WordPiece, which BERT, DistilBERT, MiniLM, ELECTRA and MPNet have (byte pairs it may merge in another order)."""
+    """A kitoken tokenizer: the same ids in a third of the time, for ASCII texts and WordPiece.
+
+    Beyond ASCII it follows another version of Unicode. WordPiece is what BERT, DistilBERT, MiniLM, ELECTRA and MPNet
+    have; byte pairs it may merge in another order.
+    """
 
     def __init__(self, definition: str) -> None:
         from kitoken import Kitoken
 
-        self.kitoken = Kitoken.from_tokenizers(definition.encode())
+        self._kitoken = Kitoken.from_tokenizers(definition.encode())
 
     @classmethod
-    def of(cls, fast: tokenizers.Tokenizer, prefix: list[int], suffix: list[int]) -> "_AsciiTokenizer | None":
-        """None where kitoken is not installed, cannot load this tokenizer, or differs on a sample."""
+    def load(cls, fast: tokenizers.Tokenizer, prefix: list[int], suffix: list[int]) -> "_AsciiTokenizer | None":
+        """Load `fast` into kitoken; None where kitoken is missing, cannot load it, or differs on a sample."""
         if not isinstance(fast.model, tokenizers.models.WordPiece):
             return None
         try:
-            found = cls(fast.to_str())
+            tokenizer = cls(fast.to_str())
             sample = _ascii_sample()
             expected = [encoding.ids for encoding in fast.encode_batch_fast(sample)]
-            return found if [[*prefix, *ids, *suffix] for ids in found.encode(sample)] == expected else None
-        except Exception:  # what it cannot read it refuses in many ways
+            same = [[*prefix, *ids, *suffix] for ids in tokenizer.encode(sample)] == expected
+        except Exception:  # kitoken refuses in many ways what it cannot read
             return None
+        return tokenizer if same else None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Without the special tokens around, all of the text; special tokens written out in it count as such."""
-        return self.kitoken.encode_all(texts, True)
+        """Encode whole texts without the special tokens around; those written in a text count as such."""
+        return self._kitoken.encode_all(texts, True)
 
 
 def _ascii_sample() -> list[str]:
-    """Words, spaces, digits, signs and control characters in odd company."""
+    """Make texts of words, spaces, digits, signs and control characters in odd combinations."""
     rng = np.random.default_rng(0)
     words = [
         *("The", "film", "isn't", "SO", "good", " ", "  ", "\n", "\t"),
         *("1999", "3.14", "a_b", "--", "http://x.y/z?q=1"),
     ]
-    some = ["".join(rng.choice(words, 20)) for _ in range(100)] + [" ".join(rng.choice(words, 20)) for _ in range(100)]
-    return some + ["".join(map(chr, rng.integers(0, 128, rng.integers(1, 40)))) for _ in range(300)] + ["x" * 300]
+    glued = ["".join(rng.choice(words, 20)) for _ in range(100)]
+    spaced = [" ".join(rng.choice(words, 20)) for _ in range(100)]
+    characters = ["".join(map(chr, rng.integers(0, 128, rng.integers(1, 40)))) for _ in range(300)]
+    return [*glued, *spaced, *characters, "x" * 300]

@@ -551,7 +551,7 @@ def following(monitor, progress: Progress, track: Callable[[int, dict], None]) -
 
     def pass_on() -> None:
         before, rows, curves = ray.get(monitor.take.remote())
-        progress.begin_at(before)
+        progress.resume_at(before)
         progress.set(rows)
         for step, values in curves:
             track(step, values)

@@ -1,4 +1,4 @@
-"""Columns that differ between shards."""
+"""Columns are read in one type, and differences between shards are described."""
 
 from datetime import UTC, datetime
 
@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.data import columns
-from sentiment_core.data import shards as corpus
+from sentiment_core.data import columns, shards
 from sentiment_core.data.columns import SchemaDifferences
 from sentiment_core.errors import UserError
 from sentiment_core.text.arrow import deduplicate_texts
@@ -36,29 +35,29 @@ TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8
         (pa.array([datetime(2026, 1, 1, tzinfo=UTC), None]), pa.timestamp("us", "UTC")),
     ],
 )  # fmt: skip
-def test_kept_columns_are_read_as_their_plain_type(tmp_path, values, kind):
+def test_kept_columns_are_read_in_their_canonical_type(tmp_path, values, kind):
     pq.write_table(pa.table({"text": ["x"] * len(values), "kept": values}), tmp_path / "a.parquet")
-    (unit,) = corpus.plan(str(tmp_path), "text", None, ()).units
-    found = corpus.read_rows(str(tmp_path), unit, lambda _: ["kept"])["kept"]
-    assert found.type == kind
-    assert found.to_pylist() == values.to_pylist()
+    (unit,) = shards.plan(str(tmp_path), "text", None, ()).units
+    column = shards.read_rows(str(tmp_path), unit, lambda _: ["kept"])["kept"]
+    assert column.type == kind
+    assert column.to_pylist() == values.to_pylist()
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_texts_of_any_kind_come_once_each(kind):
-    texts, which = deduplicate_texts(pa.array(WORDS).cast(kind))
+def test_distinct_texts_of_any_type_are_returned_once(kind):
+    texts, inverse = deduplicate_texts(pa.array(WORDS).cast(kind))
     assert sorted(texts, key=str) == [None, "a", "b"]
-    assert [texts[i] for i in which] == WORDS
+    assert [texts[i] for i in inverse] == WORDS
 
 
-def test_differences_between_shards_are_told_in_words():
+def test_differences_between_shards_are_described():
     differences = SchemaDifferences()
-    shards = [
+    schemas = [
         ("a", {"n": pa.int64(), "s": pa.string()}),
         ("b", {"n": pa.int64(), "s": pa.large_string()}),  # the same in Parquet
         ("c", {"n": pa.string(), "s": pa.string(), "new": pa.int8()}),
     ]
-    for path, fields in shards:
+    for path, fields in schemas:
         differences.note(pa.schema(fields), path, list(fields))
     assert differences.describe() == [
         "'n' is int64 in 2 (a), string in 1 (c)",
@@ -66,35 +65,35 @@ def test_differences_between_shards_are_told_in_words():
     ]
 
 
-def test_a_corpus_tells_what_drifts_and_plans_all_of_it(tmp_path):
+def test_a_corpus_with_differing_shards_is_planned_as_a_whole(tmp_path):
     pq.write_table(pa.table({"text": ["x"], "n": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": pa.array(["x"], pa.large_string())}), tmp_path / "b.parquet")
-    planned = corpus.plan(str(tmp_path), "text", None, ())
+    planned = shards.plan(str(tmp_path), "text", None, ())
     assert (len(planned.units), planned.schema_differences) == (
         2,
         ["'n' is int64 in 1 (a.parquet), missing in 1 (b.parquet)"],
     )
-    kept = corpus.plan(str(tmp_path), "text", ("n",), ())
-    assert ([unit.source for unit in kept.units], kept.schema_differences) == (["a.parquet"], [])
-    assert "b.parquet has no column 'n'" in kept.failed[0].reason
+    narrow = shards.plan(str(tmp_path), "text", ("n",), ())
+    assert ([unit.source for unit in narrow.units], narrow.schema_differences) == (["a.parquet"], [])
+    assert "b.parquet has no column 'n'" in narrow.failed[0].reason
 
 
-def test_a_column_that_is_there_twice_is_refused():
+def test_a_column_that_appears_twice_is_refused():
     schema = pa.schema([("text", pa.string()), ("n", pa.int8()), ("n", pa.int8())])
     with pytest.raises(UserError, match="2 columns 'n'"):
         columns.check_columns(schema, "a.parquet", "text", None)
     columns.check_columns(schema, "a.parquet", "text", ())
 
 
-def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path):
+def test_a_text_repeated_in_many_rows_is_held_once(tmp_path):
     """A few bytes of Parquet that stand for 60 GB."""
     long = pa.array(["x" * 2_000_000])
     repeated = pa.DictionaryArray.from_arrays(pa.array(np.zeros(30_000, np.int32)), long)
     pq.write_table(pa.table({"text": repeated}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
-    (unit,) = corpus.plan(str(tmp_path), "text", None, ()).units
+    (unit,) = shards.plan(str(tmp_path), "text", None, ()).units
     rows = 0
-    for chunk in corpus.read_texts(str(tmp_path), unit, "text").chunks:
-        texts, which = deduplicate_texts(chunk)
+    for chunk in shards.read_texts(str(tmp_path), unit, "text").chunks:
+        texts, inverse = deduplicate_texts(chunk)
         assert texts == long.to_pylist()
-        rows += len(which)
+        rows += len(inverse)
     assert rows == 30_000

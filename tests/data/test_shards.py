@@ -1,4 +1,4 @@
-"""Finding shards, cutting them into units, reading units back."""
+"""Shards are found, cut into work units, and read back."""
 
 import itertools
 import os
@@ -40,7 +40,7 @@ def test_units_cover_a_shard_once_and_stay_small(groups):
     assert len({unit.output for unit in units}) == len(units)
 
 
-def test_a_shard_of_one_unit_keeps_its_path_and_others_tell_their_rows():
+def test_a_shard_of_one_unit_keeps_its_path_and_others_name_their_rows():
     assert Unit("k=1/a.parquet", 0, 5, 5, 1, 1, 1).output == "k=1/a.parquet"
     assert Unit("k=1/a.parquet", 2, 5, 9, 1, 1, 1).output == "k=1/a.rows-000000000002-000000000005.parquet"
     assert Unit("part-0", 0, 5, 5, 1, 1, 1).output == "part-0.parquet"
@@ -73,15 +73,15 @@ def make_corpus(root: Path, files: dict[str, dict]) -> None:
         pq.write_table(pa.table(columns), root / name)
 
 
-def test_plan_finds_nested_shards_and_passes_over_hidden_ones(tmp_path):
+def test_nested_shards_are_planned_and_hidden_ones_passed_over(tmp_path):
     columns = {"text": ["a", "b"]}
     make_corpus(
         tmp_path, dict.fromkeys(["x.parquet", "k=1/y.parquet", "_tmp/z.parquet", ".h/z.parquet", "_z.parquet"], columns)
     )
     (tmp_path / "notes.txt").write_text("no Parquet")
-    found = shards.plan(str(tmp_path), "text", None, RESERVED)
-    assert [unit.source for unit in found.units] == ["k=1/y.parquet", "x.parquet"]
-    assert (found.rows, found.failed) == (4, [])
+    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in corpus.units] == ["k=1/y.parquet", "x.parquet"]
+    assert (corpus.rows, corpus.failed) == (4, [])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_plan_finds_nested_shards_and_passes_over_hidden_ones(tmp_path):
         ("x.parquet", ["x.parquet"]),
     ],
 )
-def test_plan_takes_globs_and_single_files(tmp_path, pattern, sources):
+def test_globs_and_single_files_are_planned(tmp_path, pattern, sources):
     make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["x.parquet", "k=1/y.parquet", "k=2/y.parquet"]})
     assert [unit.source for unit in shards.plan(str(tmp_path / pattern), "text", None, RESERVED).units] == sources
 
@@ -105,14 +105,14 @@ def test_a_glob_that_would_leave_out_folders_is_refused(tmp_path):
     assert len(shards.plan(str(tmp_path / "*.parquet"), "text", None, RESERVED).units) == 1
 
 
-def test_broken_and_unfit_shards_are_listed_and_the_others_planned(tmp_path):
+def test_damaged_and_unusable_shards_are_listed_and_the_others_planned(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}, "b.parquet": {"other": [1]}, "c.parquet": {"text": [1]}})
     (tmp_path / "d.parquet").write_bytes(b"not Parquet at all")
     (tmp_path / "e.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    found = shards.plan(str(tmp_path), "text", None, RESERVED)
-    assert [unit.source for unit in found.units] == ["a.parquet"]
-    assert [shard.source for shard in found.failed] == ["b.parquet", "c.parquet", "d.parquet", "e.parquet"]
-    assert all(isinstance(shard, FailedShard) and shard.reason for shard in found.failed)
+    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in corpus.units] == ["a.parquet"]
+    assert [shard.source for shard in corpus.failed] == ["b.parquet", "c.parquet", "d.parquet", "e.parquet"]
+    assert all(isinstance(shard, FailedShard) and shard.reason for shard in corpus.failed)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_broken_and_unfit_shards_are_listed_and_the_others_planned(tmp_path):
         ({"a.parq": {"text": ["a"]}, "a.parq.parquet": {"text": ["a"]}, "x": {"text": ["a"]}}, None, None),
     ],
 )
-def test_what_cannot_be_scored_is_refused(tmp_path, files, keep, words):
+def test_a_corpus_that_cannot_be_scored_is_refused(tmp_path, files, keep, words):
     make_corpus(tmp_path, files)
     if words is None:
         assert len(shards.plan(str(tmp_path), "text", keep, RESERVED).units) == 2
@@ -139,7 +139,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path, files, keep, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_two_shards_of_one_output_are_refused(tmp_path):
+def test_two_shards_with_the_same_output_are_refused(tmp_path):
     make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["a", "a.parquet"]})
     with pytest.raises(UserError, match=r"both be scored into a.parquet"):
         shards.plan(str(tmp_path / "*"), "text", None, RESERVED)
@@ -153,19 +153,19 @@ def test_a_shard_that_changed_since_the_plan_is_not_read(tmp_path):
         shards.read_rows(str(tmp_path), unit, lambda _: ["text"])
 
 
-def test_limited_takes_the_first_rows(tmp_path):
+def test_a_limit_takes_the_first_rows(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 5}, "b.parquet": {"text": ["x"] * 5}})
-    found = shards.limit_rows(shards.plan(str(tmp_path), "text", None, RESERVED), 7)
-    assert [(unit.source, unit.start, unit.stop) for unit in found.units] == [("a.parquet", 0, 5), ("b.parquet", 0, 2)]
+    corpus = shards.limit_rows(shards.plan(str(tmp_path), "text", None, RESERVED), 7)
+    assert [(unit.source, unit.start, unit.stop) for unit in corpus.units] == [("a.parquet", 0, 5), ("b.parquet", 0, 2)]
 
 
-def test_a_footer_that_makes_too_many_units_is_refused(tmp_path, monkeypatch):
+def test_a_footer_that_gives_too_many_units_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "UNIT_ROWS", 10)
-    monkeypatch.setattr(shards, "SHARD_UNITS", 3)
+    monkeypatch.setattr(shards, "MAX_SHARD_UNITS", 3)
     make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 30}, "b.parquet": {"text": ["x"] * 31}})
-    found = shards.plan(str(tmp_path), "text", None, RESERVED)
-    assert len(found.units) == 3
-    assert "31 rows" in found.failed[0].reason
+    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    assert len(corpus.units) == 3
+    assert "31 rows" in corpus.failed[0].reason
 
 
 def test_wide_rows_make_small_units():
@@ -181,15 +181,15 @@ def test_a_name_that_is_not_utf8_is_listed_and_the_others_planned(tmp_path):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet")).write_bytes(b"")
     except OSError:
         pytest.skip("needs a file system that takes any bytes for a name")
-    found = shards.plan(str(tmp_path), "text", None, RESERVED)
-    assert [unit.source for unit in found.units] == ["a.parquet"]
-    assert [shard.source for shard in found.failed] == ["caf\ufffd.parquet"]
+    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in corpus.units] == ["a.parquet"]
+    assert [shard.source for shard in corpus.failed] == ["caf\ufffd.parquet"]
 
 
 def test_a_column_name_that_is_not_utf8_fails_its_shard_only(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}, "b.parquet": {"text": ["b"], "umlaut": [1]}})
     content = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(content.replace(b"umlaut", b"uml\xe4ut"))
-    found = shards.plan(str(tmp_path), "text", None, RESERVED)
-    assert [unit.source for unit in found.units] == ["a.parquet"]
-    assert "UnicodeDecodeError" in found.failed[0].reason
+    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    assert [unit.source for unit in corpus.units] == ["a.parquet"]
+    assert "UnicodeDecodeError" in corpus.failed[0].reason

@@ -1,4 +1,7 @@
-"""cluster.yaml; `chaos/test_two_nodes.py` submits jobs to a cluster of two nodes."""
+"""cluster.yaml works with Ray, and work is sized by what a cluster has.
+
+`chaos/test_two_nodes.py` submits jobs to a cluster of two nodes.
+"""
 
 import copy
 import json
@@ -115,8 +118,8 @@ def test_ray_up_and_down_on_aws(config, tmp_path):
         assert [one["State"]["Name"] for one in instances()] == ["terminated"]
 
 
-def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypatch):
-    """The head of cluster.yaml has no CPUs, and no worker runs before a job asks for one."""
+def test_nodes_that_the_launcher_may_start_count(config, ray_here, tmp_path, monkeypatch):
+    """The head of cluster.yaml has no CPUs, and a worker node starts only when a job asks for it."""
     assert cluster.device_kind() == "CPU", "this test is for machines without a GPU"
     launched = tmp_path / "ray_bootstrap_config.yaml"
     launched.write_text(yaml.safe_dump(config))
@@ -129,13 +132,36 @@ def test_what_the_launcher_may_start_counts(config, ray_here, tmp_path, monkeypa
         preflight.check_workers(5)
 
 
+def test_workers_and_threads_share_the_cpus(ray_here):
+    cpus = cluster.max_devices("CPU")
+    assert cluster.number_of_workers(None, units=1_000) == max(1, cpus // 2)
+    assert cluster.number_of_workers(None, units=1) == 1
+    assert cluster.number_of_workers(7, units=1) == 7
+    assert cluster.threads_per_worker(1) == cpus
+    assert cluster.threads_per_worker(10 * cpus) == 1
+
+
+def test_actors_leave_room_for_the_tasks_and_never_reserve_the_same(ray_here):
+    cpus = cluster.max_devices("CPU")
+    room = 0.5 + 0.25
+    for workers in (1, 2, 3, 4):
+        reserved = cluster.actor_resources(workers, (0.5, 0.25))["num_cpus"]
+        assert reserved * workers <= cpus - room
+        assert reserved not in (0.5, 0.25)
+    workers = 2
+    share = int(100 * (cpus - room) / workers) / 100
+    if share <= 1:
+        assert cluster.actor_resources(workers, (0.5, 0.25))["num_cpus"] == share
+        assert cluster.actor_resources(workers, (share, room - share))["num_cpus"] == share - 0.01
+
+
 @pytest.mark.parametrize(
     ("noted", "origin"), [(False, "RAY_ADDRESS"), (True, "noted here by `ray start`")], ids=["asked for", "noted"]
 )
-def test_a_cluster_that_is_not_there_is_refused(tmp_path, tiny_bundle, noted, origin):
-    """In a process of its own: this one may be connected already."""
+def test_a_cluster_that_is_gone_is_refused(tmp_path, tiny_bundle, noted, origin):
+    """Run in a process of its own: this one may be connected already."""
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    places = ["--input", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "out")]
+    paths = ["--input", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "out")]
     address = f"127.0.0.1:{free_ports(1)[0]}"
     env = os.environ | {"RAY_TMPDIR": str(tmp_path)}
     if noted:  # by a `ray start` whose processes were killed
@@ -145,7 +171,7 @@ def test_a_cluster_that_is_not_there_is_refused(tmp_path, tiny_bundle, noted, or
     else:
         env["RAY_ADDRESS"] = address
     done = subprocess.run(
-        [sys.executable, REPO / "jobs" / "score.py", "--model", tiny_bundle, *places],
+        [sys.executable, REPO / "jobs" / "score.py", "--model", tiny_bundle, *paths],
         env=env, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -30,7 +30,7 @@ def server():
 
 @pytest.fixture
 def store(server, monkeypatch):
-    """A store whose faults can be set, reached as a user would reach it."""
+    """Return the faults of a store, which is reached as a user would reach it."""
     with s3.misbehaving(server) as (port, faults):
         for name, value in s3.environment(port).items():
             monkeypatch.setenv(name, value)
@@ -40,13 +40,13 @@ def store(server, monkeypatch):
         storage._open_bucket.cache_clear()
 
 
-def test_throttling_passes(store):
-    place = f"s3://{s3.BUCKET}/throttled"
+def test_a_throttled_request_is_retried(store):
+    path = f"s3://{s3.BUCKET}/throttled"
     store.key, store.throttle = "throttled", 8
-    storage.write_file(place, b"content")
+    storage.write_file(path, b"content")
     assert store.done == 8  # more than the SDK takes by itself
     store.throttle = 8
-    assert storage.read_file(place) == b"content"
+    assert storage.read_file(path) == b"content"
 
 
 def test_a_file_is_read_by_one_request(store):
@@ -59,7 +59,7 @@ def test_a_file_is_read_by_one_request(store):
         assert len(store.asked) <= 2
 
 
-def test_a_connection_that_drops_amid_a_file_passes(store, tmp_path):
+def test_a_connection_dropped_in_the_middle_of_a_file_is_retried(store, tmp_path):
     pq.write_table(sentences(3_000, seed=0), tmp_path / "a.parquet")
     storage.write_file(f"s3://{s3.BUCKET}/dropped/a.parquet", (tmp_path / "a.parquet").read_bytes())
     store.key, store.drop = "a.parquet", 2
@@ -70,14 +70,14 @@ def test_a_connection_that_drops_amid_a_file_passes(store, tmp_path):
     assert store.done == 4
 
 
-def test_what_will_not_pass_is_said_at_once(store):
+def test_a_permanent_error_is_raised_at_once(store):
     with pytest.raises(FileNotFoundError):
         storage.read_file(f"s3://{s3.BUCKET}/nothing")
     with pytest.raises(UserError, match="does not exist"):
         files.find_files(f"s3://{s3.BUCKET}/nowhere", (".parquet",))
 
 
-def test_names_that_lead_out_of_the_output_are_listed_and_the_others_planned(store, tmp_path):
+def test_names_that_would_leave_the_output_are_listed_and_the_others_planned(store, tmp_path):
     pq.write_table(sentences(3, seed=0), tmp_path / "a.parquet")
     names = ["a.parquet", "/b.parquet", "../../c.parquet", "k/./d.parquet", "k/../e.parquet", "k%20=?/f*.parquet"]
     client = s3.client(store.port)
@@ -92,40 +92,40 @@ def test_names_that_lead_out_of_the_output_are_listed_and_the_others_planned(sto
 
 
 def test_a_bundle_that_changes_while_it_is_read_is_refused(store, tiny_bundle):
-    place = f"s3://{s3.BUCKET}/changing"
+    path = f"s3://{s3.BUCKET}/changing"
     pyarrow.fs.copy_files(tiny_bundle, f"{s3.BUCKET}/changing", destination_filesystem=s3.filesystem(store.port))
-    info, _ = bundle.read_files(place)
+    info, _ = bundle.read_files(path)
     card = json.dumps(asdict(info) | {"max_length": info.max_length - 1})
     store.when_listed = lambda: s3.client(store.port).put_object(
         Bucket=s3.BUCKET, Key=f"changing/{bundle.CARD}", Body=card.encode()
     )
     with pytest.raises(UserError, match="changed while it was read"):
-        bundle.read_files(place)
+        bundle.read_files(path)
 
 
 def test_a_bundle_that_was_half_uploaded_is_uploaded_again(store, tiny_bundle):
-    place = f"s3://{s3.BUCKET}/half"
+    path = f"s3://{s3.BUCKET}/half"
     s3.client(store.port).put_object(Bucket=s3.BUCKET, Key="half/model.safetensors", Body=b"of a run that was killed")
     with pytest.raises(UserError, match="already holds something"):
-        bundle.check_free(place)
-    bundle.check_free(place, begun=True)
-    bundle.copy(tiny_bundle, place, {})
-    assert bundle.digest_of(bundle.read_files(place)[1]) == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
+        bundle.check_free(path)
+    bundle.check_free(path, begun=True)
+    bundle.copy(tiny_bundle, path, {})
+    assert bundle.digest_of(bundle.read_files(path)[1]) == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
     with pytest.raises(UserError, match="already holds something"):
-        bundle.check_free(place, begun=True)
+        bundle.check_free(path, begun=True)
 
 
-@pytest.mark.parametrize(("error", "tries"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])
-def test_tries_have_an_end(store, error, tries):
-    tried = []
+@pytest.mark.parametrize(("error", "attempts"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])
+def test_retries_end(store, error, attempts):
+    calls: list[int] = []
 
     def fail():
-        tried.append(1)
+        calls.append(1)
         raise OSError(error)
 
     with pytest.raises(OSError, match=error):
         storage.retry_transient_errors(f"s3://{s3.BUCKET}/a", fail)
-    assert len(tried) == tries
+    assert len(calls) == attempts
 
 
 def s3_keys(port: int) -> list[str]:

@@ -369,7 +369,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
     refuse(["nowhere", "does not exist"], **good | {"input": tmp_path / "nowhere"})
     refuse(["'body'", "text, n", "--text-column"], **good | {"text_column": "body"})
     refuse(["'n'", "int64"], **good | {"text_column": "n"})
-    refuse(["99 workers", "CPUs", "--workers"], **good | {"workers": 99})
+    refuse(["--workers 99 needs 99 CPUs", "Lower it"], **good | {"workers": 99})
     refuse(["overlap"], **good | {"out": source / "scored"})
     refuse(["overlap"], **good | {"out": tmp_path})
     refuse(["--workers", "0", "1 or more"], **good | {"workers": 0})

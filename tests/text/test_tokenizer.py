@@ -1,4 +1,4 @@
-"""Token ids are those of transformers, whatever the text, the family of tokenizer, or the library that makes them."""
+"""Token ids equal those of transformers for any text, family of tokenizer and library that makes them."""
 
 import itertools
 import random
@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sentiment_core.model.encoder import load_tokenizer
-from sentiment_core.text.preprocessing import OVERLAP, WINDOWS, Preprocessing
+from sentiment_core.text.preprocessing import MAX_WINDOWS, WINDOW_OVERLAP, Preprocessing
 from sentiment_core.text.status import EMPTY, NULL, OK, TRUNCATED
 from sentiment_core.text.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ PIECES = [
 
 
 def fuzzed(rows: int, seed: int) -> list[str]:
-    """Odd pieces, any ASCII, any Unicode but surrogates, and ordinary words with one odd character."""
+    """Make texts of odd pieces, any ASCII, any Unicode but surrogates, and words with one odd character."""
     rng = random.Random(seed)
     words = ["the", "film", "was", "not", "what", "she'd", "hoped", "for,", "42", "(or", "more)", "said:", "'Bravo!'"]
 
@@ -55,11 +55,11 @@ def fuzzed(rows: int, seed: int) -> list[str]:
 
 @pytest.fixture(scope="module", params=["wordpiece", "byte-level bpe", "unigram"])
 def folder(request, packaged_encoder, tmp_path_factory) -> str:
-    """A bundle's tokenizer files: BERT's, or small ones as RoBERTa's and XLM-RoBERTa's are made."""
-    place = str(tmp_path_factory.mktemp("tokenizer"))
+    """Make tokenizer files: BERT's, or small ones of the kinds of RoBERTa and XLM-RoBERTa."""
+    folder = str(tmp_path_factory.mktemp("tokenizer"))
     if request.param == "wordpiece":
-        load_tokenizer(packaged_encoder).save_pretrained(place)
-        return place
+        load_tokenizer(packaged_encoder).save_pretrained(folder)
+        return folder
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     corpus = [text for text in fuzzed(3_000, seed=1) if text.isascii()]
     if request.param == "unigram":
@@ -79,15 +79,15 @@ def folder(request, packaged_encoder, tmp_path_factory) -> str:
     ends = [(name, fast.token_to_id(name)) for name in ("<s>", "</s>")]
     fast.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=fast, **names).save_pretrained(place)
-    return place
+    PreTrainedTokenizerFast(tokenizer_object=fast, **names).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def wordpiece(packaged_encoder, tmp_path_factory) -> str:
-    place = str(tmp_path_factory.mktemp("wordpiece"))
-    load_tokenizer(packaged_encoder).save_pretrained(place)
-    return place
+    folder = str(tmp_path_factory.mktemp("wordpiece"))
+    load_tokenizer(packaged_encoder).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("truncation", "side"), [("head", "right"), ("tail", "left")])
@@ -99,15 +99,15 @@ def test_ids_are_those_of_transformers(folder, truncation, side):
     lists, status = ours.encode(texts)
     expected = theirs(texts, truncation=True, max_length=48)["input_ids"]
     for i, (text, ids) in enumerate(zip(texts, expected, strict=True)):
-        found = lists.ids[lists.offsets[i] : lists.offsets[i + 1]].tolist()
-        assert found == (ids if status[i] != EMPTY else []), ascii(text)
+        our_ids = lists.ids[lists.offsets[i] : lists.offsets[i + 1]].tolist()
+        assert our_ids == (ids if status[i] != EMPTY else []), ascii(text)
 
 
-def test_the_fast_way_is_taken_for_bert(wordpiece):
+def test_bert_gets_the_faster_tokenizer(wordpiece):
     assert Tokenizer.load(wordpiece, Preprocessing(48)).ascii is not None
 
 
-def test_status_tells_what_became_of_a_text(wordpiece):
+def test_the_status_says_what_came_of_a_text(wordpiece):
     lists, status = Tokenizer.load(wordpiece, Preprocessing(16)).encode(TEXTS)
     assert status.tolist() == [OK, EMPTY, EMPTY, NULL, TRUNCATED, OK, EMPTY, OK, OK, EMPTY, OK]
     assert ((lists.lengths == 0) == [s in (EMPTY, NULL) for s in status]).all()
@@ -120,44 +120,44 @@ def test_a_long_text_is_cut_not_refused(wordpiece, letter):
     assert (lists.lengths.tolist(), status.tolist()) == ([32], [TRUNCATED])
 
 
-def test_what_is_kept_of_a_long_text(folder):
-    """Of all but the windows, the special tokens once; the windows stand one after another, each as long as allowed."""
+def test_a_long_text_is_cut_as_the_truncation_says(folder):
+    """Each window has the special tokens around it; windows stand one after another, as long as allowed."""
     text = "said the film was not what she hoped for " * 40
     theirs = AutoTokenizer.from_pretrained(folder)
     full = theirs(text)["input_ids"]
     first, inner, last = full[:1], full[1:-1], full[-1:]
-    for truncation, kept in {
+    for truncation, windows in {
         "head": [inner[:30]],
         "tail": [inner[-30:]],
         "head_tail": [inner[:7] + inner[-23:]],
     }.items():
         lists, status = Tokenizer.load(folder, Preprocessing(32, truncation)).encode([text])
-        assert lists.ids.tolist() == [id for part in kept for id in first + part + last]
+        assert lists.ids.tolist() == [id for window in windows for id in first + window + last]
         assert status.tolist() == [TRUNCATED]
     text = text[:800]
     inner = theirs(text)["input_ids"][1:-1]
     ours = Tokenizer.load(folder, Preprocessing(64, "window"))
     lists, status = ours.encode([text, "short", None])
-    pieces, at = lists.windows(64)
+    windows, first_windows = lists.windows(64)
     assert status.tolist() == [OK, OK, NULL]
-    assert pieces.lengths.tolist() == [64] * at[1] + [len(theirs("short")["input_ids"]), 0]
-    windows = pieces.ids[: 64 * at[1]].reshape(-1, 64)
-    assert windows[0, 1:-1].tolist() == inner[:62]
-    assert windows[-1, 1:-1].tolist() == inner[-62:]
-    assert (windows[:, 0] == first).all()
-    assert (windows[:, -1] == last).all()
+    assert windows.lengths.tolist() == [64] * first_windows[1] + [len(theirs("short")["input_ids"]), 0]
+    ids = windows.ids[: 64 * first_windows[1]].reshape(-1, 64)
+    assert ids[0, 1:-1].tolist() == inner[:62]
+    assert ids[-1, 1:-1].tolist() == inner[-62:]
+    assert (ids[:, 0] == first).all()
+    assert (ids[:, -1] == last).all()
 
 
 @given(length=st.integers(0, 4000), room=st.integers(1, 80))
-def test_windows_hold_all_of_a_text_or_it_is_truncated(length, room):
-    parts, cut = Preprocessing(room, "window").kept(range(length), room)
-    assert len(parts) <= WINDOWS
-    assert all(len(part) == room for part in parts) or len(parts) == 1
-    seen = sorted({id for part in parts for id in part})
+def test_windows_hold_all_tokens_of_a_text_or_it_is_truncated(length, room):
+    windows, truncated = Preprocessing(room, "window").cut(range(length), room)
+    assert len(windows) <= MAX_WINDOWS
+    assert all(len(window) == room for window in windows) or len(windows) == 1
+    seen = sorted({id for window in windows for id in window})
     assert seen == list(range(len(seen)))
-    assert cut == (len(seen) < length)
-    overlaps = [before[-1] - after[0] + 1 for before, after in itertools.pairwise(parts)]
-    assert all(overlap >= int(room * OVERLAP) for overlap in overlaps)
+    assert truncated == (len(seen) < length)
+    overlaps = [before[-1] - after[0] + 1 for before, after in itertools.pairwise(windows)]
+    assert all(overlap >= int(room * WINDOW_OVERLAP) for overlap in overlaps)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,11 @@ def test_windows_hold_all_of_a_text_or_it_is_truncated(length, room):
         ("1 < 2 and 3 > 2 <3 R&B", "1 < 2 and 3 > 2 <3 R&B"),
     ],
 )
-def test_markup_is_cleaned_where_the_rules_say_so(wordpiece, text, cleaned):
-    rules = Preprocessing(64, clean="markup")
-    assert rules.cleaned(text) == cleaned
-    assert Preprocessing(64).cleaned(text) == text
-    (found, _), (expected, _) = (
-        Tokenizer.load(wordpiece, rules).encode([text]),
-        Tokenizer.load(wordpiece, Preprocessing(64)).encode([cleaned]),
-    )
-    assert found.ids.tolist() == expected.ids.tolist()
-    assert Tokenizer.load(wordpiece, rules).encode(["<br/>"])[1].tolist() == [EMPTY]
+def test_markup_is_cleaned_only_where_the_preprocessing_says_so(wordpiece, text, cleaned):
+    preprocessing = Preprocessing(64, clean="markup")
+    assert preprocessing.clean_text(text) == cleaned
+    assert Preprocessing(64).clean_text(text) == text
+    tokens, _ = Tokenizer.load(wordpiece, preprocessing).encode([text])
+    expected, _ = Tokenizer.load(wordpiece, Preprocessing(64)).encode([cleaned])
+    assert tokens.ids.tolist() == expected.ids.tolist()
+    assert Tokenizer.load(wordpiece, preprocessing).encode(["<br/>"])[1].tolist() == [EMPTY]
