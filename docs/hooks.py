@@ -51,17 +51,26 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def _command(name: str) -> str:
-    command = COMMANDS[name]
+    command, parent = COMMANDS[name], parent_of(name)
     examples = [line.strip() for line in command.details.splitlines() if line.startswith("  ")]
     words = " ".join(line for line in command.details.splitlines() if not line.startswith("  ")).strip()
     lines = [f"## {name}", "", command.summary, "", "```sh", *examples, "```", "", words]
-    fields = dataclasses.fields(command.settings_class)
+    inherited = {field.name for field in dataclasses.fields(COMMANDS[parent].settings_class)} if parent else set()
+    if parent:
+        lines += ["", f"All flags of [`{parent}`](#{parent}), and:"]
+    fields = [field for field in dataclasses.fields(command.settings_class) if field.name not in inherited]
     kinds = typing.get_type_hints(command.settings_class)
     for group in GROUPS:
         rows = [_row(field, kinds[field.name]) for field in fields if field.metadata["group"] == group]
         if rows:
             lines += ["", f"**{group.capitalize()}**", "", "| flag | meaning | default |", "| --- | --- | --- |", *rows]
     return "\n".join(lines)
+
+
+def parent_of(name: str) -> str | None:
+    """Return the command whose settings this command's settings extend."""
+    bases = COMMANDS[name].settings_class.__mro__[1:]
+    return next((other for other, command in COMMANDS.items() if command.settings_class in bases), None)
 
 
 def _row(field: dataclasses.Field, kind: Any) -> str:
@@ -71,7 +80,7 @@ def _row(field: dataclasses.Field, kind: Any) -> str:
         value = "|".join(typing.get_args(kind))
     flag = f"`{flag_of(field.name)}`" + (f" {_escape(value)}" if value else "")
     default = "required" if field.default is REQUIRED else field.default
-    shown = "" if default in (None, "") or isinstance(default, bool) else str(default)
+    shown = "" if default in (None, "", ()) or isinstance(default, bool) else str(default)
     return f"| {flag} | {_escape(field.metadata['help'])} | {shown} |"
 
 
