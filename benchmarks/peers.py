@@ -11,15 +11,24 @@ import numpy as np
 import torch
 
 from sentiment_core.model import bundle
-from sentiment_core.runtime import connection, hardware
+from sentiment_core.runtime import hardware
 from sentiment_core.text.batching import batches_by_tokens, pad
+
+TUTORIAL_BATCH, CURATOR_BATCH, ONNX_TOKENS = 16, 256, 2_048
+RAY_EXAMPLE = "Ray's example"
 
 
 class Contender:
-    """Called with texts, gives the label number of each. Afterwards `computed` tells the tokens computed for them, with
-    padding, if that can be known (of texts all different), and `seconds` how long it took, if not all of the call."""
+    """A function from texts to the label number of each, and what the last call cost.
+
+    Attributes:
+        computed: Tokens computed in the last call, padding included; None where it cannot be counted. Texts that
+            repeat make it too small.
+        seconds: How long the last call took, where that is not all of the call.
+    """
 
     def __init__(self, run: Callable[[list[str]], np.ndarray], model: torch.nn.Module | None = None) -> None:
+        """Wrap `run`; count the tokens of each forward pass of `model`."""
         self.run = run
         self.computed: int | None = None
         self.seconds: float | None = None
@@ -30,12 +39,13 @@ class Contender:
         self.computed = (self.computed or 0) + kwargs["input_ids"].numel()
 
     def __call__(self, texts: list[str]) -> np.ndarray:
+        """Compute the label numbers (rows,)."""
         self.computed = None
         return self.run(texts)
 
 
-def pipeline_api(folder: str, batch_size: int, dtype: str = "float32") -> Contender:
-    """`transformers.pipeline`."""
+def make_pipeline(folder: str, batch_size: int, dtype: str = "float32") -> Contender:
+    """Make `transformers.pipeline`."""
     from transformers import pipeline
 
     pipe = pipeline(
@@ -44,70 +54,77 @@ def pipeline_api(folder: str, batch_size: int, dtype: str = "float32") -> Conten
 
     def run(texts: list[str]) -> np.ndarray:
         ids = pipe.model.config.label2id
-        return np.array([ids[found["label"]] for found in pipe(texts, truncation=True)])
+        return np.array([ids[prediction["label"]] for prediction in pipe(texts, truncation=True)])
 
     return Contender(run, pipe.model)
 
 
-def tutorial_loop(folder: str) -> Contender:
-    """The loop of the tutorials: batches of 16 in the given order, padded to max_length."""
+def make_tutorial_loop(folder: str) -> Contender:
+    """Make the loop of the tutorials: batches in the given order, padded to max_length."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(hardware.device())
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    longest = bundle.read_info(folder).max_length
+    max_length = bundle.read_info(folder).max_length
 
     def run(texts: list[str]) -> np.ndarray:
-        found = []
+        labels = []
         with torch.no_grad():
-            for start in range(0, len(texts), 16):
+            for start in range(0, len(texts), TUTORIAL_BATCH):
                 batch = tokenizer(
-                    texts[start : start + 16],
+                    texts[start : start + TUTORIAL_BATCH],
                     padding="max_length",
                     truncation=True,
-                    max_length=longest,
+                    max_length=max_length,
                     return_tensors="pt",
                 ).to(hardware.device())
-                found.append(model(**batch).logits.argmax(dim=1).cpu())
-        return torch.cat(found).numpy()
+                labels.append(model(**batch).logits.argmax(dim=1).cpu())
+        return torch.cat(labels).numpy()
 
     return Contender(run, model)
 
 
-def curator_way(folder: str) -> Contender:
-    """As NeMo Curator does: the tokenizer pads all to the maximum, rows are sorted by length, batches of 256 clipped to
-    their longest row; autocast."""
+def make_curator_loop(folder: str) -> Contender:
+    """Make NeMo Curator's loop.
+
+    The tokenizer pads all rows to the maximum; rows are sorted by length; batches are cut to their longest row and
+    computed with autocast.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     device = hardware.device()
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    longest = bundle.read_info(folder).max_length
+    max_length = bundle.read_info(folder).max_length
 
     def run(texts: list[str]) -> np.ndarray:
-        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt")
         lengths = tokens["attention_mask"].sum(dim=1)
-        found = torch.empty(len(texts), dtype=torch.int64)
+        labels = torch.empty(len(texts), dtype=torch.int64)
         with torch.inference_mode(), hardware.autocast(device, hardware.compute_dtype(device)):
-            for rows in lengths.argsort().split(256):
-                clip = int(lengths[rows].max())
-                batch = {name: tokens[name][rows, :clip].to(device) for name in ("input_ids", "attention_mask")}
-                found[rows] = model(**batch).logits.argmax(dim=1).cpu()
-        return found.numpy()
+            for rows in lengths.argsort().split(CURATOR_BATCH):
+                longest = int(lengths[rows].max())
+                batch = {name: tokens[name][rows, :longest].to(device) for name in ("input_ids", "attention_mask")}
+                labels[rows] = model(**batch).logits.argmax(dim=1).cpu()
+        return labels.numpy()
 
     return Contender(run, model)
 
 
-def ray_documentation_way(folder: str, batch_size: int) -> Contender:
-    """`transformers.pipeline` in an actor of `map_batches`, as in Ray Data's text classification example. Its `seconds`
-    leave out what starting Ray and the actor took; Ray runs for that time only, for it keeps a CPU from resting."""
+def make_ray_example(folder: str, batch_size: int) -> Contender:
+    """Make Ray Data's text classification example: `transformers.pipeline` in an actor of `map_batches`.
+
+    Its `seconds` leave out the start of Ray and of the actor. Ray runs only meanwhile, as it never lets a CPU rest.
+    """
     import ray
+
+    from sentiment_core.runtime import connection
 
     gpus = 1 if hardware.device().type == "cuda" else 0
 
     class Predictor:
         def __init__(self) -> None:
-            self.run = pipeline_api(folder, batch_size)
+            self.run = make_pipeline(folder, batch_size)
 
         def __call__(self, batch: dict) -> dict:
             began = time.time()
@@ -122,26 +139,26 @@ def ray_documentation_way(folder: str, batch_size: int) -> Contender:
     def run(texts: list[str]) -> np.ndarray:
         connection.connect()
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.from_items([{"row": i, "text": text} for i, text in enumerate(texts)])
-        found = rows.map_batches(Predictor, batch_size=1024, concurrency=1, num_gpus=gpus).take_all()
+        dataset = ray.data.from_items([{"row": i, "text": text} for i, text in enumerate(texts)])
+        rows = dataset.map_batches(Predictor, batch_size=1024, concurrency=1, num_gpus=gpus).take_all()
         ray.shutdown()
-        contender.seconds = max(row["ended"] for row in found) - min(row["began"] for row in found)
-        return np.array([row["label"] for row in sorted(found, key=lambda row: row["row"])])
+        contender.seconds = max(row["ended"] for row in rows) - min(row["began"] for row in rows)
+        return np.array([row["label"] for row in sorted(rows, key=lambda row: row["row"])])
 
     contender = Contender(run)
     return contender
 
 
-def onnx_runtime(folder: str) -> Contender:
-    """ONNX Runtime in float32 (it has no bf16 on CPUs), given this project's token lists and batches."""
+def make_onnx_runtime(folder: str) -> Contender:
+    """Make ONNX Runtime in float32 (it has no bfloat16 on CPUs), with this project's tokenizer and batches."""
     import tempfile
 
     import onnxruntime
 
     model, _ = bundle.load(folder)
     example = (torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64))
-    with tempfile.TemporaryDirectory() as place:
-        path = os.path.join(place, "model.onnx")
+    with tempfile.TemporaryDirectory() as export_folder:
+        path = os.path.join(export_folder, "model.onnx")
         dynamic = {0: "rows", 1: "tokens"}
         torch.onnx.export(
             model,
@@ -158,28 +175,28 @@ def onnx_runtime(folder: str) -> Contender:
 
     def run(texts: list[str]) -> np.ndarray:
         tokens, _ = tokenizer.encode(texts)
-        found = np.zeros(len(texts), np.int64)
+        labels = np.zeros(len(texts), np.int64)
         contender.computed = 0
-        for rows in batches_by_tokens(tokens.lengths, 2_048):
+        for rows in batches_by_tokens(tokens.lengths, ONNX_TOKENS):
             ids, mask = pad(tokens, rows, 0)
             contender.computed += ids.size
-            found[rows] = session.run(None, {"input_ids": ids, "attention_mask": mask})[0].argmax(axis=1)
-        return found
+            labels[rows] = session.run(None, {"input_ids": ids, "attention_mask": mask})[0].argmax(axis=1)
+        return labels
 
     contender = Contender(run)
     return contender
 
 
-def engine(folder: str, backend: str | None) -> Contender:
-    """This project without Ray, tokenising included."""
+def make_engine(folder: str, backend: str | None) -> Contender:
+    """Make this project's engine without Ray, tokenizing included."""
     from sentiment_core.inference.engine import Engine
 
-    loaded = Engine.load(folder, None, backend)
+    engine = Engine.load(folder, None, backend)
     tokenizer = bundle.load_tokenizer(folder)
 
     def run(texts: list[str]) -> np.ndarray:
         tokens, _ = tokenizer.encode(texts)
-        probabilities, padding = loaded.probabilities(tokens)
+        probabilities, padding = engine.probabilities(tokens)
         contender.computed = int(tokens.lengths.sum()) + padding
         return probabilities.argmax(axis=1)
 
@@ -188,23 +205,23 @@ def engine(folder: str, backend: str | None) -> Contender:
 
 
 PEERS: dict[str, Callable[[str], Contender]] = {
-    "pipeline batch 1": lambda folder: pipeline_api(folder, 1),
-    "pipeline batch 8": lambda folder: pipeline_api(folder, 8),
-    "pipeline batch 32": lambda folder: pipeline_api(folder, 32),
-    "pipeline bf16 batch 1": lambda folder: pipeline_api(folder, 1, "bfloat16"),
-    "pipeline bf16 batch 32": lambda folder: pipeline_api(folder, 32, "bfloat16"),
-    "pipeline bf16 batch 256": lambda folder: pipeline_api(folder, 256, "bfloat16"),
-    "tutorial loop": tutorial_loop,
-    "Curator's way": curator_way,
-    "Ray's example": lambda folder: ray_documentation_way(folder, 32),
-    "ONNX Runtime float32": onnx_runtime,
+    "pipeline batch 1": lambda folder: make_pipeline(folder, 1),
+    "pipeline batch 8": lambda folder: make_pipeline(folder, 8),
+    "pipeline batch 32": lambda folder: make_pipeline(folder, 32),
+    "pipeline bf16 batch 1": lambda folder: make_pipeline(folder, 1, "bfloat16"),
+    "pipeline bf16 batch 32": lambda folder: make_pipeline(folder, 32, "bfloat16"),
+    "pipeline bf16 batch 256": lambda folder: make_pipeline(folder, 256, "bfloat16"),
+    "tutorial loop": make_tutorial_loop,
+    "Curator's way": make_curator_loop,
+    RAY_EXAMPLE: lambda folder: make_ray_example(folder, 32),
+    "ONNX Runtime float32": make_onnx_runtime,
 }
 ENGINES: dict[str, Callable[[str], Contender]] = {
-    "engine torch": lambda folder: engine(folder, "torch"),
-    "engine openvino": lambda folder: engine(folder, "openvino"),
-    "engine int8": lambda folder: engine(folder, "int8"),
-    "engine packed": lambda folder: engine(folder, "packed"),
-    "engine compiled": lambda folder: engine(folder, "compiled"),
+    "engine torch": lambda folder: make_engine(folder, "torch"),
+    "engine openvino": lambda folder: make_engine(folder, "openvino"),
+    "engine int8": lambda folder: make_engine(folder, "int8"),
+    "engine packed": lambda folder: make_engine(folder, "packed"),
+    "engine compiled": lambda folder: make_engine(folder, "compiled"),
 }
 ONLY_ON = {
     "cpu": ("ONNX Runtime float32", "engine openvino", "engine int8"),

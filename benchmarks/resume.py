@@ -1,12 +1,12 @@
-"""What planning and resuming cost: of a corpus of very many shards, planned afresh and with all of it scored already;
-and of a real run of which 1 % is missing.
+"""Time planning and resuming: a corpus of very many shards, and a real run of which 1 % is missing.
+
+The many shards are planned twice, before and after all of them are scored.
 
     python benchmarks/resume.py --model runs/demo/bundle --text runs/demo/corpus
 
-Every figure is of a `jobs/score.py` of its own. Prints them and writes them as JSON into benchmarks/results/.
+Each figure comes from one run of `jobs/score.py`. Prints them and writes them as JSON into benchmarks/results/.
 """
 
-import datetime
 import json
 import os
 import subprocess
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from timing import RESULTS, today
 
 from sentiment_core.cli import run_and_exit
 from sentiment_core.config import parse, setting
@@ -29,29 +30,32 @@ from sentiment_core.scoring import outputs
 from sentiment_core.scoring.job import ScoreSettings, prepare
 
 REPO = Path(__file__).resolve().parents[1]
-FOLDER_SHARDS = 1_000  # hard links of one file: of the same content, but each opened and read
+FOLDER_SHARDS = 1_000  # hard links of one file; each is opened and read like a file of its own
 REAL_SHARDS = 100
 
 
 @dataclass(frozen=True)
 class ResumeSettings:
+    """Settings of `resume.py`."""
+
     model: str = setting("runs/demo/bundle", "model bundle: a folder", "BUNDLE")
     text: str = setting("runs/demo/corpus", "Parquet with the texts of the real run: a file or folder", "P")
     text_column: str = setting("text", "column with the text")
-    shards: int = setting(100_000, "shards that are planned")
-    rows: int = setting(60_000, "rows of the real run, in 100 shards; texts are taken more than once if they are fewer")
-    results: str = setting(str(REPO / "benchmarks" / "results"), "folder for the JSON file", "DIR")
+    shards: int = setting(100_000, "shards to plan")
+    rows: int = setting(60_000, "rows of the real run, in 100 shards; fewer texts are repeated")
+    results: str = setting(str(RESULTS), "folder for the JSON file", "DIR")
 
 
 def main() -> None:
+    """Run the benchmark, print its figures and write its report."""
     settings = parse(ResumeSettings, __doc__)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         report = {
-            "date": datetime.date.today().isoformat(),
+            "date": today(),
             "device": hardware.device_name(hardware.device()),
             "cpus": os.cpu_count(),
-            "planning": time_planning(settings, Path(place, "many")),
-            "real run": time_real_run(settings, Path(place, "real")),
+            "planning": time_planning(settings, Path(folder, "many")),
+            "real run": time_real_run(settings, Path(folder, "real")),
             "libraries": bundle.library_versions(),
         }
     for name in ("planning", "real run"):
@@ -59,17 +63,18 @@ def main() -> None:
     Path(settings.results, "resume.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def time_planning(settings: ResumeSettings, place: Path) -> dict[str, float]:
+def time_planning(settings: ResumeSettings, folder: Path) -> dict[str, float]:
+    """Time a dry run over many shards without outputs, and one with all outputs there."""
     table = pa.table({settings.text_column: ["one short text", "another one"]})
     for first in range(0, settings.shards, FOLDER_SHARDS):
-        folder = place / "in" / f"part={first // FOLDER_SHARDS:04}"
-        folder.mkdir(parents=True)
-        pq.write_table(table, folder / "0.parquet")
+        partition = folder / "in" / f"part={first // FOLDER_SHARDS:04}"
+        partition.mkdir(parents=True)
+        pq.write_table(table, partition / "0.parquet")
         for i in range(1, min(FOLDER_SHARDS, settings.shards - first)):
-            os.link(folder / "0.parquet", folder / f"{i}.parquet")
-    command = score(settings, place, "--dry-run")
+            os.link(partition / "0.parquet", partition / f"{i}.parquet")
+    command = score_command(settings, folder, "--dry-run")
     fresh_seconds, fresh_bytes = measure(command)
-    write_outputs(settings, place)
+    write_outputs(settings, folder)
     again_seconds, again_bytes = measure(command)
     return {
         "shards": settings.shards,
@@ -80,9 +85,9 @@ def time_planning(settings: ResumeSettings, place: Path) -> dict[str, float]:
     }
 
 
-def write_outputs(settings: ResumeSettings, place: Path) -> None:
-    """What a run would leave, without its hours."""
-    work = prepare(ScoreSettings(settings.model, f"{place}/in", f"{place}/out", settings.text_column, keep=()))
+def write_outputs(settings: ResumeSettings, folder: Path) -> None:
+    """Write the outputs of a full run without computing anything."""
+    work = prepare(ScoreSettings(settings.model, f"{folder}/in", f"{folder}/out", settings.text_column, keep=()))
     outputs.pin(work.place, work.run, settings.model, [])
     labels = work.info.labels
     status, probabilities = np.zeros(2, np.int8), np.full((2, len(labels)), 1 / len(labels), np.float32)
@@ -92,17 +97,18 @@ def write_outputs(settings: ResumeSettings, place: Path) -> None:
         outputs.commit(work.place, work.run, unit, rows, counts)
 
 
-def time_real_run(settings: ResumeSettings, place: Path) -> dict[str, float]:
+def time_real_run(settings: ResumeSettings, folder: Path) -> dict[str, float]:
+    """Time a run over one row, a full run, and a rerun after one of its outputs is deleted."""
     texts = pads.dataset(settings.text).to_table(columns=[settings.text_column]).column(0).drop_null().to_pylist()
     for name, shards, rows in (("one/in", 1, 1), ("in", REAL_SHARDS, settings.rows // REAL_SHARDS)):
-        (place / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for shard in range(shards):
-            some = [texts[(shard * rows + i) % len(texts)] for i in range(rows)]
-            pq.write_table(pa.table({settings.text_column: some}), place / name / f"{shard:03}.parquet")
-    start_up, _ = measure(score(settings, place / "one"))
-    full, _ = measure(score(settings, place))
-    (place / "out" / "050.parquet").unlink()
-    again, _ = measure(score(settings, place))
+            shard_texts = [texts[(shard * rows + i) % len(texts)] for i in range(rows)]
+            pq.write_table(pa.table({settings.text_column: shard_texts}), folder / name / f"{shard:03}.parquet")
+    start_up, _ = measure(score_command(settings, folder / "one"))
+    full, _ = measure(score_command(settings, folder))
+    (folder / "out" / "050.parquet").unlink()
+    again, _ = measure(score_command(settings, folder))
     return {
         "rows": settings.rows,
         "start-up seconds": start_up,  # of a job with one row
@@ -112,20 +118,21 @@ def time_real_run(settings: ResumeSettings, place: Path) -> dict[str, float]:
     }
 
 
-def score(settings: ResumeSettings, place: Path, *more: str) -> list[str]:
-    command = [sys.executable, REPO / "jobs" / "score.py", "--model", settings.model, "--input", place / "in"]
-    command += ["--out", place / "out", "--text-column", settings.text_column, "--keep", "", *more]
+def score_command(settings: ResumeSettings, folder: Path, *flags: str) -> list[str]:
+    """Return the command that scores `in` of this folder into `out`."""
+    command = [sys.executable, REPO / "jobs" / "score.py", "--model", settings.model, "--input", folder / "in"]
+    command += ["--out", folder / "out", "--text-column", settings.text_column, "--keep", "", *flags]
     return list(map(str, command))
 
 
 def measure(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak memory in bytes, of the driver alone."""
+    """Run a command; return its seconds and the driver's peak memory in bytes."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
+    _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - started, used.ru_maxrss * 1024
+    return time.perf_counter() - started, usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":

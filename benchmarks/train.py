@@ -1,14 +1,13 @@
-"""Training speed: this project's loop and the transformers Trainer at its best setting (bf16 where the chip has it,
-rows grouped by length, either kind of attention), in turn, on the same rows, encoder, dropout, batch size, rates and
-epochs.
+"""Time this project's training beside transformers' Trainer, in turn, on the same rows and settings.
+
+The Trainer runs at its best: bfloat16 where the chip has it, rows grouped by length, either kind of attention.
 
     python benchmarks/train.py --data sst2_train.parquet --eval-data sst2_dev.parquet --model ENCODER --name sst2
 
-Prints rows per second of the training steps alone (of passes over all rows, also where --data-pruning leaves some out),
-and accuracy on the evaluation rows, and writes them as JSON into benchmarks/results/. Needs the extra `benchmark`.
+Prints rows per second of the training steps alone, and accuracy on the evaluation rows. A pass counts as all its rows,
+also where --data-pruning skips some. Writes both as JSON into benchmarks/results/. Needs the extra `benchmark`.
 """
 
-import datetime
 import functools
 import json
 import os
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+from timing import RESULTS, today
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -39,31 +39,33 @@ from sentiment_core.model import bundle, classifier
 from sentiment_core.runtime import hardware
 from sentiment_core.training.job import TrainSettings, train
 
-RESULTS = Path(__file__).parent / "results"
 EVAL_ROWS = 10_000  # without --eval-data: enough to tell accuracies apart by half a point
-HEAD_LR = 10  # times the encoder's: this project's loop can tell them apart
+HEAD_LR_FACTOR = 10  # times the encoder's rate; the Trainer has one rate for both
 
 
 @dataclass(frozen=True)
 class TrainBenchmarkSettings:
+    """Settings of `train.py`."""
+
     data: str = setting(REQUIRED, "labelled text, as for jobs/train.py", "D")
     model: str = setting(REQUIRED, "the encoder: a Hugging Face model folder", "DIR")
-    name: str = setting("train", "what the file in benchmarks/results/ is called: train_NAME.json")
+    name: str = setting("train", "name of the file in benchmarks/results/: train_NAME.json")
     eval_data: str | None = setting(
-        None, "labelled text to evaluate on; without it the rows of --data not trained on", "D"
+        None, "labelled text to evaluate on (default: the rows of --data that are not trained on)", "D"
     )
-    rows: int = setting(6_400, "training rows, taken at random")
-    rounds: int = setting(3, "times that both train, in turn")
-    epochs: int = setting(1, "passes over the rows, each time")
+    rows: int = setting(6_400, "training rows, drawn at random")
+    rounds: int = setting(3, "trainings of each contender, in turn")
+    epochs: int = setting(1, "passes over the rows in each training")
     batch_size: int = setting(64, "rows in a batch")
     lr: float = setting(1e-4, "peak learning rate")
-    max_length: int = setting(256, "tokens of a text that are used")
-    dropout: float | None = setting(None, "dropout inside the encoder; without it the encoder's own", "P")
-    data_pruning: float = setting(0.0, "as of jobs/train.py; the Trainer has nothing like it", "X")
+    max_length: int = setting(256, "tokens of a text that are used; the rest is cut")
+    dropout: float | None = setting(None, "dropout inside the encoder (default: the encoder's own)", "P")
+    data_pruning: float = setting(0.0, "--data-pruning of jobs/train.py; the Trainer has no equivalent", "X")
     results: str = setting(str(RESULTS), "folder for the JSON file", "DIR")
 
 
 def main() -> None:
+    """Run the benchmark, print its rates and write its report."""
     settings = parse(TrainBenchmarkSettings, __doc__)
     data = labelled.read(settings.data, "text", "label")
     order = np.random.default_rng(0).permutation(len(data))
@@ -72,26 +74,26 @@ def main() -> None:
     else:
         if len(data) <= settings.rows:
             raise UserError(
-                f"{settings.data} has {len(data):,} rows, of which --rows {settings.rows:,} leaves none to evaluate "
-                "on; lower it or give --eval-data"
+                f"--rows {settings.rows:,} leaves none of the {len(data):,} rows of {settings.data} to evaluate on. "
+                "Lower it or give --eval-data."
             )
         eval_data = data.take(order[settings.rows :][:EVAL_ROWS])
     data = data.take(order[: settings.rows])
     contenders = {
-        "Trainer, sdpa": functools.partial(with_trainer, attention="sdpa"),
-        "Trainer, eager": functools.partial(with_trainer, attention="eager"),
-        "sentiment-core": with_this,
+        "Trainer, sdpa": functools.partial(train_with_trainer, attention="sdpa"),
+        "Trainer, eager": functools.partial(train_with_trainer, attention="eager"),
+        "sentiment-core": train_with_this,
     }
     runs: dict[str, list[dict]] = {name: [] for name in contenders}
     for seed in range(settings.rounds):
-        for name, train_so in contenders.items():
-            run = train_so(settings, data, eval_data, seed)
+        for name, train_contender in contenders.items():
+            run = train_contender(settings, data, eval_data, seed)
             runs[name].append(run)
             print(f"{name}: {run['rows_per_second']:.1f} rows/s, accuracy {run['accuracy']:.4f}", flush=True)
-    rates = {name: float(np.median([run["rows_per_second"] for run in found])) for name, found in runs.items()}
+    rates = {name: float(np.median([run["rows_per_second"] for run in trainings])) for name, trainings in runs.items()}
     trainer = max(rate for name, rate in rates.items() if name.startswith("Trainer"))
     report = {
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "device": hardware.device_name(hardware.device()),
         "cpus": os.cpu_count(),
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("results", "model")}
@@ -99,7 +101,7 @@ def main() -> None:
         | {"eval_rows": len(eval_data)},
         "rows_per_second": rates,
         "times_better_trainer": {name: rate / trainer for name, rate in rates.items()},
-        "accuracy": {name: float(np.mean([run["accuracy"] for run in found])) for name, found in runs.items()},
+        "accuracy": {name: float(np.mean([run["accuracy"] for run in trainings])) for name, trainings in runs.items()},
         "runs": runs,
         "libraries": bundle.library_versions(),
     }
@@ -109,13 +111,14 @@ def main() -> None:
     Path(settings.results, f"train_{settings.name}.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def with_trainer(
+def train_with_trainer(
     settings: TrainBenchmarkSettings,
     data: LabelledTexts,
     eval_data: LabelledTexts,
     seed: int,
     attention: str,
 ) -> dict:
+    """Train with the Trainer; return rows per second and accuracy."""
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     torch.manual_seed(seed)
     config = classifier.make_config(settings.model, data.label_names, settings.dropout)
@@ -123,18 +126,18 @@ def with_trainer(
         settings.model, config=config, dtype=torch.float32, attn_implementation=attention
     )
 
-    def tokenised(part: LabelledTexts) -> datasets.Dataset:
+    def tokenize(part: LabelledTexts) -> datasets.Dataset:
         rows = datasets.Dataset.from_dict({"text": part.texts, "label": part.labels})
-        cut = {"truncation": True, "max_length": settings.max_length}
-        return rows.map(lambda some: tokenizer(some["text"], **cut), batched=True, remove_columns="text")
+        truncation = {"truncation": True, "max_length": settings.max_length}
+        return rows.map(lambda batch: tokenizer(batch["text"], **truncation), batched=True, remove_columns="text")
 
     datasets.disable_progress_bars()
     device = hardware.device()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             TrainingArguments(
-                place,
+                folder,
                 per_device_train_batch_size=settings.batch_size,
                 num_train_epochs=settings.epochs,
                 learning_rate=settings.lr,
@@ -149,32 +152,33 @@ def with_trainer(
                 report_to=[],
                 disable_tqdm=True,
             ),
-            train_dataset=tokenised(data),
+            train_dataset=tokenize(data),
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         seconds = trainer.train().metrics["train_runtime"]
-        predicted = trainer.predict(tokenised(eval_data))  # in an order of its own
+        predicted = trainer.predict(tokenize(eval_data))  # in another order
     return {
         "rows_per_second": len(data) * settings.epochs / seconds,
         "accuracy": float((predicted.predictions.argmax(axis=1) == predicted.label_ids).mean()),
     }
 
 
-def with_this(settings: TrainBenchmarkSettings, data: LabelledTexts, eval_data: LabelledTexts, seed: int) -> dict:
-    with tempfile.TemporaryDirectory() as place:
+def train_with_this(settings: TrainBenchmarkSettings, data: LabelledTexts, eval_data: LabelledTexts, seed: int) -> dict:
+    """Train with this project; return rows per second and accuracy."""
+    with tempfile.TemporaryDirectory() as folder:
         for name, part in (("train", data), ("eval", eval_data)):
             labels = [part.label_names[i] for i in part.labels]
-            pq.write_table(pa.table({"text": part.texts, "label": labels}), f"{place}/{name}.parquet")
+            pq.write_table(pa.table({"text": part.texts, "label": labels}), f"{folder}/{name}.parquet")
         trained = train(
             TrainSettings(
-                data=f"{place}/train.parquet",
-                eval_data=f"{place}/eval.parquet",
+                data=f"{folder}/train.parquet",
+                eval_data=f"{folder}/eval.parquet",
                 model=settings.model,
-                out=f"{place}/bundle",
+                out=f"{folder}/bundle",
                 epochs=settings.epochs,
                 batch_size=settings.batch_size,
                 lr=settings.lr,
-                head_lr=HEAD_LR * settings.lr,
+                head_lr=HEAD_LR_FACTOR * settings.lr,
                 max_length=settings.max_length,
                 dropout=settings.dropout,
                 data_pruning=settings.data_pruning,
@@ -182,8 +186,8 @@ def with_this(settings: TrainBenchmarkSettings, data: LabelledTexts, eval_data: 
                 seed=seed,
             )
         )
-    ray.shutdown()  # which would cost the Trainer time
-    last = trained.log[-1]  # the Trainer keeps the last epoch too
+    ray.shutdown()  # it would take time from the Trainer
+    last = trained.log[-1]  # as the Trainer does
     return {
         "rows_per_second": len(data) * len(trained.log) / sum(record["seconds"] for record in trained.log),
         "accuracy": last["eval"]["accuracy"],

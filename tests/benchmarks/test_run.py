@@ -1,4 +1,4 @@
-"""The benchmark runs, and says what it promises."""
+"""The scoring benchmark runs and reports what it promises."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tests.conftest import sentences
 
-BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "run.py"
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
 
 
 def test_the_benchmark_compares_on_the_same_texts(tiny_bundle, tmp_path):
@@ -22,10 +22,10 @@ def test_the_benchmark_compares_on_the_same_texts(tiny_bundle, tmp_path):
     report = json.loads((tmp_path / "demo.json").read_text())
     assert set(report["contenders"]) == {"pipeline batch 8", "engine openvino"}
     assert report["contenders"]["pipeline batch 8"]["times_pipeline"] == 1
-    for found in report["contenders"].values():
-        assert found["rows_per_second"] > 0
-        assert found["same_labels"] > 0.9
-        assert 0 < found["of_ceiling"] < 1
-    padding = {name: found["padding_share"] for name, found in report["contenders"].items()}
+    for record in report["contenders"].values():
+        assert record["rows_per_second"] > 0
+        assert record["same_labels"] > 0.9
+        assert 0 < record["of_ceiling"] < 1
+    padding = {name: record["padding_share"] for name, record in report["contenders"].items()}
     assert 0 <= padding["engine openvino"] < padding["pipeline batch 8"] < 1
     assert "padding" in done.stdout
