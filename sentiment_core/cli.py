@@ -123,9 +123,9 @@ def _tune(settings: Any) -> int:
 
 
 def _evaluate(settings: Any) -> int:
-    from sentiment_core.evaluation import describe, evaluate
+    from sentiment_core.evaluation import describe_metrics, evaluate
 
-    print(describe(evaluate(settings)))
+    print(describe_metrics(evaluate(settings)))
     return EXIT_OK
 
 

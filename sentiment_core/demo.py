@@ -1,4 +1,4 @@
-"""The demo: the whole way from people's ratings to a scored corpus, with parts from the package index alone.
+"""Run the demo: from people's ratings to a scored corpus, with parts from the package index alone.
 
 Texts: 23,703 sentences of movie reviews, product reviews, tweets and editorials, each with the mean of 20 people's
 ratings from -4 to 4, from the source archive of vaderSentiment 3.3.2 (MIT). Hutto, C.J. and Gilbert, E.E. (2014),
@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from sentiment_core.config import check, setting
 from sentiment_core.data.package_index import IndexFile
 from sentiment_core.errors import UserError
-from sentiment_core.evaluation import EvaluateSettings, describe, evaluate
-from sentiment_core.report import figures as report
+from sentiment_core.evaluation import EvaluateSettings, describe_metrics, evaluate
+from sentiment_core.report import figures, html
 from sentiment_core.runtime import preflight
 from sentiment_core.scoring.job import Scored, ScoreSettings, prepare, score
 from sentiment_core.training.job import Trained, TrainSettings, train
@@ -49,23 +49,27 @@ ENCODER = IndexFile(
     megabytes=84,
     is_source=False,
 )
-INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+INNER_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 KINDS = {"movies": "movieReview", "products": "amazonReview", "tweets": "tweets", "editorials": "nytEditorial"}
 NAMES = ("negative", "neutral", "positive")
-NEUTRAL = 0.5  # ratings nearer to 0 than this
+NEUTRAL_BELOW = 0.5  # a rating nearer to 0 than this is neutral
 
 HELD_OUT_ROWS = 3_000
-TRAINING_ROWS = 8_000  # of the rest: enough for the accuracy shown, few enough for two cores
+TRAINING_ROWS = 8_000  # enough for the accuracy that the README shows, few enough for two cores
 SHARDS_PER_KIND = 2
-SHOWN = 2  # most confident sentences of each label, and as many of the least confident
-CONTENT = ("labelled", "corpus", "bundle", "_training-bundle", "scored", "report.html")
+SHOWN_SENTENCES = 2  # for each label: the most confident; and as many of the least confident
+CONTENT = ("labelled", "corpus", "bundle", "_training-bundle", "scored", "report.html")  # of the demo's folder
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    out: str = setting("runs/demo", "folder for the demo's bundle, corpus, scored rows and report; made anew each time")
-    epochs: int = setting(2, "passes over the training rows")
-    seed: int = setting(0, "of the split and the training")
+    """Settings of `demo`."""
+
+    out: str = setting(
+        "runs/demo", "folder for the bundle, corpus, scored rows and report; replaced each time", group="output"
+    )
+    epochs: int = setting(2, "passes over the training rows", group="optimization")
+    seed: int = setting(0, "random seed of the split and the training", group="run")
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
@@ -73,21 +77,24 @@ class DemoSettings:
 
 
 def demo(settings: DemoSettings) -> str:
-    """Run it; returns the closing words for the terminal. Raises `UserError` if a part cannot be had."""
+    """Train, evaluate and score; return the summary for the terminal.
+
+    Raises `UserError` if the texts or the encoder cannot be fetched.
+    """
     started = time.monotonic()
     preflight.check_lasting(settings.out)
     out = Path(settings.out)
-    make_room(out)
+    remove_earlier_demo(out)
     encoder = find_encoder()
     ratings = read_ratings(TEXTS.fetch())
     rows = np.random.default_rng(settings.seed).permutation(len(ratings))
     parts = {"held_out": rows[:HELD_OUT_ROWS], "train": rows[HELD_OUT_ROWS : HELD_OUT_ROWS + TRAINING_ROWS]}
     (out / "labelled").mkdir(parents=True)
-    for name, part in parts.items():
-        pq.write_table(ratings.take(np.sort(part)), out / "labelled" / f"{name}.parquet")
+    for name, part_rows in parts.items():
+        pq.write_table(ratings.take(np.sort(part_rows)), out / "labelled" / f"{name}.parquet")
     write_corpus(ratings, out / "corpus")
 
-    say(f"1/3 fine-tuning on {TRAINING_ROWS:,} of {len(ratings):,} rated sentences")
+    print_now(f"1/3 fine-tuning on {TRAINING_ROWS:,} of {len(ratings):,} rated sentences")
     trained = train(
         TrainSettings(
             data=str(out / "labelled" / "train.parquet"),
@@ -99,28 +106,31 @@ def demo(settings: DemoSettings) -> str:
             seed=settings.seed,
         )
     )
-    say(trained.summary())
-    say(f"2/3 evaluating on {HELD_OUT_ROWS:,} sentences that training never saw")
+    print_now(trained.summary())
+    print_now(f"2/3 evaluating on {HELD_OUT_ROWS:,} sentences that training never saw")
     held_out = evaluate(EvaluateSettings(model=str(out / "bundle"), data=str(out / "labelled" / "held_out.parquet")))
-    say(f"3/3 scoring all {len(ratings):,} sentences")
+    print_now(f"3/3 scoring all {len(ratings):,} sentences")
     scored = score(
         prepare(ScoreSettings(model=str(out / "bundle"), input=str(out / "corpus"), out=str(out / "scored")))
     )
-    return summarise(out, ratings, trained, held_out, scored, time.monotonic() - started)
+    return summarize(out, ratings, trained, held_out, scored, time.monotonic() - started)
 
 
-def make_room(out: Path) -> None:
-    """Remove an earlier demo. Refuses a folder that holds anything else."""
+def remove_earlier_demo(out: Path) -> None:
+    """Remove the folder of an earlier demo. Raises `UserError` if it holds anything else."""
     if not out.exists():
         return
-    strange = [name for name in os.listdir(out) if name not in CONTENT] if out.is_dir() else [out.name]
-    if strange:
-        raise UserError(f"--out {out} holds something else than a demo ({strange[0]}); choose another folder")
+    foreign = [name for name in os.listdir(out) if name not in CONTENT] if out.is_dir() else [out.name]
+    if foreign:
+        raise UserError(f"--out {out} holds {foreign[0]}, which is not part of a demo. Choose another folder.")
     shutil.rmtree(out)
 
 
 def find_encoder() -> str:
-    """Return the folder of the demo's encoder: of its package where that is installed, else fetched into the cache."""
+    """Return the folder of the demo's encoder, from its package if that is installed, else from the cache.
+
+    Fetches it into the cache if it is in neither. Raises `UserError` if it cannot be fetched.
+    """
     spec = importlib.util.find_spec(ENCODER_PACKAGE)
     if spec is not None and spec.origin is not None:
         return str(Path(spec.origin).parent / "model")
@@ -138,7 +148,7 @@ def find_encoder() -> str:
 def read_ratings(archive: Path) -> pa.Table:
     """Read id, text, label, rating and kind of all sentences from the four rating files of the archive."""
     with tarfile.open(archive) as outer:
-        inner = outer.extractfile(INNER).read()  # type: ignore[union-attr]  # it is a regular file
+        inner = outer.extractfile(INNER_ARCHIVE).read()  # type: ignore[union-attr]  # it is a regular file
     rows = []
     with tarfile.open(fileobj=io.BytesIO(inner)) as files:
         for kind, prefix in KINDS.items():
@@ -147,7 +157,7 @@ def read_ratings(archive: Path) -> pa.Table:
             for line in lines:
                 if line.strip():
                     number, rating, text = line.rstrip("\r").split("\t", 2)
-                    label = NAMES[1 + (float(rating) >= NEUTRAL) - (float(rating) <= -NEUTRAL)]
+                    label = NAMES[1 + (float(rating) >= NEUTRAL_BELOW) - (float(rating) <= -NEUTRAL_BELOW)]
                     rows.append((f"{kind}-{number}", text, label, float(rating), kind))
     return pa.table(
         dict(zip(("id", "text", "label", "rating", "kind"), map(list, zip(*rows, strict=True)), strict=True))
@@ -155,7 +165,7 @@ def read_ratings(archive: Path) -> pa.Table:
 
 
 def write_corpus(ratings: pa.Table, folder: Path) -> None:
-    """The texts as Hive-partitioned shards, `kind=movies/part-0.parquet` and so on."""
+    """Write the texts as Hive-partitioned shards, `kind=movies/part-0.parquet` and so on."""
     for kind in KINDS:
         table = ratings.filter(pc.equal(ratings["kind"], kind)).select(["id", "text"])
         (folder / f"kind={kind}").mkdir(parents=True)
@@ -164,8 +174,17 @@ def write_corpus(ratings: pa.Table, folder: Path) -> None:
             pq.write_table(table.slice(first, stop - first), folder / f"kind={kind}" / f"part-{shard}.parquet")
 
 
-def summarise(out: Path, ratings: pa.Table, trained: Trained, held_out: dict, scored: Scored, seconds: float) -> str:
-    """Writes `report.html`; returns the table and sentences for the terminal."""
+def summarize(out: Path, ratings: pa.Table, trained: Trained, held_out: dict, scored: Scored, seconds: float) -> str:
+    """Write `report.html` and return the summary for the terminal.
+
+    Args:
+        out: The demo's folder.
+        ratings: All sentences with their ratings.
+        trained: Result of the training.
+        held_out: Metrics on the held-out sentences.
+        scored: Result of the scoring.
+        seconds: Time of the whole demo.
+    """
     rows = (
         pads.dataset(str(out / "scored"), partitioning="hive")
         .to_table()
@@ -175,21 +194,17 @@ def summarise(out: Path, ratings: pa.Table, trained: Trained, held_out: dict, sc
     for kind in KINDS:
         labels = rows.filter(pc.equal(rows["kind"], kind))["label"].to_pylist()
         shares[kind] = {name: labels.count(name) / len(labels) for name in NAMES}
-    order = rows.sort_by([("confidence", "descending"), ("id", "ascending")])
-    surest = [order.filter(pc.equal(order["label"], name)).slice(0, SHOWN) for name in NAMES]
-    least = order.slice(len(order) - len(NAMES) * SHOWN)
-    sentences = {"most confident": pa.concat_tables(surest), "least confident": least}
+    sentences = choose_sentences(rows)
 
     run = scored.summary["run"]
-    lines = [describe(held_out), "", f"{'label shares':>15} " + " ".join(f"{name:>9}" for name in NAMES)]
+    lines = [describe_metrics(held_out), "", f"{'label shares':>15} " + " ".join(f"{name:>9}" for name in NAMES)]
     lines += [
-        f"{kind:>15} " + " ".join(f"{100 * share:7.1f} %" for share in group.values()) for kind, group in shares.items()
+        f"{kind:>15} " + " ".join(f"{100 * share:7.1f} %" for share in kind_shares.values())
+        for kind, kind_shares in shares.items()
     ]
-    for name, some in sentences.items():
-        lines += ["", f"{name} (label, confidence, mean human rating)"]
-        lines += [
-            f"  {r['label']:8} {r['confidence']:.3f} {r['rating']:+.1f}  {_short(r['text'])}" for r in some.to_pylist()
-        ]
+    for title, chosen in sentences.items():
+        lines += ["", f"{title} (label, confidence, mean human rating)"]
+        lines += [f"  {r['label']:8} {r['confidence']:.3f} {r['rating']:+.1f}  {_shorten(r['text'])}" for r in chosen]
     lines += [
         "",
         f"training {trained.info.training['rows_per_second']:,.0f} rows/s, "
@@ -200,55 +215,44 @@ def summarise(out: Path, ratings: pa.Table, trained: Trained, held_out: dict, sc
     return "\n".join(lines)
 
 
-def make_page(trained: Trained, held_out: dict, scored: Scored, shares: dict, sentences: dict[str, pa.Table]) -> str:
-    s, t = scored.summary, trained.info.training
-    figures = {
-        "Loss": report.loss_curve(trained.log),
-        "Confusion matrix": report.confusion_matrix(held_out),
-        "Reliability diagram": report.reliability_diagram(held_out),
-        "Confidence histogram": report.confidence_histogram(s["confidence_histogram"]),
-        "Label shares by kind": report.label_shares(shares),
+def choose_sentences(rows: pa.Table) -> dict[str, list[dict]]:
+    """Choose the most confident sentences of each label and the least confident ones of all."""
+    order = rows.sort_by([("confidence", "descending"), ("id", "ascending")])
+    most = [order.filter(pc.equal(order["label"], name)).slice(0, SHOWN_SENTENCES) for name in NAMES]
+    least = order.slice(len(order) - len(NAMES) * SHOWN_SENTENCES)
+    return {"most confident": pa.concat_tables(most).to_pylist(), "least confident": least.to_pylist()}
+
+
+def make_page(
+    trained: Trained,
+    held_out: dict,
+    scored: Scored,
+    shares: dict[str, dict[str, float]],
+    sentences: dict[str, list[dict]],
+) -> str:
+    """Make the demo's report. `shares` are those of the labels in each kind of text."""
+    drawn = {
+        "Loss": figures.loss_curve(trained.log),
+        "Confusion matrix": figures.confusion_matrix(held_out),
+        "Reliability diagram": figures.reliability_diagram(held_out),
+        "Confidence histogram": figures.confidence_histogram(scored.summary["confidence_histogram"]),
+        "Label shares by kind of text": figures.label_shares(shares),
     }
-    tables = {
-        name: report.html_table(
-            ["label", "confidence", "mean human rating", "kind", "sentence"],
-            [[r["label"], r["confidence"], r["rating"], r["kind"], r["text"]] for r in some.to_pylist()],
-        )
-        for name, some in sentences.items()
-    }
-    numbers = report.html_table(
-        ["measure", "value"],
-        [
-            ["accuracy", held_out["accuracy"]],
-            ["macro-F1", held_out["macro_f1"]],
-            ["expected calibration error", held_out["ece"]],
-            ["Brier score", held_out["brier"]],
-            ["held-out sentences", held_out["n"]],
-            ["training rows/s", t["rows_per_second"]],
-            ["scoring rows/s, start-up included", s["run"]["rows_per_second"]],
-            ["sentences scored", s["rows"]],
-        ],
-    )
-    lead = (
-        f"An encoder (all-MiniLM-L6-v2) fine-tuned on {t['data']['train_rows']:,} sentences, evaluated on "
-        f"{held_out['n']:,} it never saw, then used to score all {s['rows']:,} (training sentences included). "
-        "The people's ratings are from Hutto and Gilbert (2014), ICWSM-14."
-    )
-    return report.page(
-        "sentiment-core demo",
-        lead,
-        [
-            ("Held-out sentences", numbers),
-            ("Pictures", report.pictures({name: report.png(figure) for name, figure in figures.items()})),
-            ("Most confident", tables["most confident"]),
-            ("Least confident", tables["least confident"]),
-        ],
+    return html.render(
+        "demo.html",
+        title="sentiment-core demo",
+        training=trained.info.training,
+        held_out=held_out,
+        summary=scored.summary,
+        images={title: figures.to_png(figure) for title, figure in drawn.items()},
+        sentences=sentences,
     )
 
 
-def say(text: str) -> None:
+def print_now(text: str) -> None:
+    """Print a line at once, also where the output goes to a file."""
     print(text, flush=True)
 
 
-def _short(text: str, width: int = 90) -> str:
+def _shorten(text: str, width: int = 90) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"

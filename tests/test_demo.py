@@ -50,13 +50,13 @@ def test_an_index_out_of_reach_is_said_with_what_to_do(tmp_path, monkeypatch):
         demo.TEXTS.fetch()
 
 
-def test_room_is_made_only_in_a_folder_of_the_demo(tmp_path):
+def test_only_a_folder_of_the_demo_is_removed(tmp_path):
     out = tmp_path / "demo"
     (out / "bundle").mkdir(parents=True)
     (out / "_training-bundle").mkdir()  # of one that was stopped
-    demo.make_room(out)
+    demo.remove_earlier_demo(out)
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("")
-    with pytest.raises(UserError, match=r"something else than a demo \(mine.txt\)"):
-        demo.make_room(out)
+    with pytest.raises(UserError, match=r"holds mine.txt, which is not part of a demo. Choose another folder."):
+        demo.remove_earlier_demo(out)

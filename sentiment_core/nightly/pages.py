@@ -1,235 +1,195 @@
-"""The pages of nights, for people and for other tools, beside their records: `NIGHT.html`, `index.html` over all nights
-and `nights.jsonl` with a line for each. Static files, made anew from the records, that open from a disk or a bucket."""
+"""Write the pages of nights beside their records: `NIGHT.html`, `index.html` over all nights, and `nights.jsonl`.
 
-import html
+The pages are for people, `nights.jsonl` (one line a night) for other tools. All are static files, made anew from the
+records, and open from a disk or a bucket. To add a figure of a night, add an entry to `draw_night`; to add one over
+all nights, to `draw_trends`.
+"""
+
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from sentiment_core.nightly.drift import CONFIDENCES, LABELS, LENGTHS
 from sentiment_core.nightly.record import FOLDER, PAST, REFERENCE, WHOLE, Night, compared_with, past_profile
-from sentiment_core.report import figures as report
+from sentiment_core.report import html
+from sentiment_core.report.figures import BLUE, GREY, LIGHT, RED, escape_dollars, new_figure, to_png
 from sentiment_core.runtime import storage
 
 SHOWN_NIGHTS = 90  # in the trends
 SHOWN_PARTITIONS = 30
-COLOURS = {REFERENCE: report.LIGHT, PAST: report.GREY, WHOLE: report.BLUE}
+COLORS = {REFERENCE: LIGHT, PAST: GREY, WHOLE: BLUE}
+DISTRIBUTIONS = {LABELS: "Labels", CONFIDENCES: "Confidence", LENGTHS: "Text length"}  # and their figures' titles
+BADGES = {"ok": "good", "attention": "warning", "shards failed": "warning", "running or killed": "plain"}  # else "bad"
 
 
-def write(place: str, nights: Sequence[Night], night: str) -> None:
-    """The page of one night, and those over all, by their names."""
-    index = next(i for i, each in enumerate(nights) if each.night == night)
+def write(path: str, nights: Sequence[Night], name: str) -> None:
+    """Write the page of the night `name`, and those over all `nights`, into the output folder at `path`."""
+    position = next(i for i, night in enumerate(nights) if night.night == name)
     files = {
-        f"{night}.html": night_page(nights[index], nights[:index]),
+        f"{name}.html": night_page(nights[position], nights[:position]),
         "index.html": index_page(nights),
-        "nights.jsonl": "".join(json.dumps(each.line, ensure_ascii=False) + "\n" for each in nights),
+        "nights.jsonl": "".join(json.dumps(night.line, ensure_ascii=False) + "\n" for night in nights),
     }
-    for name, content in files.items():
-        storage.write_file(storage.join(place, FOLDER, name), content.encode())
+    for file_name, content in files.items():
+        storage.write_file(storage.join(path, FOLDER, file_name), content.encode())
 
 
 def outcome(night: Night) -> str:
-    """A word or two."""
+    """Name the outcome of a night in a word or two."""
     if night.state != "done":
-        return {"running": "running, or killed"}.get(night.state, night.state)
-    return {0: "well", 1: "wrong", 3: "shards failed", 4: "needs a look"}.get(night.exit_code or 0, "failed")
+        return "running or killed" if night.state == "running" else night.state
+    if night.exit_code == 1 and not any(alarm.startswith("verification") for alarm in night.alarms):
+        return "failed"
+    return {0: "ok", 1: "verification failed", 3: "shards failed", 4: "attention"}.get(night.exit_code or 0, "failed")
 
 
 def night_page(night: Night, before: Sequence[Night]) -> str:
-    alarms = "".join(f"<li>{html.escape(alarm)}</li>" for alarm in night.alarms)
-    lead = (
-        f"{outcome(night).capitalize()}. {night.rows:,} rows scored, {night.left:,} left, of {night.corpus_rows:,}. "
-        f"<a href='index.html'>All nights</a>"
+    """Make the page of a night. `before` are the nights before it."""
+    partitions = list(night.partitions.items())[:SHOWN_PARTITIONS]
+    return html.render(
+        "night.html",
+        title=f"Night {night.night}",
+        night=night,
+        outcome=outcome(night),
+        badges=BADGES,
+        rate=_rows_per_second(night),
+        renewal=renewed(night) if night.renewal else "",
+        images=_images(draw_night(night, before)) if night.rows else {},
+        partitions=[(name, profile["rows"], _label_shares(profile)) for name, profile in partitions],
     )
-    numbers = report.html_table(
-        ["measure", "value"],
-        [
-            ["rows scored", night.rows],
-            ["rows left for later", night.left],
-            ["rows of the corpus", night.corpus_rows],
-            ["tokens", night.tokens],
-            ["rows/s of the last run that scored any, start-up included", _speed(night) or ""],
-            ["outputs removed", night.removed],
-            ["exit code", "" if night.exit_code is None else str(night.exit_code)],
-            ["model", night.model],
-            ["bundle", night.bundle],
-        ],
-    )
-    runs = report.html_table(
-        ["begun (UTC)", "seconds", "rows", "outcome", "computed by"],
-        [
-            [run["begun"], float(run["seconds"]), run["rows"], run["outcome"], ", ".join(run.get("computed_by", []))]
-            for run in night.runs
-        ],
-    )
-    sections = [("Alarms", f"<ul>{alarms}</ul>")] if alarms else []
-    sections += [("Figures", numbers)]
-    if night.rows:
-        sections.append(
-            ("Beside past nights and the evaluation rows", report.pictures(_images(figures(night, before))))
-        )
-    if night.comparisons:
-        sections.append(("Drift", _comparisons(night)))
-    if night.partitions:
-        sections.append(("Partitions", _partitions(night)))
-    if night.failed_shards:
-        failed = [[shard["source"], shard["reason"]] for shard in night.failed_shards]
-        sections.append(("Failed shards", report.html_table(["shard", "reason"], failed)))
-    sections.append(("Verified", report.html_table(["finding", "number"], [list(p) for p in night.verified.items()])))
-    if night.renewal:
-        sections.append(("Model", f"<p>{html.escape(renewed(night))}</p>"))
-    sections.append(("Runs", runs))
-    return report.page(f"Night {night.night}", lead, sections)
-
-
-def renewed(night: Night) -> str:
-    kind = "promoted" if night.renewal["promoted"] else "refused"
-    return f"{night.renewal['candidate']} {kind}: {night.renewal['reason']}"
 
 
 def index_page(nights: Sequence[Night]) -> str:
-    """All nights, the newest first, and how they compare."""
-    done = [night for night in nights if night.profile and night.rows][-SHOWN_NIGHTS:]
-    head = (
-        "<tr>"
-        + "".join(f"<th>{name}</th>" for name in ("night", "outcome", "alarms", "bundle", "model"))
-        + "".join(f"<th class=number>{name}</th>" for name in ("rows", "left", "rows/s"))
-    )
-    rows = [
-        f"<tr><td class=number><a href='{html.escape(n.night)}.html'>{html.escape(n.night)}</a></td>"
-        f"<td>{outcome(n)}</td>"
-        f"<td>{'<br>'.join(map(html.escape, n.alarms))}</td><td>{n.bundle[:12]}</td>"
-        f"<td>{html.escape(renewed(n)) if n.renewal else ''}</td><td class=number>{n.rows:,}</td>"
-        f"<td class=number>{n.left:,}</td>"
-        f"<td class=number>{f'{_speed(n):,.0f}' if _speed(n) else ''}</td></tr>"
-        for n in reversed(nights)
+    """Make the page over all nights: the trends, then a line for each night, the newest first."""
+    with_rows = [night for night in nights if night.profile and night.rows][-SHOWN_NIGHTS:]
+    lines = [
+        {
+            "night": night,
+            "outcome": outcome(night),
+            "renewal": renewed(night) if night.renewal else "",
+            "rate": _rows_per_second(night),
+        }
+        for night in reversed(nights)
     ]
-    well = sum(outcome(night) == "well" for night in nights)
-    lead = f"{len(nights):,} nights, {well:,} of them well. {sum(night.rows for night in nights):,} rows scored."
-    sections = [("Trends", report.pictures(_images(_trends(done))))] if done else []
-    sections.append(("Nights", f"<table>{head}</tr>{''.join(rows)}</table>"))
-    return report.page("Nights", lead, sections)
+    return html.render(
+        "nights.html",
+        title="Nights",
+        lines=lines,
+        badges=BADGES,
+        ok_nights=sum(line["outcome"] == "ok" for line in lines),
+        rows=sum(night.rows for night in nights),
+        images=_images(draw_trends(with_rows)) if with_rows else {},
+    )
 
 
-def _speed(night: Night) -> float:
-    """Rows a second of the last run that scored any; 0 without one."""
-    return next((float(run["rows_per_second"]) for run in reversed(night.runs) if run.get("rows")), 0.0)
+def renewed(night: Night) -> str:
+    """Describe what became of the candidate that a night trained."""
+    decision = "promoted" if night.renewal["promoted"] else "refused"
+    return f"{night.renewal['candidate']} {decision}: {night.renewal['reason']}"
 
 
-def figures(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
-    """What a night's rows are like, beside what they are compared with."""
-    of_each = {
+def draw_night(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
+    """Draw the distributions of a night's rows beside those that it is compared with, by the figure's title."""
+    distributions_of = {
         REFERENCE: night.reference.get("distributions", {}),
         PAST: past_profile(compared_with(before), night).distributions,
         WHOLE: night.profile["distributions"],
     }
     drawn = {}
-    for what in (LABELS, CONFIDENCES, LENGTHS):
-        known = {name: np.array(distributions.get(what, ()), float) for name, distributions in of_each.items()}
-        known = {name: rows / rows.sum() for name, rows in known.items() if rows.sum()}
-        drawn[what] = _beside(what, night.labels, known)
+    for distribution, title in DISTRIBUTIONS.items():
+        rows_of = {
+            name: np.array(distributions.get(distribution, ()), float)
+            for name, distributions in distributions_of.items()
+        }
+        shares = {name: rows / rows.sum() for name, rows in rows_of.items() if rows.sum()}
+        drawn[title] = _draw_distribution(distribution, night.labels, shares)
     return drawn
 
 
-def _images(drawn: dict[str, Figure]) -> dict[str, bytes]:
-    return {name: report.png(figure) for name, figure in drawn.items()}
+def draw_trends(nights: Sequence[Night]) -> dict[str, Figure]:
+    """Draw how rows, labels, confidence and drift change from night to night, by the figure's title."""
+    positions = np.arange(len(nights))
+    drawn = {}
+    drawn["Rows"], axes = new_figure("Rows scored", "", "rows")
+    axes.bar(positions, [night.rows for night in nights], color=BLUE)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    drawn["Labels"], axes = new_figure("Labels", "", "share of rows")
+    for label in dict.fromkeys(label for night in nights for label in night.labels):
+        shares = [dict(zip(night.labels, _label_shares(night.profile), strict=True)) for night in nights]
+        axes.plot(positions, [share.get(label, np.nan) for share in shares], marker=".", label=escape_dollars(label))
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False)
+    drawn["Confidence"], axes = new_figure("Mean confidence", "", "confidence")
+    axes.plot(positions, [_mean_confidence(night) for night in nights], marker=".", color=BLUE)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    drawn["Drift"], axes = new_figure("Drift from past nights", "", "population stability index")
+    for distribution in DISTRIBUTIONS:
+        axes.plot(positions, [_drift(night, distribution) for night in nights], marker=".", label=distribution)
+    limits = [comparison["limit"] for night in nights for comparison in night.comparisons if comparison["now"] is None]
+    if limits:
+        axes.axhline(limits[-1], color=RED, linestyle="--", linewidth=1, label="limit")
+    axes.legend(frameon=False)
+    for figure in drawn.values():
+        step = max(1, len(nights) // 6)
+        names = [night.night for night in nights][::step]
+        figure.axes[0].set_xticks(positions[::step], names, rotation=30, ha="right")
+    return drawn
 
 
-def _beside(what: str, labels: list[str], shares: dict[str, np.ndarray]) -> Figure:
-    """Shares of a night's rows by bin, beside those of others."""
-    number = len(labels) if what == LABELS else len(next(iter(shares.values()), ()))
-    names = {
+def _draw_distribution(distribution: str, labels: list[str], shares: Mapping[str, np.ndarray]) -> Figure:
+    """Draw the shares of rows by bin, side by side for each name in `shares`."""
+    bins = len(labels) if distribution == LABELS else len(next(iter(shares.values()), ()))
+    bin_names = {
         LABELS: labels,
-        CONFIDENCES: [f"{i / number:.2f}" for i in range(number)],
-        LENGTHS: [f"{2**i:,}" for i in range(number)],
-    }[what]
-    used = np.flatnonzero(np.sum(list(shares.values()), axis=0) > 0)
-    bins = np.arange(used[0], used[-1] + 1) if len(used) and what != LABELS else np.arange(number)
-    title = {LABELS: "Labels", CONFIDENCES: "Confidence", LENGTHS: "Text length"}[what]
-    unit = {LABELS: "label", CONFIDENCES: "confidence, from", LENGTHS: "tokens, from"}[what]
-    figure, axes = report.axes_for(title, unit, "share of rows")
-    at = np.arange(len(bins))
+        CONFIDENCES: [f"{i / bins:.2f}" for i in range(bins)],
+        LENGTHS: [f"{2**i:,}" for i in range(bins)],
+    }[distribution]
+    filled = np.flatnonzero(np.sum(list(shares.values()), axis=0) > 0)
+    shown = np.arange(filled[0], filled[-1] + 1) if len(filled) and distribution != LABELS else np.arange(bins)
+    x_label = {LABELS: "label", CONFIDENCES: "confidence, from", LENGTHS: "tokens, from"}[distribution]
+    figure, axes = new_figure(DISTRIBUTIONS[distribution], x_label, "share of rows")
+    positions = np.arange(len(shown))
     width = 0.8 / max(1, len(shares))
     for i, (name, share) in enumerate(shares.items()):
-        place = at + width * (i - (len(shares) - 1) / 2)
-        axes.bar(place, share[bins], width=width, color=COLOURS[name], label=name)
-    step = max(1, len(bins) // 8)
-    axes.set_xticks(at[::step], [report.verbatim(names[i]) for i in bins][::step])
+        axes.bar(
+            positions + width * (i - (len(shares) - 1) / 2), share[shown], width=width, color=COLORS[name], label=name
+        )
+    step = max(1, -(-len(shown) // 8))  # more names would overlap
+    axes.set_xticks(positions[::step], [escape_dollars(bin_names[i]) for i in shown][::step])
     if shares:
         axes.set_ylim(0, 1.4 * max(share.max() for share in shares.values()))  # room for the legend
         axes.legend(frameon=False, loc="upper center")
     return figure
 
 
-def _trends(nights: Sequence[Night]) -> dict[str, Figure]:
-    names = [night.night for night in nights]
-    at = np.arange(len(names))
-    drawn = {}
-    drawn["Rows"], axes = report.axes_for("Rows scored", "", "rows")
-    axes.bar(at, [night.rows for night in nights], color=report.BLUE)
-    drawn["Labels"], axes = report.axes_for("Labels", "", "share of rows")
-    for label in dict.fromkeys(label for night in nights for label in night.labels):
-        shares = [_share(night, label) for night in nights]
-        axes.plot(at, shares, marker=".", label=report.verbatim(label))
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
-    drawn["Confidence"], axes = report.axes_for("Mean confidence", "", "confidence")
-    axes.plot(at, [_mean_confidence(night) for night in nights], marker=".", color=report.BLUE)
-    drawn["Drift"], axes = report.axes_for("Stability index, from past nights", "", "index")
-    for what in (LABELS, CONFIDENCES, LENGTHS):
-        axes.plot(at, [_index(night, what) for night in nights], marker=".", label=what)
-    limits = [one["limit"] for night in nights for one in night.comparisons if one["now"] is None]
-    if limits:
-        axes.axhline(limits[-1], color=report.RED, linestyle="--", linewidth=1, label="limit")
-    axes.legend(frameon=False)
-    for figure in drawn.values():
-        step = max(1, len(names) // 6)
-        figure.axes[0].set_xticks(at[::step], names[::step], rotation=30, ha="right")
-    return drawn
+def _images(drawn: Mapping[str, Figure]) -> dict[str, bytes]:
+    return {title: to_png(figure) for title, figure in drawn.items()}
 
 
-def _share(night: Night, label: str) -> float:
-    shares = dict(zip(night.labels, night.profile["distributions"][LABELS], strict=True))
-    return shares.get(label, np.nan) / max(1, sum(shares.values()))
+def _rows_per_second(night: Night) -> float:
+    """Return the rate of the last run that scored any rows; 0 if there is none."""
+    return next((float(run["rows_per_second"]) for run in reversed(night.runs) if run.get("rows")), 0.0)
+
+
+def _label_shares(profile: dict) -> list[float]:
+    """Return the share of each label in a profile as JSON, in label order."""
+    rows = np.array(profile["distributions"][LABELS], float)
+    return (rows / max(1, rows.sum())).tolist()
 
 
 def _mean_confidence(night: Night) -> float:
-    """From the middles of the histogram's bins."""
+    """Compute the mean confidence from the middles of the histogram's bins."""
     rows = np.array(night.profile["distributions"][CONFIDENCES], float)
     return float((rows * (np.arange(len(rows)) + 0.5) / len(rows)).sum() / max(1, rows.sum()))
 
 
-def _index(night: Night, what: str) -> float:
-    found = (
-        one["value"]
-        for one in night.comparisons
-        if one["what"] == what and (one["of"], one["against"]) == (WHOLE, PAST)
+def _drift(night: Night, distribution: str) -> float:
+    """Return how far a distribution of the whole night is from past nights; NaN if it was not compared."""
+    values = (
+        comparison["value"]
+        for comparison in night.comparisons
+        if (comparison["what"], comparison["of"], comparison["against"]) == (distribution, WHOLE, PAST)
     )
-    return next(found, np.nan)
-
-
-def _comparisons(night: Night) -> str:
-    told = (
-        "<p>Distributions are compared by the population stability index, shares by how much they have risen. Drift is "
-        "what passes both the limit and what chance alone seldom reaches on so many rows.</p>"
-    )
-    return told + report.html_table(
-        ["what", "of", "against", "value", "limit", "by chance", "drift"],
-        [
-            [
-                *(one[name] for name in ("what", "of", "against", "value", "limit", "chance")),
-                "yes" if one["drifted"] else "",
-            ]
-            for one in night.comparisons
-        ],
-    )
-
-
-def _partitions(night: Night) -> str:
-    rows = []
-    for name, profile in list(night.partitions.items())[:SHOWN_PARTITIONS]:
-        labels = np.array(profile["distributions"][LABELS], float)
-        rows.append([name, profile["rows"], *(labels / max(1, labels.sum())).tolist()])
-    return report.html_table(["partition", "rows", *(f"share {label}" for label in night.labels)], rows)
+    return next(values, np.nan)

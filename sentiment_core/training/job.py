@@ -318,11 +318,10 @@ def train(settings: TrainSettings, place: str | None = None, tracker: tracking.T
             reference=reference_statistics(eval_tokens, after, labels, texts_to_tokens.unknown_id),
             int8=check_int8(model, len(labels), settings.max_length, eval_tokens, train_tokens),
         )
-        from sentiment_core.report import (
-            figures as report,  # matplotlib; the workers, which import this file, do without
-        )
+        # matplotlib, which the workers, who import this file, do without
+        from sentiment_core.report import training_report
 
-        extra = report.evidence(info, log, command_line("train", settings), worst_mistakes(after, eval_part))
+        extra = training_report.make_files(info, log, command_line("train", settings), worst_mistakes(after, eval_part))
         extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in log).encode()
         bundle.write(place, model, model_config, tokenizer, info, extra)
     return Trained(place, info, log)

@@ -111,7 +111,7 @@ def tune(settings: TuneSettings) -> str:
         from sentiment_core.report import figures
 
         extra = {
-            PICTURE: figures.png(figures.search_results(trials, settings.select_by)),
+            PICTURE: figures.to_png(figures.search_results(trials, settings.select_by)),
             LOG: "".join(json.dumps(trial) + "\n" for trial in trials).encode(),
         }
         bundle.copy(storage.join(work, TRIALS, best["id"]), settings.out, extra)

@@ -5,7 +5,6 @@ import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score
 
 from sentiment_core.model import calibration, metrics
-from sentiment_core.report import figures
 
 RNG = np.random.default_rng(0)
 
@@ -76,8 +75,3 @@ def test_a_separable_set_gets_a_finite_temperature():
         calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1]))
         >= calibration.TEMPERATURE_RANGE[0]
     )
-
-
-def test_labels_with_dollars_are_drawn_as_they_are():
-    metrics = {"labels": ["$5_$10", "$5% - $10%"], "confusion": [[3, 1], [0, 2]], "n": 6}
-    assert figures.png(figures.confusion_matrix(metrics)).startswith(b"\x89PNG")

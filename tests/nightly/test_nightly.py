@@ -139,7 +139,7 @@ def test_the_pages_show_every_night_and_the_lines_are_json(played):
     base, records = played
     index = (base / "out" / "_nights" / "index.html").read_text()
     for name in records:
-        assert f"href='{name}.html'" in index
+        assert f'href="{name}.html"' in index
         assert f"<h1>Night {name}</h1>" in (base / "out" / "_nights" / f"{name}.html").read_text()
     lines = [json.loads(line) for line in (base / "out" / "_nights" / "nights.jsonl").read_text().splitlines()]
     assert [(line["night"], line["rows"]) for line in lines] == [(name, n.rows) for name, n in records.items()]
@@ -153,21 +153,15 @@ def test_a_night_is_drawn_beside_past_nights_and_the_evaluation_rows(played):
     assert records["n2"].reference["distributions"]["labels"] == [20, 30]
     assert records["n2"].comparisons  # with past nights; the evaluation rows are too few to compare with
     assert "the bundle's evaluation rows" not in {one["against"] for one in records["n2"].comparisons}
-    drawn = pages.figures(records["n2"], [records["n1"]])
-    assert list(drawn) == ["labels", "confidence", "text length"]
-    (axes,) = drawn["labels"].axes
+    drawn = pages.draw_night(records["n2"], [records["n1"]])
+    assert list(drawn) == ["Labels", "Confidence", "Text length"]
+    (axes,) = drawn["Labels"].axes
     beside = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
     assert list(beside) == ["the bundle's evaluation rows", "past nights", "this night"]
     assert beside["the bundle's evaluation rows"] == [0.4, 0.6]
     assert [sum(shares) for shares in beside.values()] == pytest.approx([1, 1, 1])
-    (axes,) = drawn["text length"].axes  # not noted in this bundle
+    (axes,) = drawn["Text length"].axes  # not noted in this bundle
     assert [bars.get_label() for bars in axes.containers] == ["past nights", "this night"]
-
-
-def test_the_speed_of_a_night_is_that_of_its_last_run_with_rows():
-    runs = [{"rows": 100, "rows_per_second": 9.0}, {"rows": 50, "rows_per_second": 7.0}, {"rows": 0}]
-    assert "<td class=number>7</td></tr>" in pages.index_page([Night("n", runs=runs)])
-    assert "<td class=number></td></tr>" in pages.index_page([Night("n", runs=runs[2:])])
 
 
 def test_a_dry_run_tells_and_writes_nothing(played, models):

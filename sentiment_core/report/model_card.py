@@ -1,0 +1,88 @@
+"""Make a bundle's model card: `README.md` with its numbers, as text and as metadata that the Hugging Face hub shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from sentiment_core.report.html import TEMPLATES
+
+if TYPE_CHECKING:
+    from sentiment_core.model.bundle import BundleInfo
+
+TASK = "text-classification"
+
+
+def make_model_card(info: "BundleInfo", log: Sequence[dict], figures: Mapping[str, str]) -> str:
+    """Make the model card of a bundle.
+
+    Args:
+        info: What the bundle says of itself.
+        log: One record an epoch.
+        figures: File names of the figures by their titles.
+    """
+    encoder = info.training["encoder"]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=["sentiment-core"],
+        base_model=encoder["name"] if encoder["revision"] else None,  # else a folder, which the hub would refuse
+        model_name=make_title(info),
+        eval_results=list_results(info),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATES / "model_card.md"),
+        title=make_title(info),
+        preprocessing=describe_preprocessing(info),
+        info=info,
+        log=log,
+        figures=figures,
+    )
+    return str(card).rstrip() + "\n"
+
+
+def list_results(info: "BundleInfo") -> list[EvalResult]:
+    """List a bundle's metrics on its evaluation rows as the hub's `model-index` wants them."""
+    metrics, origin = info.metrics, info.training["eval_data"]
+    is_on_hub = bool(origin.get("revision"))
+    named = {
+        "accuracy": ("Accuracy", metrics["accuracy"]),
+        "f1": ("Macro F1", metrics["macro_f1"]),
+        "ece": ("Expected calibration error", metrics["ece"]),
+        "brier_score": ("Brier score", metrics["brier"]),
+    }
+    if "mae" in metrics:
+        named["mae"] = ("Mean absolute error, in labels", metrics["mae"])
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=origin["place"].partition(":")[0] if is_on_hub else "labelled-text",
+            dataset_name=origin["place"],
+            dataset_revision=origin.get("revision"),
+            metric_type=kind,
+            metric_name=name,
+            metric_value=value,
+        )
+        for kind, (name, value) in named.items()
+    ]
+
+
+def make_title(info: "BundleInfo") -> str:
+    """Return the heading of a bundle's card and report."""
+    return f"Text classifier: {', '.join(info.labels)}"
+
+
+def describe_preprocessing(info: "BundleInfo") -> str:
+    """Describe in a sentence or two what the bundle does to a text before the encoder reads it."""
+    tokens = info.max_length
+    kept = {
+        "head": f"Texts longer than {tokens} tokens are cut: the first {tokens} tokens are kept.",
+        "tail": f"Texts longer than {tokens} tokens are cut: the last {tokens} tokens are kept.",
+        "head_tail": f"Texts longer than {tokens} tokens are cut: {tokens} tokens are kept, a quarter of them from the "
+        "beginning, the rest from the end.",
+        "window": f"Texts longer than {tokens} tokens are read in overlapping windows of {tokens} tokens, whose logits "
+        "are averaged.",
+    }
+    cleaned = {"none": "", "markup": "HTML tags and character references are replaced first. "}
+    return cleaned[info.clean] + kept[info.truncation]

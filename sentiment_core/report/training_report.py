@@ -1,0 +1,67 @@
+"""Make the files of a bundle that are for people: report, model card and figures."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from matplotlib.figure import Figure
+
+from sentiment_core.report import figures, html
+from sentiment_core.report.model_card import describe_preprocessing, make_model_card, make_title
+
+if TYPE_CHECKING:
+    from sentiment_core.model.bundle import BundleInfo
+
+PAGE, CARD = "report.html", "README.md"
+
+
+class BundleFigure(NamedTuple):
+    """A figure in a bundle's report and model card."""
+
+    title: str
+    file_name: str
+    draw: Callable[["BundleInfo", Sequence[dict]], Figure]  # from the bundle's info and its records of epochs
+
+
+# To add a figure, draw it in figures.py and add a line here.
+FIGURES = (
+    BundleFigure("Confusion matrix", "confusion.png", lambda info, log: figures.confusion_matrix(info.metrics)),
+    BundleFigure("Reliability diagram", "reliability.png", lambda info, log: figures.reliability_diagram(info.metrics)),
+    BundleFigure(
+        "Confidence histogram",
+        "confidence.png",
+        lambda info, log: figures.confidence_histogram(info.reference["confidence_histogram"]),
+    ),
+    BundleFigure(
+        "Accuracy by coverage", "risk_coverage.png", lambda info, log: figures.risk_coverage_curve(info.metrics)
+    ),
+    BundleFigure("Loss", "loss.png", lambda info, log: figures.loss_curve(log)),
+)
+
+
+def make_files(info: "BundleInfo", log: Sequence[dict], command: str, mistakes: Sequence[dict]) -> dict[str, bytes]:
+    """Make a bundle's report, model card and figures, by file name.
+
+    Args:
+        info: What the bundle says of itself.
+        log: One record an epoch.
+        command: The command that made the bundle.
+        mistakes: The worst mistakes, each with label, predicted, confidence and text.
+    """
+    images = {figure.title: figures.to_png(figure.draw(info, log)) for figure in FIGURES}
+    page = html.render(
+        "training.html",
+        title=make_title(info),
+        preprocessing=describe_preprocessing(info),
+        info=info,
+        log=log,
+        command=command,
+        mistakes=mistakes,
+        images=images,
+        details=json.dumps(info.training, indent=2, ensure_ascii=False),
+    )
+    card = make_model_card(info, log, {figure.title: figure.file_name for figure in FIGURES})
+    return {figure.file_name: images[figure.title] for figure in FIGURES} | {
+        PAGE: page.encode(),
+        CARD: card.encode(),
+    }
