@@ -1,6 +1,8 @@
 # make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
 # make test     the tests
-# make lint     ruff and mypy
+# make unit     the tests that need no Ray, in random order; takes less than a minute
+# make lint     ruff, mypy, the order of the packages, the words of docstrings and documents
+# make lock     renews constraints.txt; LOCK=FILE writes another file
 # make docs     the documentation site, in site/
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
 # make chaos    kills what scores at random, for MINUTES into a folder and into a store, what trains and what searches,
@@ -10,23 +12,36 @@
 
 PYTHON ?= python3
 MINUTES ?= 10
+LOCK ?= constraints.txt
+RULES = tests/test_structure.py tests/test_words.py
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test chaos lint docs benchmark format clean
+.PHONY: demo test unit chaos lint lock docs benchmark format clean
 
 demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
 
 test: .venv/.test
-	.venv/bin/python -m pytest --durations=15
+	.venv/bin/python -m pytest -p no:randomly --durations=15
+
+unit: .venv/.test
+	.venv/bin/python -m pytest -m "not ray and not slow and not chaos"
 
 chaos: .venv/.test
-	CHAOS_MINUTES=$(MINUTES) .venv/bin/python -m pytest -s tests/chaos
+	.venv/bin/python -m pytest -p no:randomly -s --chaos-minutes=$(MINUTES) tests/chaos
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/python -m pytest -q -p no:randomly --noconftest $(RULES)
+
+# torch stays at its pin. Constraints of packages that nothing installs, such as CUDA's, do no harm.
+lock: .venv/.dev
+	grep '^torch==' constraints.txt | .venv/bin/uv pip compile --quiet --all-extras --upgrade --no-annotate --no-header \
+		--python .venv/bin/python --constraint - pyproject.toml > $(LOCK).new
+	{ echo "# Versions that make installs. Renewed by 'make lock'."; sed 's/+cpu$$//' $(LOCK).new; } > $(LOCK)
+	rm $(LOCK).new
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet

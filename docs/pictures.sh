@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make the pictures in these pages. Needs Chromium and runs/demo (`make demo`). The nights are those that a test plays:
 #
-#   KEEP=/tmp/nights CHAOS_MINUTES=1 .venv/bin/python -m pytest tests/chaos/test_nights.py
+#   KEEP=/tmp/nights .venv/bin/python -m pytest --chaos-minutes=1 tests/chaos/test_nights.py
 #   docs/pictures.sh /tmp/nights
 #
 # Without the folder of nights it makes the other pictures only.

@@ -37,7 +37,7 @@ class Command:
 
     @property
     def description(self) -> str:
-        """What `--help` shows above the flags."""
+        """Return the text that `--help` shows above the flags."""
         return f"{self.summary}\n\n{self.details}"
 
 

@@ -22,6 +22,33 @@ from sentiment_core.runtime import connection
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--chaos-minutes",
+        type=float,
+        default=0.0,
+        metavar="MINUTES",
+        help="run the tests marked chaos; kill for so long in each of a folder and a store",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts Ray here, and the tests of tests/chaos, which need --chaos-minutes."""
+    for item in items:
+        if "ray_here" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+        if "chaos" in item.path.parts:
+            item.add_marker("chaos")
+            if not config.getoption("--chaos-minutes"):
+                item.add_marker(pytest.mark.skip(reason="needs --chaos-minutes, as `make chaos` sets it"))
+
+
+@pytest.fixture(scope="session")
+def chaos_minutes(request: pytest.FixtureRequest) -> float:
+    return request.config.getoption("--chaos-minutes")
+
+
 GOOD = ["wonderful", "great", "superb", "lovely", "delightful", "excellent", "charming", "fun"]
 BAD = ["awful", "terrible", "dreadful", "boring", "horrible", "poor", "tedious", "bad"]
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.ray
 REPO = Path(__file__).resolve().parents[1]
 
 

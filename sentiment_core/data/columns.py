@@ -77,7 +77,7 @@ class _SchemaVariant:
 
 
 class SchemaDifferences:
-    """How the columns to keep differ between shards.
+    """Differences between shards in the columns to keep.
 
     Each output has the columns of its own shard, with the types they have there.
     """

@@ -41,7 +41,7 @@ class DroppedRows:
 
 @dataclass(frozen=True)
 class DataOrigin:
-    """Where labelled text came from; the part of `sentiment.json` that describes it."""
+    """Origin of labelled text; the part of `sentiment.json` that describes it."""
 
     place: str = ""  # path, URI or hub name, as the user gave it
     files: int | None = None  # None for a hub data set

@@ -36,7 +36,7 @@ def connect() -> None:
 
 
 def connect_for(workers: int, folder: str) -> None:
-    """Connect to a cluster that has the workers, all of which can write to `folder`. Raises `UserError`."""
+    """Connect to a cluster that has the workers, each able to write to `folder`. Raises `UserError`."""
     connect()
     preflight.check_workers(workers)
     preflight.check_writable(folder)

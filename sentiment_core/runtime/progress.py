@@ -122,7 +122,7 @@ def repeat_every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
 
 
 class Monitor:
-    """What the first worker tells of the run, until the driver asks."""
+    """Report of the first worker on the run, kept until the driver asks."""
 
     def __init__(self) -> None:
         self.rows_before: int | None = None  # when the run began, or went on

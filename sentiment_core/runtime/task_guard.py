@@ -34,7 +34,7 @@ class TaskGuard:
 
     @classmethod
     def start(cls, limit_s: float) -> "TaskGuard":
-        """Start the counter of attempts beside the driver. If it dies it counts anew."""
+        """Start the counter of attempts beside the driver. If it dies it starts again at 0."""
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(AttemptCounter)
         attempts: ActorHandle = actor.options(  # type: ignore[assignment]
             scheduling_strategy=cluster.pin_to_this_node()

@@ -1,4 +1,4 @@
-"""What came of a text: the codes of the `status` column, their names, and abstention."""
+"""Name the outcomes of a text (the codes of the `status` column) and abstain below a confidence."""
 
 import numpy as np
 

@@ -93,7 +93,7 @@ class Tokenizer:
 
         The ids are those of transformers' `tokenizer(text, truncation=True)` of the cleaned text, cut as the
         preprocessing says. Those of several windows stand one after another, each with its special tokens and
-        `max_length` long. A text of which nothing but special tokens is left is `EMPTY`; such texts and nulls have no
+        `max_length` long. A text that leaves only special tokens is `EMPTY`; such texts and nulls have no
         ids.
         """
         chunks = [self._encode_chunk(texts[start : start + CHUNK_TEXTS]) for start in range(0, len(texts), CHUNK_TEXTS)]

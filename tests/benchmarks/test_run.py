@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from tests.conftest import sentences
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_on_the_same_texts(tiny_bundle, tmp_path):
     pq.write_table(sentences(60, seed=0), tmp_path / "a.parquet")
     command = [sys.executable, str(BENCHMARK), "--model", tiny_bundle, "--text", str(tmp_path / "a.parquet")]

@@ -25,7 +25,6 @@ import pytest
 
 from sentiment_core.scoring.verify import VerifySettings, verify
 from tests import s3
-from tests.chaos import MINUTES, needs_minutes
 from tests.conftest import sentences
 from tests.nodes import ray_command, two_nodes
 
@@ -110,9 +109,8 @@ def place(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem, str, 
         yield f"s3://{path}", s3.filesystem(port), path, s3.environment(port)
 
 
-@needs_minutes
 @needs_linux
-def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_path):
+def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_path, chaos_minutes):
     out, filesystem, path, env = place
     seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
     print(f"CHAOS_SEED={seed}, into {out}")
@@ -136,7 +134,7 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
 
     check(score(str(tmp_path / "calm")))
     runs, kills = 0, Counter()
-    until = time.monotonic() + 60 * MINUTES
+    until = time.monotonic() + 60 * chaos_minutes
     while time.monotonic() < until or not kills:
         met, code, output = run_disturbed(rng, score(out), os.environ | env)
         runs, there = runs + 1, files()
@@ -163,7 +161,6 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
     assert duckdb.sql(f"({calm} except all {disturbed}) union all ({disturbed} except all {calm})").fetchall() == []
 
 
-@needs_minutes
 @needs_linux
 def test_a_node_that_dies_takes_nothing_along(tiny_bundle, tmp_path):
     (tmp_path / "in").mkdir()
@@ -187,7 +184,6 @@ def test_a_node_that_dies_takes_nothing_along(tiny_bundle, tmp_path):
     assert (found.exit_code, found.rows_out) == (0, SHARDS * ROWS)
 
 
-@needs_minutes
 def test_a_run_of_which_all_tasks_hang_stops(tiny_bundle, tmp_path):
     (tmp_path / "in").mkdir()
     for shard in range(12):
@@ -201,7 +197,6 @@ def test_a_run_of_which_all_tasks_hang_stops(tiny_bundle, tmp_path):
     assert "stopped: the last 5 tasks all failed, at last with: its process died or hung 4 times" in done.stdout
 
 
-@needs_minutes
 def test_a_model_that_no_worker_can_load_stops_the_run(tiny_bundle, tmp_path):
     model = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
     (model / "model.safetensors").write_bytes(b"broken")

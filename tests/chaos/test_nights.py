@@ -18,7 +18,6 @@ import yaml
 
 from sentiment_core.model import bundle
 from sentiment_core.scoring.verify import VerifySettings, verify
-from tests.chaos import needs_minutes
 from tests.conftest import make_bundle, sentences, shard
 from tests.nodes import submit, two_nodes
 
@@ -34,7 +33,6 @@ def labelled(place: Path, rows: int, seed: int, right: bool = True) -> None:
     pq.write_table(table, place)
 
 
-@needs_minutes
 def test_twelve_nights(packaged_encoder, tmp_path):
     base, models, out = tmp_path, tmp_path / "models", tmp_path / "out"
     make_bundle(packaged_encoder, models / "first")

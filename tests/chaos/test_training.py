@@ -15,12 +15,10 @@ import pytest
 
 from sentiment_core.errors import UserError
 from sentiment_core.training.job import SNAPSHOT, TrainSettings, train
-from tests.chaos import needs_minutes
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-@needs_minutes
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny_encoder, labelled, tmp_path):
     """The whole job twice, then a worker, each at a random moment after a new checkpoint. Dropout included."""
     flags = {"data": labelled, "model": tiny_encoder, "lr": 1e-4, "batch_size": 8, "ema_decay": 0.9}

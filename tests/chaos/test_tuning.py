@@ -12,12 +12,10 @@ import psutil
 
 from sentiment_core.model import bundle
 from sentiment_core.training.tuning import TuneSettings, tune
-from tests.chaos import needs_minutes
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-@needs_minutes
 def test_a_search_that_was_killed_goes_on_and_keeps_the_best_trial(ray_here, tiny_encoder, labelled, tmp_path):
     out = tmp_path / "best"
     flags = {"data": labelled, "model": tiny_encoder, "out": str(out), "trials": 2, "epochs": 1, "select_by": "loss"}
@@ -51,7 +49,6 @@ def test_a_search_that_was_killed_goes_on_and_keeps_the_best_trial(ray_here, tin
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
 
 
-@needs_minutes
 def test_a_trial_that_fails_does_not_cost_the_others(ray_here, tiny_encoder, labelled, tmp_path, capsys):
     settings = TuneSettings(
         data=labelled, model=tiny_encoder, out=str(tmp_path / "best"), epochs=1, trials=2,
@@ -73,7 +70,6 @@ def test_a_trial_that_fails_does_not_cost_the_others(ray_here, tiny_encoder, lab
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "curves"]
 
 
-@needs_minutes
 def test_what_trials_that_were_stopped_had_reserved_is_free_for_the_next(ray_here, tiny_encoder, labelled, tmp_path):
     search = ("lr=1e-6..1e-5", "head_lr=1e-6..1e-2")
     tune(

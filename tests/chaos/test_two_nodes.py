@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentiment_core.scoring.verify import VerifySettings, verify
-from tests.chaos import needs_minutes
 from tests.conftest import sentences
 from tests.nodes import submit, two_nodes
 
@@ -17,7 +16,6 @@ def cluster():
         yield found
 
 
-@needs_minutes
 def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path):
     """The same commands as on a laptop. Both nodes take part: each has one CPU, and two workers want one each."""
     pq.write_table(sentences(400, seed=0), tmp_path / "train.parquet")
@@ -41,7 +39,6 @@ def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path)
     assert (found.exit_code, found.rows_out) == (0, 600)
 
 
-@needs_minutes
 def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_path):
     pq.write_table(sentences(10, seed=0), tmp_path / "a.parquet")
     code, output = submit(

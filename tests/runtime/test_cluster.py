@@ -63,6 +63,7 @@ printf '%s\\n' "$*" >> {log}
 """
 
 
+@pytest.mark.ray
 def test_ray_up_and_down_on_aws(config, tmp_path):
     """The launcher's commands, by the words of cluster.yaml, on moto's AWS, with nodes that only take orders down."""
     home, tools, log = tmp_path / "home", tmp_path / "bin", tmp_path / "asked"
