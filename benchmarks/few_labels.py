@@ -24,7 +24,8 @@ from transformers import AutoTokenizer
 from sentiment_core.cli import run_and_exit
 from sentiment_core.config import REQUIRED, parse, setting
 from sentiment_core.data import labelled
-from sentiment_core.training.job import TrainSettings, train
+from sentiment_core.training.job import train
+from sentiment_core.training.settings import TrainSettings
 
 RESULTS = Path(__file__).parent / "results" / "few_labels.jsonl"
 EPOCHS, COPIES = {100: 4, 1000: 3}, {100: 4, 1000: 2}  # by rows; several copies in an epoch save evaluations
@@ -143,8 +144,8 @@ def run(
         "settings": train_settings,
         "accuracy": trained.info.metrics["accuracy"],
         "ece": trained.info.calibration["ece_cross_fitted"],
-        "by_epoch": [record["eval"]["accuracy"] for record in trained.log],
-        "seconds": sum(record["seconds"] for record in trained.log),
+        "by_epoch": [record.eval.accuracy for record in trained.log],
+        "seconds": sum(record.seconds for record in trained.log),
     }
 
 

@@ -37,7 +37,8 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, classifier
 from sentiment_core.runtime import hardware
-from sentiment_core.training.job import TrainSettings, train
+from sentiment_core.training.job import train
+from sentiment_core.training.settings import TrainSettings
 
 EVAL_ROWS = 10_000  # without --eval-data: enough to tell accuracies apart by half a point
 HEAD_LR_FACTOR = 10  # times the encoder's rate; the Trainer has one rate for both
@@ -189,8 +190,8 @@ def train_with_this(settings: TrainBenchmarkSettings, data: LabelledTexts, eval_
     ray.shutdown()  # it would take time from the Trainer
     last = trained.log[-1]  # as the Trainer does
     return {
-        "rows_per_second": len(data) * len(trained.log) / sum(record["seconds"] for record in trained.log),
-        "accuracy": last["eval"]["accuracy"],
+        "rows_per_second": len(data) * len(trained.log) / sum(record.seconds for record in trained.log),
+        "accuracy": last.eval.accuracy,
     }
 
 

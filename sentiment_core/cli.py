@@ -198,7 +198,7 @@ COMMANDS = {
 
 The bundle is a Hugging Face model folder with calibrated confidences, a model card and a report. If a training is
 killed, rerun the same command to resume it.""",
-        "sentiment_core.training.job:TrainSettings",
+        "sentiment_core.training.settings:TrainSettings",
         _train,
     ),
     "tune": Command(

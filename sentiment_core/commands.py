@@ -13,10 +13,10 @@ from sentiment_core.runtime.environment import variables_set
 if TYPE_CHECKING:
     from sentiment_core.scoring.job import Scored, Work
     from sentiment_core.scoring.verify import Findings
-    from sentiment_core.training.job import Trained
+    from sentiment_core.training.job import TrainResult
 
 
-def train(**settings: Any) -> "Trained":
+def train(**settings: Any) -> "TrainResult":
     """Fine-tune an encoder on labelled text and write a calibrated model bundle.
 
     Args:
@@ -30,8 +30,9 @@ def train(**settings: Any) -> "Trained":
     """
     with variables_set():
         from sentiment_core.training import job
+        from sentiment_core.training.settings import TrainSettings
 
-        return job.train(from_keywords(job.TrainSettings, "train", settings))
+        return job.train(from_keywords(TrainSettings, "train", settings))
 
 
 def evaluate(**settings: Any) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from sentiment_core.evaluation import EvaluateSettings, describe_metrics, evalua
 from sentiment_core.report import figures, html
 from sentiment_core.runtime import preflight
 from sentiment_core.scoring.job import Scored, ScoreSettings, prepare, score
-from sentiment_core.training.job import Trained, TrainSettings, train
+from sentiment_core.training.job import TrainResult, train
+from sentiment_core.training.settings import TrainSettings
 
 TEXTS = IndexFile(
     title="the demo's texts",
@@ -174,7 +175,9 @@ def write_corpus(ratings: pa.Table, folder: Path) -> None:
             pq.write_table(table.slice(first, stop - first), folder / f"kind={kind}" / f"part-{shard}.parquet")
 
 
-def summarize(out: Path, ratings: pa.Table, trained: Trained, held_out: dict, scored: Scored, seconds: float) -> str:
+def summarize(
+    out: Path, ratings: pa.Table, trained: TrainResult, held_out: dict, scored: Scored, seconds: float
+) -> str:
     """Write `report.html` and return the summary for the terminal.
 
     Args:
@@ -224,7 +227,7 @@ def choose_sentences(rows: pa.Table) -> dict[str, list[dict]]:
 
 
 def make_page(
-    trained: Trained,
+    trained: TrainResult,
     held_out: dict,
     scored: Scored,
     shares: dict[str, dict[str, float]],
@@ -232,7 +235,7 @@ def make_page(
 ) -> str:
     """Make the demo's report. `shares` are those of the labels in each kind of text."""
     drawn = {
-        "Loss": figures.loss_curve(trained.log),
+        "Loss": figures.loss_curve([record.to_json() for record in trained.log]),
         "Confusion matrix": figures.confusion_matrix(held_out),
         "Reliability diagram": figures.reliability_diagram(held_out),
         "Confidence histogram": figures.confidence_histogram(scored.summary["confidence_histogram"]),

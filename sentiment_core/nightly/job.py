@@ -30,7 +30,7 @@ from sentiment_core.scoring.outputs import Counts
 from sentiment_core.scoring.verify import FAULTS, VerifySettings, verify
 
 if TYPE_CHECKING:
-    from sentiment_core.training.job import TrainSettings
+    from sentiment_core.training.settings import TrainSettings
 
 SHOWN_PARTITIONS = 200  # with the most rows; the others together are "others"
 BYTES_PER_TOKEN = 4.5  # of English text, until past nights tell better
@@ -240,9 +240,7 @@ def _retraining(settings: NightlySettings, labels: list[str] | None) -> "TrainSe
             f"--train-config renews the model, and --model {settings.model} is not a folder of bundles; make one, and "
             f"a bundle in it current: jobs/promote.py --models DIR --bundle NAME"
         )
-    from sentiment_core.training.job import (
-        TrainSettings,  # torch and transformers: seconds that other nights do without
-    )
+    from sentiment_core.training.settings import TrainSettings
 
     found = parse(TrainSettings, None, ["--config", settings.train_config, "--out", settings.model])
     if found.label_names and list(found.label_names) != labels:
@@ -350,7 +348,7 @@ def _by_partition(place: str, since_ns: int, labels: list[str]) -> Iterator[tupl
 def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
     """Trains and compares a candidate if there are new labels. What goes wrong there is an alarm; the night is done."""
     from sentiment_core.nightly import renewal
-    from sentiment_core.training.job import read_parts
+    from sentiment_core.training.data import read_parts
 
     settings = plan.settings
     try:

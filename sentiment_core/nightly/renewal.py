@@ -13,7 +13,9 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import storage
-from sentiment_core.training.job import OF_NO_EFFECT, TrainSettings, train
+from sentiment_core.training.job import train
+from sentiment_core.training.resume import RESUME_MAY_CHANGE
+from sentiment_core.training.settings import TrainSettings
 
 SURE = 0.05  # the most that chance may explain of a candidate's being better
 
@@ -48,7 +50,7 @@ class Comparison:
 def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
     """The same for the same training rows and settings that matter: a night goes on with the candidate that a killed
     one has begun."""
-    told = json.dumps([fingerprint, {k: v for k, v in asdict(settings).items() if k not in OF_NO_EFFECT}])
+    told = json.dumps([fingerprint, {k: v for k, v in asdict(settings).items() if k not in RESUME_MAY_CHANGE}])
     return f"candidate-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 

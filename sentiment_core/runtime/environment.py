@@ -7,7 +7,7 @@ that the user has set is left alone.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 VARIABLES = {
     # what they print while they work would bury the command's own lines
@@ -22,17 +22,17 @@ VARIABLES = {
 }
 
 
-def set_variables() -> None:
-    """Set the variables of this process, before Ray or transformers is imported."""
-    for name, value in VARIABLES.items():
+def set_variables(variables: Mapping[str, str] = VARIABLES) -> None:
+    """Set those of the variables that the user has not set, before the library that reads them is imported."""
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
-def variables_set() -> Iterator[None]:
+def variables_set(variables: Mapping[str, str] = VARIABLES) -> Iterator[None]:
     """Set the variables within the context, and restore the environment afterwards."""
-    added = [name for name in VARIABLES if name not in os.environ]
-    set_variables()
+    added = [name for name in variables if name not in os.environ]
+    set_variables(variables)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Where the curves of a training are logged while it runs, besides the report in its bundle: TensorBoard and MLflow."""
+"""Log the curves of a training while it runs: TensorBoard and MLflow."""
 
 import contextlib
 import os
@@ -15,11 +15,13 @@ MLFLOW_RUN = "mlflow_run.txt"  # the file of a run's id
 
 
 class Tracker(Protocol):
+    """A place where curves are logged."""
+
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Values by name, after this many optimiser steps."""
+        """Log values by name, after this many optimizer steps."""
 
     def end(self, done: bool) -> None:
-        """Nothing comes after this; `done` unless the training broke off."""
+        """Finish; `done` unless the training was stopped."""
 
 
 class TensorBoard:
@@ -31,70 +33,86 @@ class TensorBoard:
         self.writer = SummaryWriter(folder)
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the values at once."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def end(self, done: bool) -> None:
+        """Close the files."""
         self.writer.close()
 
 
 class MlFlow:
-    """A run on the server of MLFLOW_TRACKING_URI, in the experiment that MLflow's own variables name. A training that
-    goes on goes on with its run, whose id is kept in the folder `work`."""
+    """A run on the server of MLFLOW_TRACKING_URI, in the experiment that MLflow's own variables name.
 
-    def __init__(self, settings: dict[str, Any], work: str) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # within seconds, not minutes
+    A resumed training resumes its run, whose id is kept in the training's folder.
+    """
+
+    def __init__(self, settings: dict[str, Any], folder: str) -> None:
+        """Start or resume the run. `folder`: path or URI of the training's folder."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # fail within seconds, not minutes
         try:
             import mlflow  # ten seconds
         except ImportError:
-            raise UserError(f"{MLFLOW_ADDRESS} is set, but mlflow is missing; the extra `mlflow` brings it") from None
+            raise UserError(f"{MLFLOW_ADDRESS} is set, but mlflow is missing. Install the extra `mlflow`.") from None
         self.mlflow = mlflow
-        place = storage.join(work, MLFLOW_RUN)
-        known = storage.read_file(place).decode() if storage.exists(place) else None
+        id_path = storage.join(folder, MLFLOW_RUN)
+        run_id = storage.read_file(id_path).decode() if storage.exists(id_path) else None
         name = storage.absolute(settings["out"]).rpartition("/")[2]
-        self.run = mlflow.start_run(run_id=known, run_name=None if known else name).info.run_id
-        if not known:
-            storage.write_file(place, self.run.encode())
+        self.run = mlflow.start_run(run_id=run_id, run_name=None if run_id else name).info.run_id
+        if not run_id:
+            storage.write_file(id_path, self.run.encode())
             mlflow.log_params(settings)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        self.mlflow.log_metrics(values, step=step, run_id=self.run)  # runs are a thread's: name it
+        """Send the values to the server."""
+        self.mlflow.log_metrics(values, step=step, run_id=self.run)  # a run belongs to a thread: name it
 
     def end(self, done: bool) -> None:
+        """Mark the run as finished or killed."""
         self.mlflow.end_run("FINISHED" if done else "KILLED")
 
 
-def wanted(settings: dict[str, Any], work: str, also: Tracker | None = None) -> dict[str, Callable[[], Tracker]]:
-    """By name, what makes the trackers that a training was asked to log to."""
-    found: dict[str, Callable[[], Tracker]] = {"Ray Tune": lambda: also} if also else {}
+def requested_trackers(
+    settings: dict[str, Any], folder: str, extra: Tracker | None = None
+) -> dict[str, Callable[[], Tracker]]:
+    """Return what makes the trackers that a training was asked to log to, by name.
+
+    Args:
+        settings: Of the training.
+        folder: Path or URI of the training's folder.
+        extra: One more tracker.
+    """
+    makers: dict[str, Callable[[], Tracker]] = {"Ray Tune": lambda: extra} if extra else {}
     if settings["tensorboard"]:
-        found["TensorBoard"] = lambda: TensorBoard(settings["tensorboard"])
+        makers["TensorBoard"] = lambda: TensorBoard(settings["tensorboard"])
     if os.environ.get(MLFLOW_ADDRESS):
-        found["MLflow"] = lambda: MlFlow(settings, work)
-    return found
+        makers["MLflow"] = lambda: MlFlow(settings, folder)
+    return makers
 
 
 @contextlib.contextmanager
-def logging_to(makers: dict[str, Callable[[], Tracker]]) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Gives `log(step, values)`, for all of them. One that fails is told of and left out from there on: no training is
-    lost for the sake of its curves."""
+def log_curves(makers: dict[str, Callable[[], Tracker]]) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Give a function `log(step, values)` that logs to all trackers.
+
+    A tracker that fails is reported and left out from there on: its curves are not worth a training.
+    """
     trackers: dict[str, Tracker] = {}
 
-    def each(names: Iterable[str], what: Callable[[str], None]) -> None:
+    def for_each(names: Iterable[str], action: Callable[[str], None]) -> None:
         for name in list(names):
             try:
-                what(name)
+                action(name)
             except Exception as error:
                 trackers.pop(name, None)
-                print(
-                    f"train: nothing is logged to {name} from here on: {describe_error(error)[:200]}", file=sys.stderr
-                )
+                reason = describe_error(error)[:200]
+                print(f"train: nothing is logged to {name} from here on: {reason}", file=sys.stderr)
 
-    each(makers, lambda name: trackers.update({name: makers[name]()}))
+    for_each(makers, lambda name: trackers.update({name: makers[name]()}))
     try:
-        yield lambda step, values: each(trackers, lambda name: trackers[name].log(step, values))
+        yield lambda step, values: for_each(trackers, lambda name: trackers[name].log(step, values))
     except BaseException:
-        each(trackers, lambda name: trackers[name].end(False))
+        for_each(trackers, lambda name: trackers[name].end(False))
         raise
-    each(trackers, lambda name: trackers[name].end(True))
+    for_each(trackers, lambda name: trackers[name].end(True))

@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from sentiment_core.errors import UserError
-from sentiment_core.training.job import SNAPSHOT, TrainSettings, train
+from sentiment_core.training.job import train
+from sentiment_core.training.resume import SNAPSHOT
+from sentiment_core.training.settings import TrainSettings
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,9 @@ from sentiment_core.errors import UserError
 from sentiment_core.model import classifier
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
-from sentiment_core.training.job import TrainSettings
-from sentiment_core.training.loop import Vocabulary, make_optimizer, renumbered, used_ids
+from sentiment_core.training.optimizer import make_optimizer
+from sentiment_core.training.settings import TrainSettings
+from sentiment_core.training.vocabulary import TrimmedVocabulary, ids_in, remap
 
 SMALL = {
     "vocab_size": 100,
@@ -96,9 +97,9 @@ def test_every_family_is_the_same_with_the_vocabulary_that_is_used(config, head)
             return model(*map(torch.from_numpy, pad(lists, np.array([0, 1]), pad_id)))
 
     expected = logits(tokens)
-    used = used_ids(pad_id, tokens)
-    Vocabulary(model, used)
-    torch.testing.assert_close(logits(renumbered(tokens, used)), expected)
+    used = ids_in(pad_id, tokens)
+    TrimmedVocabulary(model, used)
+    torch.testing.assert_close(logits(remap(tokens, used)), expected)
 
 
 def test_families_that_cannot_save_memory_say_so(tmp_path):

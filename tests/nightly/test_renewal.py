@@ -8,7 +8,7 @@ import pytest
 from sentiment_core.data import labelled as dataset
 from sentiment_core.errors import UserError
 from sentiment_core.nightly.renewal import Comparison, candidate_name, compare
-from sentiment_core.training.job import TrainSettings
+from sentiment_core.training.settings import TrainSettings
 from tests.conftest import make_bundle
 
 

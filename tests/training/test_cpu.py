@@ -11,7 +11,7 @@ from torch import nn
 
 from sentiment_core.model import classifier
 from sentiment_core.training import cpu
-from sentiment_core.training.cpu import Dropout, Streams
+from sentiment_core.training.cpu import Dropout, ShardedBackward
 
 
 def test_dropout_drops_the_share_it_is_told_and_keeps_the_mean():
@@ -102,17 +102,17 @@ def test_dropout_is_replaced_wherever_it_is(tiny_encoder):
 def test_long_rows_are_computed_in_smaller_parts(tiny_encoder):
     config = classifier.make_config(tiny_encoder, ["a", "b"])
     config.num_attention_heads = 12
-    assert cpu.budget(2048, config, 64) == 2048
-    rows = cpu.budget(2048, config, 512) // 512
+    assert cpu.limit_budget(2048, config, 64) == 2048
+    rows = cpu.limit_budget(2048, config, 512) // 512
     assert 0 < 4 * 12 * rows * 512**2 <= cpu.SCORES_BYTES < 4 * 12 * (rows + 1) * 512**2
 
 
-def streams_and_model(encoder, dropout, dtype):
+def sharded_and_model(encoder, dropout, dtype):
     torch.manual_seed(0)
     model = classifier.from_encoder(encoder, classifier.make_config(encoder, ["a", "b"], dropout), "standard").train()
     classifier.set_head_dropout(model, dropout)
     cpu.prepare(model)
-    return Streams(model, dtype, threads=2), model
+    return ShardedBackward(model, dtype, threads=2), model
 
 
 def loss_of(dtype):
@@ -129,7 +129,7 @@ def loss_of(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [[7], [3, 2, 1, 1]], ids=str)
 def test_parts_side_by_side_give_the_gradients_of_the_whole(tiny_encoder, dtype, sizes):
-    streams, model = streams_and_model(tiny_encoder, 0.0, dtype)
+    sharded, model = sharded_and_model(tiny_encoder, 0.0, dtype)
     parts = np.split(np.arange(7), np.cumsum(sizes)[:-1])
     whole = loss_of(dtype)(model, np.arange(7))
     whole.backward()
@@ -137,7 +137,7 @@ def test_parts_side_by_side_give_the_gradients_of_the_whole(tiny_encoder, dtype,
     near = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
     model.zero_grad()
     for times in (1, 2):  # on top of what is there
-        torch.testing.assert_close(streams.backward(loss_of(dtype), parts), whole.detach(), **near)
+        torch.testing.assert_close(sharded.add_parts(loss_of(dtype), parts), whole.detach(), **near)
         for (name, p), gradient in zip(model.named_parameters(), expected, strict=True):
             if gradient is None:
                 assert p.grad is None, name
@@ -147,17 +147,17 @@ def test_parts_side_by_side_give_the_gradients_of_the_whole(tiny_encoder, dtype,
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    assert streams.backward(loss_of(dtype), parts) == 0  # the weights are the model's of now
+    assert sharded.add_parts(loss_of(dtype), parts) == 0  # the weights are the model's of now
 
 
 def test_parts_side_by_side_drop_the_same_from_the_same_random_state(tiny_encoder):
-    streams, model = streams_and_model(tiny_encoder, 0.5, torch.float32)
+    sharded, model = sharded_and_model(tiny_encoder, 0.5, torch.float32)
     parts = [np.array([i]) for i in range(7)]
     found = []
     for seed in (1, 1, 1, 2):
         model.zero_grad()
         torch.manual_seed(seed)
-        loss = streams.backward(loss_of(torch.float32), parts)
+        loss = sharded.add_parts(loss_of(torch.float32), parts)
         found.append([loss, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for again in found[1:3]:
         assert all(torch.equal(x, y) for x, y in zip(again, found[0], strict=True))
@@ -165,8 +165,8 @@ def test_parts_side_by_side_drop_the_same_from_the_same_random_state(tiny_encode
 
 
 def test_a_part_leaves_the_threads_own_dropout_to_torchs_random_state(tiny_encoder):
-    streams, _ = streams_and_model(tiny_encoder, 0.5, torch.float32)
-    streams.backward(loss_of(torch.float32), [np.arange(7)])
+    sharded, _ = sharded_and_model(tiny_encoder, 0.5, torch.float32)
+    sharded.add_parts(loss_of(torch.float32), [np.arange(7)])
     dropped = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -179,7 +179,7 @@ def test_a_part_leaves_the_threads_own_dropout_to_torchs_random_state(tiny_encod
 @pytest.mark.parametrize("budget", [1, 60, 500, 5000])
 def test_parts_have_every_row_once_and_keep_the_budget(rows, budget):
     lengths = np.random.default_rng(rows).integers(1, 30, rows)
-    parts = Streams.parts(lengths, budget)
+    parts = ShardedBackward.split(lengths, budget)
     assert sorted(np.concatenate(parts)) == list(range(rows))
     assert len(parts) % 2 == 0 or len(parts) in (1, rows)
     for part in parts:

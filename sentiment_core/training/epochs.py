@@ -1,0 +1,96 @@
+"""Record how far a training is: the epoch and step it is at, and what each epoch came to."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class EvaluationScores:
+    """Metrics of an epoch's weights on the evaluation rows, before calibration."""
+
+    loss: float  # mean cross entropy in nats
+    accuracy: float
+    macro_f1: float
+    ece: float  # expected calibration error
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """A line of `training_log.jsonl`."""
+
+    epoch: int
+    losses: list[float]  # of each step: mean loss of its global batch
+    seconds: float  # of the steps; evaluation and checkpoints apart
+    rows: int  # trained on
+    eval: EvaluationScores
+    selected_by: float  # the value by which epochs are compared; more is better
+    device: str
+    dtype: str
+    diverged_after: bool = False  # the next epoch gave no finite numbers
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in the file."""
+        content = asdict(self)
+        if not self.diverged_after:
+            del content["diverged_after"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "EpochRecord":
+        """Read a record."""
+        return cls(**content | {"eval": EvaluationScores(**content["eval"])})
+
+
+class RunProgress:
+    """Where a worker's run is. Steps are counted from 0 in each epoch."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        """Begin before the first epoch, which has so many steps."""
+        self.device = device
+        self.epoch = 0
+        self.log: list[EpochRecord] = []
+        self.begin_epoch(steps)
+
+    def begin_epoch(self, steps: int) -> None:
+        """Go on to the next epoch, which has so many steps."""
+        self.epoch += 1
+        self.step = 0
+        self.seconds = 0.0
+        self.losses = torch.zeros(steps, device=self.device)  # of this epoch; this worker's shares
+
+    @property
+    def steps(self) -> int:
+        """Steps of this epoch."""
+        return len(self.losses)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps done in all epochs."""
+        return sum(len(record.losses) for record in self.log[: self.epoch - 1]) + self.step
+
+    def epochs_done(self, step: float) -> float:
+        """Return how many epochs are done when so many steps of this one are."""
+        return self.epoch - 1 + step / self.steps
+
+    @property
+    def epochs_since_best(self) -> int:
+        """Epochs since the best one, the first of equal ones."""
+        values = [record.selected_by for record in self.log]
+        return len(values) - 1 - int(np.argmax(values)) if values else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {
+            "at": [self.epoch, self.step, self.seconds],
+            "losses": self.losses,
+            "log": [record.to_json() for record in self.log],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.epoch, self.step, self.seconds = state["at"]
+        self.losses = state["losses"].to(self.device)
+        self.log = [EpochRecord.from_json(record) for record in state["log"]]

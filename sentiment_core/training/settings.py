@@ -1,0 +1,131 @@
+"""Settings of `sentiment-core train`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.text.preprocessing import Clean, Truncation
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What to train on, how, and where the bundle goes."""
+
+    data: str = setting(
+        REQUIRED,
+        "labelled text: Parquet, CSV or JSON Lines (file, folder, glob, URI), or a hub data set as owner/name[:config][:split]",
+        "D",
+        group="data",
+    )
+    model: str = setting(
+        REQUIRED,
+        "encoder to start from: a Hugging Face model folder, or a hub name such as distilbert-base-uncased",
+        "NAME_OR_DIR",
+        group="model",
+    )
+    out: str = setting(REQUIRED, "folder or URI of the new model bundle; must not exist yet", "BUNDLE", group="output")
+    eval_data: str | None = setting(
+        None,
+        "labelled text to evaluate and calibrate on and to choose the best epoch; default: a part of --data is held out",
+        "D",
+        group="data",
+    )
+    eval_fraction: float = setting(
+        0.1, "share of --data that is held out without --eval-data, each label in proportion", group="data"
+    )
+    text_column: str = setting("text", "column with the text", group="data")
+    label_column: str = setting("label", "column with the label: text or a whole number", group="data")
+    label_names: tuple[str, ...] = setting(
+        (), "names of the labels 0, 1, ... of the data, such as negative,positive", "A,B", group="data"
+    )
+    ordinal: bool = setting(
+        False, "the labels, in their order, are the steps of a scale: also report the mean absolute error", group="data"
+    )
+    head: Literal["standard", "mlp"] = setting(
+        "standard", "standard: the encoder's own classification head; mlp: two layers on the first token", group="model"
+    )
+    dropout: float | None = setting(None, "dropout inside the encoder; default: the encoder's own", "P", group="model")
+    classifier_dropout: float | None = setting(
+        None, "dropout before the last layer; default: the encoder's own", "P", group="model"
+    )
+    epochs: int = setting(3, "passes over the training rows, at most (see --patience)", group="optimization")
+    batch_size: int = setting(32, "rows in a global batch, shared by all workers", group="optimization")
+    lr: float = setting(2e-5, "peak learning rate of the encoder", group="optimization")
+    head_lr: float = setting(1e-4, "peak learning rate of the head", group="optimization")
+    weight_decay: float = setting(0.01, "AdamW weight decay; biases and norms have none", group="optimization")
+    warmup: float = setting(
+        0.1,
+        "share of the steps in which the learning rate rises linearly; afterwards it falls to 0",
+        group="optimization",
+    )
+    max_grad_norm: float = setting(1.0, "clip gradients to this norm", group="optimization")
+    layer_decay: float = setting(
+        1.0, "learning rate of a layer as a share of that of the layer above it", group="optimization"
+    )
+    label_smoothing: float = setting(0.0, "share of each label that is spread over all labels", group="optimization")
+    adversarial: float = setting(
+        0.0,
+        "FGM adversarial training: perturb embeddings by this L2 norm (0 = off, 1 works well, twice the time)",
+        group="optimization",
+    )
+    ema_decay: float = setting(
+        0.0,
+        "average the weights over steps with this decay, such as 0.999 (0 = off: keep the last)",
+        group="optimization",
+    )
+    data_pruning: float = setting(
+        0.0,
+        "InfoBatch: after epoch 1 skip this share of the rows with below-average loss and up-weight the rest (0.5 works well)",
+        group="optimization",
+    )
+    class_weights: Literal["none", "balanced"] = setting(
+        "none", "balanced: weight rows so that each label counts as much as any other", group="optimization"
+    )
+    focal_gamma: float = setting(
+        0.0, "focal loss: the larger, the less a row counts that is already right; 2 is usual", group="optimization"
+    )
+    max_length: int = setting(
+        256, "tokens that the encoder reads at a time, special tokens included", group="long texts"
+    )
+    truncation: Truncation = setting(  # noqa: RUF009
+        "head",
+        "of a longer text read the first tokens, the last, both (head_tail), or all in overlapping windows (window)",
+        group="long texts",
+    )
+    clean: Clean = setting(  # noqa: RUF009
+        "none", "markup: replace HTML tags and character references before a text is read", group="long texts"
+    )
+    select_by: Literal["accuracy", "macro_f1", "loss"] = setting(
+        "accuracy", "metric on the evaluation rows that chooses the best epoch", group="optimization"
+    )
+    patience: int = setting(2, "early stopping: epochs in a row without a better one", group="optimization")
+    workers: int = setting(1, "data-parallel workers: one GPU each where the cluster has GPUs, else CPUs")
+    gradient_checkpointing: bool = setting(False, "use less memory and a third more time")
+    checkpoint_minutes: float = setting(10.0, "time between two checkpoints within an epoch")
+    max_failures: int = setting(10, "how often lost workers are replaced; training resumes from the last checkpoint")
+    tensorboard: str | None = setting(None, "folder for TensorBoard files, written while it trains", "DIR")
+    seed: int = setting(0, "seed of the split, the order of rows, the new head's weights and dropout")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "workers", "patience", "max_length"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("lr", "head_lr", "max_grad_norm", "checkpoint_minutes"):
+            check(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
+        for name in ("adversarial", "focal_gamma", "max_failures"):
+            check(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
+        for name in ("dropout", "classifier_dropout", "label_smoothing", "ema_decay", "data_pruning"):
+            value = getattr(self, name)
+            check(value is None or 0 <= value < 1, name, value, "a share from 0 to below 1")
+        check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "a share above 0, up to 1")
+        check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share from 0 to 1")
+        check(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a share between 0 and 1")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        names = self.label_names
+        check(len(set(names)) == len(names), "label_names", ",".join(names), "different names")
+        check(
+            self.batch_size >= self.workers,
+            "batch_size",
+            self.batch_size,
+            f"at least one row for each of {self.workers} workers",
+        )

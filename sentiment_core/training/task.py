@@ -1,0 +1,37 @@
+"""Define what the driver hands to every training worker."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from transformers import PretrainedConfig
+
+from sentiment_core.text.token_lists import TokenLists
+from sentiment_core.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class TokenizedPart:
+    """Tokens and labels of the training rows, or of the evaluation rows."""
+
+    tokens: TokenLists
+    labels: np.ndarray  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """A training run as a worker needs it. Large things are in Ray's object store."""
+
+    settings: TrainSettings
+    label_names: list[str]
+    model_config: PretrainedConfig
+    pad_id: int
+    token_ids: np.ndarray  # ids of the vocabulary that the data has; tokens are numbered by their position in it
+    threads: int  # on a CPU
+    encoder: ray.ObjectRef  # the files of the encoder's folder
+    data: ray.ObjectRef  # training and evaluation part, a list of two `TokenizedPart`
+    monitor: Any  # actor handle of a `ray_workers.Monitor`
