@@ -1,4 +1,4 @@
-"""Check the columns of shards, choose those that go into the output, and note how shards differ."""
+"""Check the columns of shards and choose those that go into the output."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -91,7 +91,10 @@ class SchemaDifferences:
         self._variants.setdefault(str(types), _SchemaVariant(types, path)).shards += 1
 
     def describe(self) -> list[str]:
-        """Describe each column that differs: its types, in how many shards, and the first of them."""
+        """Describe each column that differs between shards.
+
+        A line gives its types, in how many shards each, and the first of these.
+        """
         lines = []
         for name in dict.fromkeys(name for variant in self._variants.values() for name in variant.types):
             by_type: dict[str, list[_SchemaVariant]] = defaultdict(list)

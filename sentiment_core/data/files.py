@@ -19,7 +19,7 @@ def is_glob(path: str) -> bool:
 
 
 def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileStamp]]:
-    """Find the data files of a file, folder or glob; return their root and their stamps.
+    """Find the data files at a path; return their root and their stamps.
 
     A folder gives the files with one of `suffixes`, at any depth, sorted by path. A single file or a glob gives what
     it matches, whatever the suffix. Files that `storage.check_relative_path` refuses are listed too. Raises `UserError`
@@ -75,9 +75,9 @@ def _expand_glob(path: str, filesystem: pyarrow.fs.FileSystem, inner_path: str) 
 
 
 def _check_no_folders(path: str, infos: list[pyarrow.fs.FileInfo], base: str) -> None:
-    """Refuse a glob that matches folders beside files: the files in these folders would be left out.
+    """Refuse a glob that matches folders beside files.
 
-    A glob with "**" looks into them.
+    The files in these folders would be left out. A glob with "**" looks into them.
     """
     folders = [storage.relative_path(info, base) for info in infos if info.type == pyarrow.fs.FileType.Directory]
     folders = [folder for folder in folders if is_data_file(folder, ("",))]

@@ -63,7 +63,7 @@ def fetch(name: str) -> HubDataset:
 
 
 def class_names_in(schema: pa.Schema, column: str) -> list[str] | None:
-    """Return the names of numbered labels that the `datasets` library left in a Parquet file."""
+    """Return the class names that the `datasets` library left in a Parquet file."""
     metadata = (schema.metadata or {}).get(b"huggingface")
     try:
         return json.loads(metadata)["info"]["features"][column].get("names") if metadata else None

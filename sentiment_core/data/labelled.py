@@ -68,7 +68,10 @@ def _without_none(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts with the numbers of their labels; rows that cannot be used are left out and counted."""
+    """Texts with the numbers of their labels.
+
+    Rows that cannot be used are left out and counted.
+    """
 
     texts: list[str]
     labels: np.ndarray  # (n,) int64, indices into label_names
@@ -123,7 +126,7 @@ def read_parquet(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table
 
 
 def read_csv(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
-    """Read the columns of a CSV file with a header line; quoted values may hold line breaks."""
+    """Read the columns of a CSV file with a header; quotes may hold line breaks."""
     table = pa.csv.read_csv(
         stream,
         pa.csv.ReadOptions(block_size=BLOCK_BYTES),
@@ -218,7 +221,7 @@ def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledText
 
 
 def _read_table(path: str, columns: Columns) -> tuple[pa.Table, list[str] | None, DataOrigin]:
-    """Read the two columns, the names the data gives to numbered labels, and the origin."""
+    """Read the columns, the names of numbered labels if any, and the origin."""
     looks_like_file = "://" in path or path.lower().endswith(SUFFIXES) or path.startswith((".", "/", "~"))
     if not looks_like_file and not files.is_glob(path) and not storage.exists(path):
         if not hub.is_hub_name(path):

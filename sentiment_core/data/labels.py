@@ -23,9 +23,9 @@ class NumberedLabels:
 
 
 def read_labels(column: pa.ChunkedArray, path: str, name: str) -> list[Label]:
-    """Read a label column as texts or whole numbers; empty and missing ones become None.
+    """Read a label column as texts or whole numbers.
 
-    Raises `UserError` for values that are neither.
+    Missing and empty labels become None. Raises `UserError` for values that are neither.
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     values = [v for chunk in column.chunks for v in (to_texts(chunk) if is_text(kind) else chunk.to_pylist())]

@@ -1,4 +1,4 @@
-"""Fetch public files that the Python package index holds, checked by their hash and cached."""
+"""Fetch public files of the Python package index, cached and checked by hash."""
 
 import hashlib
 import os
@@ -28,7 +28,10 @@ class IndexFile:
         return cache_folder() / self.name
 
     def fetch(self) -> Path:
-        """Return the file's path in the cache, fetched by pip if it is not there. Raises `UserError`."""
+        """Return the file's path in the cache; fetch it by pip if it is not there.
+
+        Raises `UserError`.
+        """
         if self._is_intact(self.cached):
             return self.cached
         self.cached.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,7 @@ class IndexFile:
         return self.cached
 
     def _download(self, folder: str) -> str:
-        """Let pip download the file into a folder; return the last line of what it complains of."""
+        """Let pip download the file into a folder; return its last line of errors."""
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{self.requirement} --hash=sha256:{self.sha256}\n")
         kind = "--no-binary" if self.is_source else "--only-binary"

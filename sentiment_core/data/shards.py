@@ -1,4 +1,4 @@
-"""Plan a corpus: Parquet shards below a root, cut into work units; read a unit's rows.
+"""Plan a corpus of Parquet shards as work units, and read a unit's rows.
 
 A work unit is a contiguous range of rows of one shard: a whole small shard, a range of row groups of a larger one, or a
 part of a row group too large to hold. Units are planned from the footers alone, so the same files always give the same
@@ -35,7 +35,7 @@ PARQUET = pa.dataset.ParquetFileFormat()
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A work unit: a contiguous range of rows of one shard, scored and committed as a whole."""
+    """A work unit: a range of rows of one shard, committed as a whole."""
 
     source: str  # path of the shard relative to the root, with "/"
     start: int  # first row
@@ -259,7 +259,10 @@ def _read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]], 
 
 
 def _overlapping_groups(metadata: pq.FileMetaData, unit: Unit) -> tuple[list[int], int]:
-    """List the row groups that hold the unit's rows, and count the rows before it in the first of them."""
+    """List the row groups with the unit's rows.
+
+    Also returns the number of rows before the unit in the first of them.
+    """
     groups: list[int] = []
     skip = first = 0
     for group in range(metadata.num_row_groups):

@@ -1,4 +1,4 @@
-"""Size work by what the Ray cluster has: its devices, nodes, and what it may still start."""
+"""Size work by what the Ray cluster has, or may still start."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +17,15 @@ CPUS_PER_WORKER = 2  # of the default number of workers on CPUs
 
 
 def max_devices(kind: DeviceKind) -> int:
-    """Count the cluster's CPUs or GPUs, with those that Ray's launcher may still start."""
+    """Count the cluster's CPUs or GPUs, with those its launcher may still start."""
     return max(int(ray.cluster_resources().get(kind, 0)), _launchable_devices(kind))
 
 
 def _launchable_devices(kind: DeviceKind) -> int:
-    """Count the CPUs or GPUs of the workers that the launcher may start; 0 without one.
+    """Count the CPUs or GPUs of the nodes that Ray's launcher may start.
 
-    The launcher leaves its configuration on the head node, where the drivers of submitted jobs run.
+    It is 0 without a launcher. The launcher leaves its configuration on the head node, where the drivers of submitted
+    jobs run.
     """
     try:
         config = yaml.safe_load(LAUNCHER_CONFIG.expanduser().read_text())
@@ -42,7 +43,10 @@ def _launchable_devices(kind: DeviceKind) -> int:
 
 
 def device_kind() -> DeviceKind:
-    """Return what the model runs on: GPUs where the cluster has any or can add some, else CPUs."""
+    """Return what the model runs on.
+
+    That is GPUs where the cluster has any or can add some, else CPUs.
+    """
     return "GPU" if max_devices("GPU") else "CPU"
 
 
@@ -80,7 +84,10 @@ def actor_resources(workers: int, task_cpus: Sequence[float]) -> dict[str, float
 
 
 def cpus_per_worker(workers: int) -> int:
-    """Return the most CPUs each of `workers` can have when none spans two nodes; at least 1."""
+    """Return the most CPUs each worker can have, where none spans two nodes.
+
+    It is at least 1.
+    """
     counts = [int(node["Resources"].get("CPU", 0)) for node in live_nodes()]
     return next((cpus for cpus in range(max(counts), 1, -1) if sum(n // cpus for n in counts) >= workers), 1)
 
@@ -123,7 +130,10 @@ def has_dashboard() -> bool:
 
 
 def free_reserved_cpus() -> None:
-    """Free the CPUs and GPUs of all placement groups: if nothing runs, of killed trainings."""
+    """Free the CPUs and GPUs of all placement groups.
+
+    Call it where nothing runs: the groups are then those of killed trainings.
+    """
     for id, group in placement_group_table().items():
         if group["state"] != "REMOVED" and any(bundle.get("CPU") for bundle in group["bundles"].values()):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(id))))

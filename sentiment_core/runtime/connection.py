@@ -36,7 +36,10 @@ def connect() -> None:
 
 
 def connect_for(workers: int, folder: str) -> None:
-    """Connect to a cluster that has the workers, each able to write to `folder`. Raises `UserError`."""
+    """Connect to a cluster whose workers can write to `folder`.
+
+    Raises `UserError` where it cannot have so many workers, or one does not see the folder.
+    """
     connect()
     preflight.check_workers(workers)
     preflight.check_writable(folder)
@@ -45,7 +48,10 @@ def connect_for(workers: int, folder: str) -> None:
 
 @contextlib.contextmanager
 def _hold_back_stderr() -> Iterator[None]:
-    """Hold back what Ray's C++ side writes to stderr while it starts; show it if it fails to."""
+    """Hold back stderr while Ray starts; show it after all if that fails.
+
+    Ray's C++ side writes there.
+    """
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -63,7 +69,7 @@ def _hold_back_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_background() -> Iterator[None]:
-    """Start processes in Linux's SCHED_BATCH, so that they do not interrupt what computes.
+    """Start processes in Linux's SCHED_BATCH: they do not interrupt what computes.
 
     Each of Ray's processes wakes a hundred times a second to look around, and all threads of a model wait for the one
     that was interrupted.

@@ -1,8 +1,8 @@
-"""Set the environment variables that keep Ray and transformers quiet and a local Ray private.
+"""Set the environment variables of Ray and transformers.
 
-The libraries read them when they are imported, and their processes when they are started. A command sets them for its
-whole process. A call from Python sets them while it runs, so that the session's environment stays as it was. A variable
-that the user has set is left alone.
+They keep the libraries quiet and a local Ray private. The libraries read them when they are imported, and their
+processes when they are started. A command sets them for its whole process. A call from Python sets them while it runs,
+so that the session's environment stays as it was. A variable that the user has set is left alone.
 """
 
 import contextlib

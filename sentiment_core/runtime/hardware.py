@@ -31,7 +31,10 @@ def device_name(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Multiply in bfloat16 where that is safe; float32 switches autocast off, inside another one too."""
+    """Multiply in bfloat16 where that is safe.
+
+    float32 switches autocast off, inside another one too.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32)
 
 

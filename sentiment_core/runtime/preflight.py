@@ -18,7 +18,10 @@ PROBE_TIMEOUT_S = 60  # for a node to start a process and report whether it sees
 
 
 def check_lasting(out: str) -> None:
-    """Refuse a relative --out in a submitted job: Ray deletes the folder in which it runs."""
+    """Refuse a relative --out in a submitted job.
+
+    Ray deletes the folder in which such a job runs.
+    """
     if "://" not in out and not os.path.isabs(os.path.expanduser(out)) and "working_dir_files" in os.getcwd():
         raise UserError(f"--out {out} is relative to a folder that ends with the job; give an absolute path or a URI")
 
@@ -50,13 +53,19 @@ def check_space(folder: str, needed_bytes: int) -> None:
 
 
 def check_overlap(root: str, out: str, recursive: bool) -> None:
-    """Refuse an output folder that holds the input's `root`, or lies in it if the input is `recursive`."""
+    """Refuse an output folder that overlaps the input.
+
+    It must not hold the input's `root`, nor lie in it if files are searched below it (`recursive`).
+    """
     if (recursive and storage.contains(root, out)) or storage.contains(out, root):
         raise UserError(f"--out {out} and --input {root} overlap; choose an --out outside the input")
 
 
 def check_reachable() -> None:
-    """Refuse a cluster where nobody listens: Ray would wait for it for many minutes without a word."""
+    """Refuse a cluster where nobody listens.
+
+    Ray would wait for it for many minutes without a word.
+    """
     address = os.environ.get("RAY_ADDRESS", "")
     origin, remedy = "RAY_ADDRESS", "set the address of a running cluster, or none to start Ray here"
     if address in ("", "auto"):  # Ray then joins what the last `ray start` noted, whether that still runs or not
@@ -72,7 +81,10 @@ def check_reachable() -> None:
 
 
 def check_workers(workers: int) -> None:
-    """Refuse more workers than the cluster can ever have devices for: Ray would wait for them."""
+    """Refuse more workers than the cluster can ever have devices for.
+
+    Ray would wait for them.
+    """
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return  # KubeRay's autoscaler does not tell how far it may go
     kind = cluster.device_kind()
@@ -84,9 +96,10 @@ def check_workers(workers: int) -> None:
 
 
 def check_shared(folder: str, flag: str, writable: bool) -> None:
-    """Refuse a local folder (which must exist) that the cluster's other nodes do not see.
+    """Refuse a local folder that the cluster's other nodes do not see.
 
-    Of a writable folder each node must see a file made for this; of one to read from it must have the path.
+    The folder must exist. Of a writable folder each node must see a file made for this; of one to read from it must
+    have the path.
     """
     driver_node = ray.get_runtime_context().get_node_id()
     nodes = {

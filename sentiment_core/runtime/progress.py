@@ -1,4 +1,7 @@
-"""Show progress: a bar in a notebook or on a terminal, a line now and then in a log, a warning when nothing moves."""
+"""Show progress in a notebook, on a terminal or in a log.
+
+A log gets a line now and then. A line says what a run waits for when nothing moves.
+"""
 
 import contextlib
 import sys
@@ -105,7 +108,7 @@ def in_notebook() -> bool:
 
 @contextlib.contextmanager
 def repeat_every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` from a thread inside the block, with a pause of `seconds` before each call."""
+    """Call `action` from a thread, every few seconds until the block ends."""
     stop = threading.Event()
 
     def repeat() -> None:

@@ -95,7 +95,7 @@ def retry_transient_errors(path: str, action: Callable[[], Result]) -> Result:
 
 
 def map_in_threads(action: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Apply `action`, which mostly waits, to each item in parallel; yield results in order."""
+    """Apply an action that mostly waits to all items in parallel, in their order."""
     remaining = iter(items)
     chunks = iter(lambda: list(itertools.islice(remaining, CHUNK_ITEMS)), [])
     pool = ThreadPoolExecutor(READ_THREADS)
@@ -196,7 +196,7 @@ def read_stamp(folder: str, path: str) -> FileStamp:
 
 
 def make_stamps(infos: list[pa.fs.FileInfo], base: str) -> list[FileStamp]:
-    """Make stamps, with paths relative to `base` and sorted by them, of the files among `infos`."""
+    """Make stamps of the files among `infos`, sorted by their path below `base`."""
     stamps = (make_stamp(info, relative_path(info, base)) for info in infos if info.type == pa.fs.FileType.File)
     return sorted(stamps, key=lambda stamp: stamp.path)
 
@@ -315,10 +315,10 @@ def read_folder(folder: str, patterns: tuple[str, ...] = ()) -> dict[str, bytes]
 
 @contextlib.contextmanager
 def unpack_files(files: dict[str, bytes]) -> Iterator[str]:
-    """Write the files of `read_folder` to a temporary local folder, for libraries that load from one.
+    """Write the files of `read_folder` to a temporary local folder.
 
-    This is how encoders and bundles reach the nodes of a cluster: through Ray's object store. So only the driver's node
-    must reach the hub or the folder.
+    Libraries load from one. This is how encoders and bundles reach the nodes of a cluster: through Ray's object store.
+    So only the driver's node must reach the hub or the folder.
     """
     with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
         for name, content in files.items():

@@ -1,4 +1,7 @@
-"""Bound what one task of the cluster may take: time and memory of an attempt, and attempts when its process dies."""
+"""Bound what one task of the cluster may take.
+
+Bounded are time and memory of an attempt, and the number of attempts when its process dies.
+"""
 
 import contextlib
 import faulthandler

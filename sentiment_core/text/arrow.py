@@ -13,7 +13,10 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def deduplicate_texts(column: pa.Array) -> tuple[list[str | None], np.ndarray]:
-    """Return each distinct text of a column once, and (n,) int64 which of them each row holds."""
+    """Find the distinct texts of a column; return (texts, inverse).
+
+    `inverse` (n,) int64: which of the texts each row holds.
+    """
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.large_string()).dictionary_encode()
     used = pc.unique(column.indices)

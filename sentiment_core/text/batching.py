@@ -8,7 +8,10 @@ SORTED_BATCHES = 200  # batches of an epoch that are sorted by length together
 
 
 def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pad rows to the longest; return `input_ids` and `attention_mask`, (rows, longest) int64."""
+    """Pad rows to the longest of them.
+
+    Returns `input_ids` and `attention_mask`, (rows, longest) int64.
+    """
     selected = tokens.take(rows)
     lengths = selected.lengths
     mask = np.arange(lengths.max()) < lengths[:, None]
@@ -18,14 +21,18 @@ def pad(tokens: TokenLists, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, 
 
 
 def longest_first(lengths: np.ndarray) -> np.ndarray:
-    """Order the rows that have tokens by descending length, so that too little memory shows at once."""
+    """Order the rows that have tokens by descending length.
+
+    Too little memory then shows at once.
+    """
     return np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
 
 
 def batches_by_tokens(lengths: np.ndarray, budget_tokens: int, step: int | None = None) -> list[np.ndarray]:
-    """Cut rows, `longest_first`, into batches whose rows x longest stays within the budget.
+    """Cut rows, longest first, into batches within a budget of padded tokens.
 
-    A longer row is a batch of its own. With a `step`, no batch holds lengths from both sides of a multiple of it.
+    Rows x longest of a batch stays within the budget. A longer row is a batch of its own. With a `step`, no batch holds
+    lengths from both sides of a multiple of it.
     """
     order = longest_first(lengths)
     descending = lengths[order]
@@ -42,7 +49,7 @@ def batches_by_tokens(lengths: np.ndarray, budget_tokens: int, step: int | None 
 
 
 def packs_by_tokens(lengths: np.ndarray, budget_tokens: int) -> list[np.ndarray]:
-    """Cut rows, `longest_first`, into batches whose tokens, without padding, stay within the budget.
+    """Cut rows, longest first, into batches within a budget of tokens without padding.
 
     A longer row is a batch of its own.
     """
@@ -57,7 +64,7 @@ def packs_by_tokens(lengths: np.ndarray, budget_tokens: int) -> list[np.ndarray]
 
 
 def batches_by_length(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Shuffle all rows into batches of `batch_size` rows of similar length, in random order.
+    """Shuffle all rows into batches of similar length, in random order.
 
     Groups of shuffled batches are sorted by length: padding all but vanishes while batches stay different each epoch
     (the `group_by_length` sampler of transformers, Apache-2.0, does the same with 50 batches: then 5 % of the tokens

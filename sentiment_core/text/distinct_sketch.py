@@ -1,4 +1,4 @@
-"""Estimate how many distinct texts there are, from a few numbers that can be merged.
+"""Estimate how many distinct texts there are from small, mergeable sketches.
 
 A sketch holds the smallest of the texts' hash values: the closer these lie together, the more distinct texts there are
 (Beyer et al. 2007, On synopses for distinct-value estimation under multiset operations). Up to `SIZE` distinct texts it

@@ -29,9 +29,9 @@ class Preprocessing:
     clean: Clean = "none"
 
     def clean_text(self, text: str) -> str:
-        """Replace HTML tags and comments by a space and character references by their characters.
+        """Remove markup from a text, if `clean` says so.
 
-        Only with `clean="markup"`; otherwise the text stays as it is.
+        HTML tags and comments become a space, character references the characters they stand for.
         """
         if self.clean == "none" or not ("<" in text or "&" in text):
             return text

@@ -1,4 +1,4 @@
-"""Name the outcomes of a text (the codes of the `status` column) and abstain below a confidence."""
+"""Name what came of a text (the codes of the `status` column), and abstain."""
 
 import numpy as np
 
@@ -7,9 +7,10 @@ STATUS_NAMES = ("ok", "truncated", "empty", "null", "abstained")  # by the codes
 
 
 def apply_min_confidence(status: np.ndarray, probabilities: np.ndarray, min_confidence: float) -> np.ndarray:
-    """Set the status of rows below the threshold to `ABSTAINED` (selective prediction).
+    """Set the status of rows below the confidence threshold to `ABSTAINED`.
 
-    `status` (n,) codes; `probabilities` (n, classes), NaN where there is no score. Returns (n,) codes.
+    This is selective prediction. `status` (n,) codes; `probabilities` (n, classes), NaN where there is no score.
+    Returns (n,) codes.
     """
     with np.errstate(invalid="ignore"):
         return np.where(probabilities.max(axis=1, initial=0) < np.float32(min_confidence), ABSTAINED, status)

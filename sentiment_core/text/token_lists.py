@@ -1,4 +1,7 @@
-"""Token lists of different lengths, as one flat array of ids and one of offsets, the way Arrow keeps lists."""
+"""Hold token lists of different lengths.
+
+They are one flat array of ids and one of offsets, the way Arrow keeps lists.
+"""
 
 from dataclasses import dataclass
 
@@ -69,7 +72,7 @@ def deduplicate(tokens: TokenLists) -> tuple[np.ndarray, np.ndarray]:
 
 
 def length_histogram(lengths: np.ndarray) -> list[int]:
-    """Count texts by length: 1 token, 2 to 3, 4 to 7, and so on, each bin twice as wide.
+    """Count texts by length in bins that double: 1 token, 2 to 3, 4 to 7, ...
 
     The last of the `LENGTH_BINS` bins holds all longer ones. Texts without tokens are in none.
     """

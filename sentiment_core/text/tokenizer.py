@@ -1,6 +1,6 @@
-"""Turn texts into the token ids that transformers makes, without importing it, and faster where possible.
+"""Turn texts into the token ids that transformers makes, faster.
 
-Importing transformers takes seconds, so its own tokenizers are loaded only for families without a `tokenizer.json`.
+Importing transformers takes seconds. Its own tokenizers are loaded only for families without a `tokenizer.json`.
 """
 
 import json
@@ -36,9 +36,10 @@ class Tokenizer:
     """
 
     def __init__(self, backend: "tokenizers.Tokenizer | PreTrainedTokenizerBase", preprocessing: Preprocessing) -> None:
-        """Wrap a `tokenizers.Tokenizer`, which is changed, or transformers' own for families that have none.
+        """Wrap the tokenizer of a library.
 
-        Raises `ValueError` for a tokenizer that knows none of `PROBE_WORDS`.
+        `backend`: a `tokenizers.Tokenizer`, which is changed, or transformers' own for families that have none. Raises
+        `ValueError` for a tokenizer that knows none of `PROBE_WORDS`.
         """
         self.preprocessing = preprocessing
         self._fast: tokenizers.Tokenizer | None = None
@@ -89,7 +90,7 @@ class Tokenizer:
         raise ValueError(f"the tokenizer knows none of {', '.join(PROBE_WORDS)}")
 
     def encode(self, texts: Sequence[str | None]) -> tuple[TokenLists, np.ndarray]:
-        """Encode texts with special tokens; return the token lists and status codes, (n,) int8.
+        """Encode texts; return their token lists and status codes, (n,) int8.
 
         The ids are those of transformers' `tokenizer(text, truncation=True)` of the cleaned text, cut as the
         preprocessing says. Those of several windows stand one after another, each with its special tokens and
@@ -104,7 +105,7 @@ class Tokenizer:
         return TokenLists(ids, offsets), status
 
     def _encode_chunk(self, texts: Sequence[str | None]) -> tuple[np.ndarray, list[int], np.ndarray]:
-        """Encode a few texts; return their ids one after another, their lengths, and status codes.
+        """Encode a few texts; return their joined ids, lengths and status codes.
 
         Few at once: the Python lists in between take ten times the memory of the ids.
         """
@@ -150,10 +151,10 @@ def _find_unknown_id(fast: tokenizers.Tokenizer) -> int | None:
 
 
 class _AsciiTokenizer:
-    """A kitoken tokenizer: the same ids in a third of the time, for ASCII texts and WordPiece.
+    """A kitoken tokenizer: the same ids in a third of the time.
 
-    Beyond ASCII it follows another version of Unicode. WordPiece is what BERT, DistilBERT, MiniLM, ELECTRA and MPNet
-    have; byte pairs it may merge in another order.
+    It serves ASCII texts and WordPiece only. Beyond ASCII it follows another version of Unicode. WordPiece is what
+    BERT, DistilBERT, MiniLM, ELECTRA and MPNet have; byte pairs it may merge in another order.
     """
 
     def __init__(self, definition: str) -> None:
@@ -163,7 +164,10 @@ class _AsciiTokenizer:
 
     @classmethod
     def load(cls, fast: tokenizers.Tokenizer, prefix: list[int], suffix: list[int]) -> "_AsciiTokenizer | None":
-        """Load `fast` into kitoken; None where kitoken is missing, cannot load it, or differs on a sample."""
+        """Load `fast` into kitoken.
+
+        Returns None where kitoken is not installed, cannot load it, or differs on a sample.
+        """
         if not isinstance(fast.model, tokenizers.models.WordPiece):
             return None
         try:
@@ -176,12 +180,15 @@ class _AsciiTokenizer:
         return tokenizer if same else None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Encode whole texts without the special tokens around; those written in a text count as such."""
+        """Encode whole texts without the special tokens around.
+
+        Special tokens that are written in a text count as such.
+        """
         return self._kitoken.encode_all(texts, True)
 
 
 def _ascii_sample() -> list[str]:
-    """Make texts of words, spaces, digits, signs and control characters in odd combinations."""
+    """Make odd texts of words, spaces, digits, signs and control characters."""
     rng = np.random.default_rng(0)
     words = [
         *("The", "film", "isn't", "SO", "good", " ", "  ", "\n", "\t"),

@@ -1,4 +1,4 @@
-"""Labelled text is read from files of each format, split, and refused when it cannot be used."""
+"""Labelled text is read, split, and refused when it cannot be used."""
 
 import json
 

@@ -57,7 +57,7 @@ def test_cluster_yaml_commands_are_valid_shell(config):
         subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
-# Stands in for ssh and rsync to a node, which is not there: writes down what was asked of it.
+# In place of ssh and rsync: there is no node, so the commands for it are written down.
 NODE = """#!/bin/sh
 printf '%s\\n' "$*" >> {log}
 """
@@ -65,8 +65,8 @@ printf '%s\\n' "$*" >> {log}
 
 @pytest.mark.ray
 def test_ray_up_and_down_on_aws(config, tmp_path):
-    """The launcher's commands, by the words of cluster.yaml, on moto's AWS, with nodes that only take orders down."""
-    home, tools, log = tmp_path / "home", tmp_path / "bin", tmp_path / "asked"
+    """Run the launcher's commands on moto's AWS, with nodes that only record them."""
+    home, tools, log = tmp_path / "home", tmp_path / "bin", tmp_path / "commands"
     (home / ".ssh").mkdir(parents=True)
     tools.mkdir()
     for name in ("ssh", "rsync"):
@@ -88,7 +88,7 @@ def test_ray_up_and_down_on_aws(config, tmp_path):
             assert done.returncode == 0, done.stdout + done.stderr
 
         def instances() -> list[dict]:
-            return [one for some in ec2.describe_instances()["Reservations"] for one in some["Instances"]]
+            return [node for group in ec2.describe_instances()["Reservations"] for node in group["Instances"]]
 
         nodes = {name: kind["node_config"] for name, kind in config["available_node_types"].items()}
         for arn in {node["IamInstanceProfile"]["Arn"] for node in nodes.values()}:
@@ -106,21 +106,23 @@ def test_ray_up_and_down_on_aws(config, tmp_path):
         from_outside = [rule for rule in rules if rule["IpRanges"] or rule["Ipv6Ranges"]]
         assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
 
-        asked = log.read_text()
+        commands = log.read_text()
         for there, here in config["file_mounts"].items():
-            assert here.replace("~", str(home)) in asked, here
-            assert f"ubuntu@{head['PublicIpAddress']}:{there}" in asked, there
-        places = [asked.index(last) for last in ("sudo apt-get", "constraints.txt '", "boto3", "ray start --head")]
-        assert places == sorted(places)
+            assert here.replace("~", str(home)) in commands, here
+            assert f"ubuntu@{head['PublicIpAddress']}:{there}" in commands, there
+        positions = [
+            commands.index(step) for step in ("sudo apt-get", "constraints.txt '", "boto3", "ray start --head")
+        ]
+        assert positions == sorted(positions)
 
         run("dashboard", "cluster.yaml")
         assert "-L 8265:localhost:8265" in log.read_text()
         run("down", "--yes", "cluster.yaml")
-        assert [one["State"]["Name"] for one in instances()] == ["terminated"]
+        assert [node["State"]["Name"] for node in instances()] == ["terminated"]
 
 
 def test_nodes_that_the_launcher_may_start_count(config, ray_here, tmp_path, monkeypatch):
-    """The head of cluster.yaml has no CPUs, and a worker node starts only when a job asks for it."""
+    """The head of cluster.yaml has no CPUs; worker nodes start on demand."""
     assert cluster.device_kind() == "CPU", "this test is for machines without a GPU"
     launched = tmp_path / "ray_bootstrap_config.yaml"
     launched.write_text(yaml.safe_dump(config))

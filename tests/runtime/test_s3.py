@@ -1,4 +1,4 @@
-"""Object storage by its own protocol: a store that misbehaves, and the whole way from corpus to verified output."""
+"""Object storage by its own protocol, from corpus to verified output."""
 
 import json
 import os
@@ -129,11 +129,11 @@ def test_retries_end(store, error, attempts):
 
 
 def s3_keys(port: int) -> list[str]:
-    return [found["Key"] for found in s3.client(port).list_objects_v2(Bucket=s3.BUCKET).get("Contents", [])]
+    return [entry["Key"] for entry in s3.client(port).list_objects_v2(Bucket=s3.BUCKET).get("Contents", [])]
 
 
 def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path, monkeypatch):
-    """Scored with a throttled and a dropped request on the way; credentials from the environment, and nowhere else."""
+    """A request is throttled and one dropped; credentials are in the environment."""
     (tmp_path / "in").mkdir()
     for shard in range(3):
         pq.write_table(sentences(50, seed=shard), tmp_path / "in" / f"{shard}.parquet")
@@ -141,12 +141,12 @@ def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path
         env = os.environ | s3.environment(port)
         files = s3.filesystem(server)
         pyarrow.fs.copy_files(str(tmp_path / "in"), f"{s3.BUCKET}/in", destination_filesystem=files)
-        places = ["--input", f"s3://{s3.BUCKET}/in", "--out", f"s3://{s3.BUCKET}/out"]
+        paths = ["--input", f"s3://{s3.BUCKET}/in", "--out", f"s3://{s3.BUCKET}/out"]
         model = ["--model", f"s3://{s3.BUCKET}/model", "--keep", ""]
-        said = ""
+        output = ""
         training = ["--data", f"s3://{s3.BUCKET}/in", "--model", tiny_encoder, "--out", f"s3://{s3.BUCKET}/model"]
         training += ["--epochs", "1", "--batch-size", "4", "--checkpoint-minutes", "0.001"]
-        for command in (["train.py", *training], ["score.py", *model, *places], ["verify.py", *places]):
+        for command in (["train.py", *training], ["score.py", *model, *paths], ["verify.py", *paths]):
             if command[0] == "score.py":
                 faults.key, faults.throttle, faults.drop = ".parquet", 1, 1
             done = subprocess.run(
@@ -154,7 +154,7 @@ def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path
                 env=env, capture_output=True, text=True, check=False, timeout=240,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
-            said += done.stdout + done.stderr
+            output += done.stdout + done.stderr
         assert faults.done == 2
         assert not [path for path in s3_keys(server) if path.startswith("_training-")]
         for name, value in s3.environment(port).items():
@@ -166,10 +166,10 @@ def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path
         storage._open_bucket.cache_clear()
         listed = [path for path in faults.asked if "?list-type=2" in path and "prefix=out%2F" in path]
         assert len(listed) == 1  # all of it, once, however many shards
-    assert "150 rows in, 150 rows out" in said
+    assert "150 rows in, 150 rows out" in output
     (tmp_path / "out").mkdir()
     pyarrow.fs.copy_files(f"{s3.BUCKET}/out", str(tmp_path / "out"), source_filesystem=files)
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {"0.parquet", "1.parquet", "2.parquet", "_run.json", "_summary.json"} == set(written)
-    assert s3.SECRET not in said
+    assert s3.SECRET not in output
     assert not any(s3.SECRET.encode() in content for content in written.values())

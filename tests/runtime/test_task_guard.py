@@ -13,7 +13,7 @@ from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard, limit_mem
 
 @ray.remote(max_retries=-1)
 def work(guard: TaskGuard, log: Path, deaths: int, seconds: float) -> int:
-    """Die in the first `deaths` attempts, else take `seconds`; return the number of attempts."""
+    """Die in the first `deaths` attempts, else sleep; return the number of attempts."""
     with guard(("work", str(log))):
         with log.open("a") as file:
             file.write("begun\n")
