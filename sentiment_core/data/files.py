@@ -44,7 +44,9 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> tuple[str, list[FileStam
     if not data:
         expected = ", ".join(suffix for suffix in suffixes if suffix)
         raise UserError(
-            f"{path} holds no {expected} file" if expected else f"{path} matches no file; end it in /*.parquet"
+            f"{path} holds no {expected} file; check the path"
+            if expected
+            else f"{path} matches no file; end it in /*.parquet"
         )
     return root, data
 

@@ -36,7 +36,8 @@ class DroppedRows:
 
     def to_json(self) -> dict[str, int]:
         """Return the counts as `sentiment.json` and `metrics.json` hold them."""
-        return _without_none(asdict(self))
+        counts = {"without_text": self.without_text, "without_label": self.without_label}
+        return counts if self.without_tokens is None else counts | {"without_tokens": self.without_tokens}
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class DataOrigin:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as `sentiment.json` holds it."""
-        return _without_none(asdict(self) | {"dropped": self.dropped.to_json()})
+        content = asdict(self) | {"dropped": self.dropped.to_json()}
+        del content["files" if self.files is None else "revision"]
+        if self.truncated_rows is None:
+            del content["truncated_rows"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "DataOrigin":
         """Read the record from `sentiment.json`, which may hold further keys."""
         fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         return cls(**fields | {"dropped": DroppedRows(**content.get("dropped", {}))})
-
-
-def _without_none(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if value is not None}
 
 
 @dataclass(frozen=True)
