@@ -124,26 +124,6 @@ def repeat_every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-class Monitor:
-    """Report of the first worker on the run, kept until the driver asks."""
-
-    def __init__(self) -> None:
-        self.rows_before: int | None = None  # when the run began, or went on
-        self.rows = 0
-        self.curves: list[tuple[int, dict[str, float]]] = []  # steps done, values by name
-
-    def put(self, rows: int, step: int, values: dict[str, float]) -> None:
-        if self.rows_before is None:
-            self.rows_before = rows
-        self.rows = rows
-        if values:
-            self.curves.append((step, values))
-
-    def take(self) -> tuple[int, int, list[tuple[int, dict[str, float]]]]:
-        curves, self.curves = self.curves, []
-        return self.rows_before or 0, self.rows, curves
-
-
 def _duration(seconds: float) -> str:
     """Write seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
