@@ -1,6 +1,7 @@
-"""Measure what helps when labels are few: trainings that each add one technique to the plain one.
+"""Measure which techniques help when labels are few.
 
-All train on the same rows with the same seeds and the same number of steps.
+Each training adds one technique to the plain one. All train on the same rows with the same seeds and the same number
+of steps.
 
     python benchmarks/few_labels.py --data sst2_train.parquet --eval-data sst2_dev.parquet --model ENCODER --rows 100
 

@@ -1,12 +1,12 @@
-"""Check the engine on this GPU against float32, and time it beside padded transformers, in one command.
+"""Check the engine on this GPU against float32 and time it beside its peers.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --minutes 3 --shapes minilm-l6 --only "engine packed,padded half sorted"
     python benchmarks/gpu.py --small          # on any CPU: small models, to try the script itself
 
 Three BERT shapes with random weights, at two lengths of text, as token ids. For each shape: how far the probabilities
-of every contender lie from plain torch in float32, and whether a row depends on the rows beside it; then rates in
-turns, medians; at last training steps. A measurement that fails is recorded with its reason, and the others go on.
+of each contender lie from plain torch in float32, and whether a row depends on the rows beside it. Then median rates,
+measured in turns, and training steps. A measurement that fails is recorded with its reason; the others go on.
 Needs neither a network nor Ray. Prints tables and writes one JSON file. Exit code 1: probabilities are wrong, or
 none could be checked.
 
@@ -127,7 +127,7 @@ class GpuBenchmark:
         self.path = Path(settings.out or RESULTS / f"gpu_{device}_{today()}.json")
 
     def run(self) -> None:
-        """Measure all shapes; write the report after each, so that a run that is stopped leaves what it has."""
+        """Measure all shapes; write the report after each, in case the run is stopped."""
         for i, name in enumerate(self.settings.shapes):
             shape = (SMALL_SHAPES if self.settings.small else SHAPES)[name]
             share = (self.deadline - time.monotonic()) / (len(self.settings.shapes) - i)
@@ -180,7 +180,7 @@ class GpuBenchmark:
         add_ratios(record, self.report.get("half_dtype", ""))
 
     def _load(self, shape: str, names: list[str], folder: str, limit_s: float, record: dict) -> list[str]:
-        """Load the model in the processes of these contenders, and return those that could."""
+        """Load the model in these contenders' processes; return those that could."""
         names = [name for name in names if not self.settings.only or name in self.settings.only]
         loaded = self._ask(shape, [n for n in names if n != CHOOSES_ITSELF], ("load", folder), limit_s, at_once=True)
         loaded |= self._ask(shape, [n for n in names if n == CHOOSES_ITSELF], ("load", folder), limit_s)
@@ -215,7 +215,7 @@ class GpuBenchmark:
     def _compare(
         self, shape: str, name: str, expected: np.ndarray, together: np.ndarray, alone: np.ndarray
     ) -> dict[str, Any]:
-        """Compare a contender's probabilities with float32's, and those of rows alone with the same rows together."""
+        """Compare probabilities with float32's, and rows alone with rows together."""
         differences = np.abs(together - expected).max(axis=1)
         by_company = float(np.abs(alone - together[: len(alone)]).max())
         lost_isolation = self.report["shapes"][shape]["lost_isolation_difference"]
@@ -237,9 +237,9 @@ class GpuBenchmark:
         }
 
     def _ask(self, stage: str, names: list[str], call: tuple, limit_s: float, at_once: bool = False) -> dict[str, Any]:
-        """Call contenders one after another, or all at once; return the answers of those that gave one.
+        """Call contenders in turn, or all at once; return the answers by name.
 
-        The others are recorded as failures. Their processes end, and start again when they are next asked.
+        Those without an answer are recorded as failures. Their processes end, and start again when they are next asked.
         """
         answers = {}
         limit_s = max(LEAST_LIMIT_S, limit_s)
@@ -279,7 +279,7 @@ def make_contender(name: str) -> Contender:
 
 
 def describe_driver() -> dict[str, str]:
-    """Ask nvidia-smi for the driver's version and the GPU's power limit; say why if it cannot tell."""
+    """Ask nvidia-smi for driver, power limit and clock, or say why it cannot tell."""
     command = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -290,7 +290,7 @@ def describe_driver() -> dict[str, str]:
 
 
 def summarize(passes: list[dict]) -> dict[str, Any]:
-    """Summarize a contender's passes: median rates, and what the last pass said of itself."""
+    """Summarize a contender's passes: median rates and facts of the last pass."""
     last = passes[-1]
     seconds = [facts["seconds"] for facts in passes]
     median = statistics.median(seconds)
@@ -305,7 +305,7 @@ def summarize(passes: list[dict]) -> dict[str, Any]:
 
 
 def add_ratios(record: dict[str, Any], half_dtype: str) -> None:
-    """Add to each contender its share of the ceiling and its rate beside the best padded one's."""
+    """Add each contender's share of the ceiling and ratio to the best padded one."""
     ceiling = record["matrix_ceiling_flops"].get(half_dtype)
     for kind in ("lengths", "training"):
         for measured in record[kind].values():

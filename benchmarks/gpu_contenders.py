@@ -1,6 +1,7 @@
-"""The contenders of `gpu.py`, each made in a process of its own: the engine's backends, padded transformers, training.
+"""Contenders of `gpu.py`: engine backends, padded transformers, training steps.
 
-All take token ids, never texts: what is compared is the model's work, not the tokenizer's. Nothing here needs Ray.
+Each is made in a process of its own. All take token ids, never texts: what is compared is the model's work, not the
+tokenizer's. Nothing here needs Ray.
 """
 
 import gc
@@ -32,13 +33,16 @@ PROBE_BATCHES = 4  # by which a padded contender compares batch sizes
 
 
 def half_dtype(device: torch.device) -> torch.dtype:
-    """Return the 16-bit type that a user would take on this GPU; on a CPU what the engine takes."""
+    """Return the GPU's 16-bit type; on a CPU the type that the engine takes."""
     dtype = hardware.compute_dtype(device)
     return torch.float16 if device.type == "cuda" and dtype == torch.float32 else dtype
 
 
 class Contender:
-    """A way to compute one model at a time. The first argument of a call names the method."""
+    """A way to compute one model at a time.
+
+    The first argument of a call names the method.
+    """
 
     def __init__(self) -> None:
         self.device = hardware.device()
@@ -78,7 +82,10 @@ class Contender:
         raise NotImplementedError
 
     def measure(self, sample: Sample, seconds: float) -> dict:
-        """Time one pass over as many rows of the sample as take about so many seconds, after a few to warm up."""
+        """Time one pass of about so many seconds over the sample's first rows.
+
+        A few rows warm up before it.
+        """
         lists = self.lists.setdefault(sample, sample.draw())
         first_time = sample not in self.timed_rows
         if first_time:
@@ -115,7 +122,10 @@ class Scorer(Contender):
     """A contender that gives probabilities."""
 
     def probabilities(self, lists: TokenLists) -> tuple[np.ndarray, int]:
-        """Compute probabilities (rows, classes) float32 in the order of `lists`, and count tokens of padding."""
+        """Compute probabilities in the order of `lists`, and count tokens of padding.
+
+        Returns (rows, classes) float32 and the count.
+        """
         raise NotImplementedError
 
     def run(self, lists: TokenLists) -> dict:
@@ -128,7 +138,7 @@ class Scorer(Contender):
         return self.probabilities(lists)[0], np.concatenate(alone)
 
     def time_requests(self, sample: Sample) -> dict[str, float]:
-        """Time small requests, as a service gets them: the median in milliseconds, by rows."""
+        """Time small requests as a service gets them: median milliseconds by rows."""
         lists = self.lists.setdefault(sample, sample.draw())
         medians = {}
         for rows in REQUEST_ROWS:
@@ -159,7 +169,7 @@ class EngineScorer(Scorer):
 
     def probabilities(self, lists: TokenLists) -> tuple[np.ndarray, int]:
         """Compute the rows task by task, as a scoring actor gets them."""
-        results = [self.engine.probabilities(lists.take(rows)) for rows in tasks(lists)]
+        results = [self.engine.probabilities(task) for task in tasks(lists)]
         return np.concatenate([result for result, _ in results]), sum(padding for _, padding in results)
 
     def warm_up_rows(self, lists: TokenLists) -> int:
@@ -167,21 +177,28 @@ class EngineScorer(Scorer):
         return len(tasks(lists)[0])
 
 
-def tasks(lists: TokenLists) -> list[np.ndarray]:
-    """Cut the rows into tasks of the size that scoring has on a GPU."""
+def tasks(lists: TokenLists) -> list[TokenLists]:
+    """Cut the rows into tasks as large as in scoring on a GPU, as views."""
     number = (np.cumsum(lists.lengths) - 1) // TASK_TOKENS
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    return [
-        rows[start : start + TASK_ROWS]
-        for rows in np.split(np.arange(len(lists)), starts[1:])
-        for start in range(0, len(rows), TASK_ROWS)
-    ]
+    cuts = [*np.flatnonzero(np.diff(number)) + 1, len(lists)]
+    bounds, start = [], 0
+    for stop in cuts:
+        bounds += [(first, min(first + TASK_ROWS, stop)) for first in range(start, stop, TASK_ROWS)]
+        start = stop
+    return [slice_rows(lists, start, stop) for start, stop in bounds]
+
+
+def slice_rows(lists: TokenLists, start: int, stop: int) -> TokenLists:
+    """Return a view of consecutive rows."""
+    offsets = lists.offsets[start : stop + 1]
+    return TokenLists(lists.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 class PaddedScorer(Scorer):
-    """Transformers' model with padded batches and torch's attention, as a careful user would write it.
+    """Transformers' model with padded batches and torch's attention.
 
-    Copies do not wait and results are fetched once, at the end. Without a `batch_size` it measures which is fastest.
+    Written as a careful user would: copies do not wait and results are fetched once, at the end. Without a
+    `batch_size` it measures which is fastest.
     """
 
     def __init__(self, dtype: str | None, batch_size: int | None, by_length: bool) -> None:
@@ -240,9 +257,10 @@ class PaddedScorer(Scorer):
 
 
 class Trainer(Contender):
-    """Training steps as the training loop takes them: autocast, fused AdamW, clipped gradients, one GPU, no Ray.
+    """Training steps on one GPU, without Ray.
 
-    Left out: the loop's book-keeping, evaluation, checkpoints and the trimmed vocabulary.
+    As in the training loop: autocast, fused AdamW, clipped gradients. Left out: the loop's book-keeping, evaluation,
+    checkpoints and the trimmed vocabulary.
     """
 
     def __init__(self, batch_rows: int) -> None:

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures with: encoder shapes, and random token lists with realistic lengths."""
+"""Encoder shapes and random token lists with realistic lengths, for `gpu.py`."""
 
 from dataclasses import dataclass
 
@@ -50,13 +50,13 @@ class TextLengths:
 
 TEXT_LENGTHS = {
     "sentences": TextLengths(mean=25, gamma_shape=4.0, least=3, most=128),  # as SST-2's
-    "reviews": TextLengths(mean=300, gamma_shape=2.5, least=12, most=MAX_LENGTH),  # as IMDB's: 275 once cut
+    "reviews": TextLengths(mean=292, gamma_shape=2.5, least=12, most=MAX_LENGTH),  # as IMDB's: 275 once cut
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A description of random token lists, from which every process draws the same ones."""
+    """Random token lists, described: every process draws the same ones."""
 
     lengths: str  # a key of `TEXT_LENGTHS`
     rows: int
@@ -74,7 +74,10 @@ def random_lists(lengths: np.ndarray, rng: np.random.Generator) -> TokenLists:
 
 
 def draw_check_lists(sentences: int, reviews: int, longest: int = MAX_LENGTH) -> TokenLists:
-    """Draw the rows whose probabilities are compared: lengths at edges of kernels, and both kinds of text, mixed."""
+    """Draw the rows whose probabilities are compared.
+
+    Lengths at edges of kernels and both kinds of text, mixed.
+    """
     rng = np.random.default_rng(1)
     parts = [np.array([length for length in CHECK_LENGTHS if length <= longest])]
     parts += [TEXT_LENGTHS["sentences"].draw(sentences, rng), TEXT_LENGTHS["reviews"].draw(reviews, rng)]

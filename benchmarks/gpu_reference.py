@@ -1,4 +1,7 @@
-"""The reference of `gpu.py`: plain torch in float32. It also makes the models and says what the chip can do."""
+"""Reference of `gpu.py`: plain torch in float32.
+
+It also makes the models and measures what the chip can do.
+"""
 
 from dataclasses import asdict
 from typing import Any
@@ -23,12 +26,11 @@ CALIBRATION_ROWS = 64  # that the head's scale is chosen on
 
 
 class Reference(Contender):
-    """Plain torch in float32, a batch for each row; also makes the models, and measures what the chip can do."""
+    """Plain torch in float32, a batch for each row."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.set_float32_matmul_precision("highest")  # no TF32
-        torch.backends.cudnn.allow_tf32 = False
 
     def machine(self) -> dict:
         """Describe the device and torch's build."""
@@ -86,7 +88,7 @@ class Reference(Contender):
         }
 
     def ceiling(self, shape: Shape, rows: int | None) -> dict[str, float | str]:
-        """Measure the matrix ceiling in the 16-bit type and in float32, or say why one is not known."""
+        """Measure the matrix ceiling in the 16-bit type and in float32."""
         rates: dict[str, float | str] = {}
         for dtype in dict.fromkeys((half_dtype(self.device), torch.float32)):
             try:
@@ -96,14 +98,17 @@ class Reference(Contender):
         return rates
 
     def check(self, lists: TokenLists) -> tuple[np.ndarray, float]:
-        """Compute each row alone, and by how much probabilities move on average when rows attend to the next ones."""
+        """Compute each row alone, and how much rows move that attend to the next ones.
+
+        Returns probabilities (rows, classes) and the mean, over rows, of the largest difference.
+        """
         alone = [self._row(lists, row, 1) for row in range(len(lists))]
         shorter = np.flatnonzero(lists.lengths < MAX_LENGTH // 2)
         moved = [np.abs(self._row(lists, row, len(lists)) - alone[row]).max() for row in shorter[:64]]
         return np.stack(alone), float(np.mean(moved))
 
     def _row(self, lists: TokenLists, row: int, joined_rows: int) -> np.ndarray:
-        """Compute one row's probabilities, with the next rows joined to it up to the model's positions."""
+        """Compute one row's probabilities, with the next rows joined to it."""
         start, stop = lists.offsets[row], lists.offsets[min(row + joined_rows, len(lists))]
         ids = lists.ids[start : min(int(stop), int(start) + MAX_LENGTH)].astype(np.int64)[None]
         with torch.inference_mode():
@@ -113,7 +118,10 @@ class Reference(Contender):
 
 
 def scale_head(model: Any, lists: TokenLists, device: torch.device) -> None:
-    """Shift and scale the last layer so that the rows get different labels; random ones give all rows the same."""
+    """Shift and scale the last layer so that the rows get different labels.
+
+    A random layer gives all rows the same one.
+    """
     ids, mask = hardware.to_device(device, *pad(lists, np.arange(len(lists)), PAD_ID))
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask).logits

@@ -1,6 +1,6 @@
-"""What a user would run instead of this project, each as its documentation shows it, and this project's engine.
+"""Contenders that score texts: what a user would run instead, and the engine.
 
-A contender is made once from a bundle and then called with texts.
+Each peer is written as its documentation shows it. A contender is made once from a bundle and then called with texts.
 """
 
 import os
@@ -60,7 +60,7 @@ def make_pipeline(folder: str, batch_size: int, dtype: str = "float32") -> Conte
 
 
 def make_tutorial_loop(folder: str) -> Contender:
-    """Make the loop of the tutorials: batches in the given order, padded to max_length."""
+    """Make the tutorials' loop: batches in the given order, padded to max_length."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(hardware.device())
@@ -112,9 +112,10 @@ def make_curator_loop(folder: str) -> Contender:
 
 
 def make_ray_example(folder: str, batch_size: int) -> Contender:
-    """Make Ray Data's text classification example: `transformers.pipeline` in an actor of `map_batches`.
+    """Make Ray Data's text classification example.
 
-    Its `seconds` leave out the start of Ray and of the actor. Ray runs only meanwhile, as it never lets a CPU rest.
+    It runs `transformers.pipeline` in an actor of `map_batches`. Its `seconds` leave out the start of Ray and of the
+    actor. Ray runs only meanwhile, as it never lets a CPU rest.
     """
     import ray
 
@@ -150,7 +151,10 @@ def make_ray_example(folder: str, batch_size: int) -> Contender:
 
 
 def make_onnx_runtime(folder: str) -> Contender:
-    """Make ONNX Runtime in float32 (it has no bfloat16 on CPUs), with this project's tokenizer and batches."""
+    """Make ONNX Runtime in float32, with this project's tokenizer and batches.
+
+    On CPUs it has no bfloat16.
+    """
     import tempfile
 
     import onnxruntime

@@ -1,6 +1,7 @@
-"""Time planning and resuming: a corpus of very many shards, and a real run of which 1 % is missing.
+"""Time planning and resuming.
 
-The many shards are planned twice, before and after all of them are scored.
+Measured are the planning of very many shards, and a real run of which 1 % is missing. The many shards are planned
+twice, before and after all of them are scored.
 
     python benchmarks/resume.py --model runs/demo/bundle --text runs/demo/corpus
 
@@ -98,7 +99,7 @@ def write_outputs(settings: ResumeSettings, folder: Path) -> None:
 
 
 def time_real_run(settings: ResumeSettings, folder: Path) -> dict[str, float]:
-    """Time a run over one row, a full run, and a rerun after one of its outputs is deleted."""
+    """Time a run over one row, a full run, and a rerun without one of its outputs."""
     texts = pads.dataset(settings.text).to_table(columns=[settings.text_column]).column(0).drop_null().to_pylist()
     for name, shards, rows in (("one/in", 1, 1), ("in", REAL_SHARDS, settings.rows // REAL_SHARDS)):
         (folder / name).mkdir(parents=True)

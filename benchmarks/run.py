@@ -1,4 +1,4 @@
-"""Time this project beside what a user would run instead, on the same texts and weights.
+"""Time scoring beside what a user would run instead, on the same texts.
 
     python benchmarks/run.py --model runs/demo/bundle --text runs/demo/corpus
     python benchmarks/run.py --model models/imdb --text imdb.parquet --rows 200 --job-rows 2000
@@ -97,7 +97,10 @@ def read_texts(path: str, column: str) -> list[str]:
 
 
 def measure_ceiling(folder: str, device: torch.device) -> tuple[float, float]:
-    """Return the encoder's operations per token, and the matrix ceiling at its shapes in the engine's number type."""
+    """Return the encoder's operations per token and the chip's matrix ceiling.
+
+    The ceiling is measured at the encoder's shapes, in the engine's number type.
+    """
     model, _ = bundle.load(folder)
     config = model.encoder.config
     inner = getattr(config, "intermediate_size", None) or config.hidden_dim
@@ -169,7 +172,10 @@ def time_contenders(names: list[str], settings: BenchmarkSettings, texts: list[s
 
 
 def make_timed(name: str, folder: str) -> Callable[[list[str]], tuple]:
-    """Make a contender, in its own process, as a function from texts to seconds, labels, peak memory and tokens."""
+    """Make a contender, in its own process, as a function that times itself.
+
+    The function returns seconds, labels, peak memory in MB and computed tokens.
+    """
     if name == RAY_EXAMPLE:
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # its actors import `peers`
     contender = (PEERS | ENGINES)[name](folder)
@@ -184,7 +190,10 @@ def make_timed(name: str, folder: str) -> Callable[[list[str]], tuple]:
 
 
 def time_job(settings: BenchmarkSettings, texts: list[str]) -> dict:
-    """Time jobs/score.py on shards of equal size, between two runs of the engine alone on the same rows."""
+    """Time jobs/score.py on shards of equal size.
+
+    The engine alone computes the same rows before and after.
+    """
     script = Path(__file__).parent.parent / "jobs" / "score.py"
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(os.path.join(folder, "in"))

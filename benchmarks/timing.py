@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: contender processes, the matrix ceiling, the machine and its libraries."""
+"""Contender processes, the matrix ceiling and versions, for all benchmarks."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ PROCESSES = multiprocessing.get_context("spawn")  # a forked process cannot use 
 
 
 class ContenderFailed(Exception):
-    """A contender that could not be made, raised, died or took too long; the message says which."""
+    """A failure of a contender: it could not be made, raised, died or hung."""
 
 
 class ContenderProcess:
@@ -36,7 +36,7 @@ class ContenderProcess:
     """
 
     def __init__(self, make: Callable[..., Callable], *arguments: Any, daemon: bool = True) -> None:
-        """Start the process, which makes the contender by `make(*arguments)`; this does not wait for it."""
+        """Start the process, which calls `make(*arguments)`, without waiting for it."""
         self._connection, child_end = PROCESSES.Pipe()
         self._process = PROCESSES.Process(target=_serve, args=(make, arguments, child_end), daemon=daemon)
         self._process.start()
@@ -94,7 +94,7 @@ class ContenderProcess:
 
 
 def _serve(make: Callable[..., Callable], arguments: tuple, connection: Connection) -> None:
-    """Make the contender, then answer calls until None comes; libraries' warnings are dropped."""
+    """Make the contender, then answer calls until None comes; drop warnings."""
     with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
         call: Callable = make
         while arguments is not None:
@@ -115,26 +115,35 @@ def _serve(make: Callable[..., Callable], arguments: tuple, connection: Connecti
 
 
 def describe(error: Exception) -> str:
-    """Return the error's type and its first line: CUDA's last line is the same whatever went wrong."""
+    """Return the error's type and first line; CUDA's last line is always the same."""
     first_line = str(error).strip().partition("\n")[0]
     return textwrap.shorten(f"{type(error).__name__}: {first_line}", 300, placeholder=" ...")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the most memory this process has held: on a GPU what torch allocated there, else resident memory."""
+    """Return the most memory this process has held.
+
+    On a GPU that is what torch allocated there, else resident memory.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def flop_per_token(encoder: nn.Module) -> float:
-    """Count the operations of the encoder's linear layers, two for each weight, without attention's own."""
+    """Count the operations of the encoder's linear layers, two for each weight.
+
+    Attention's own are left out.
+    """
     layers = [m for name, m in encoder.named_modules() if isinstance(m, nn.Linear) and "pooler" not in name]
     return 2.0 * sum(layer.weight.numel() for layer in layers)
 
 
 def matrix_ceiling(hidden: int, inner: int, dtype: torch.dtype, device: torch.device, rows: int | None = None) -> float:
-    """Measure bare products of matrices of `rows` tokens at an encoder's shapes, in operations per second."""
+    """Measure bare matrix products at an encoder's shapes, in operations per second.
+
+    `rows` are the tokens of a batch.
+    """
     rows = rows or CEILING_ROWS[device.type]
     rates = []
     for inputs, outputs in ((hidden, hidden), (hidden, inner), (inner, hidden)):
@@ -153,7 +162,7 @@ def matrix_ceiling(hidden: int, inner: int, dtype: torch.dtype, device: torch.de
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the libraries that are installed; a bare GPU machine lacks some."""
+    """Return the installed libraries' versions; a bare GPU machine lacks some."""
     versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):

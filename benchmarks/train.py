@@ -1,6 +1,7 @@
-"""Time this project's training beside transformers' Trainer, in turn, on the same rows and settings.
+"""Time this project's training beside transformers' Trainer.
 
-The Trainer runs at its best: bfloat16 where the chip has it, rows grouped by length, either kind of attention.
+Both train in turn, on the same rows with the same settings. The Trainer runs at its best: bfloat16 where the chip has
+it, rows grouped by length, either kind of attention.
 
     python benchmarks/train.py --data sst2_train.parquet --eval-data sst2_dev.parquet --model ENCODER --name sst2
 
