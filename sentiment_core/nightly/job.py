@@ -183,7 +183,7 @@ def nightly(settings: NightlySettings) -> Night:
             night.runs.append({"begun": begun, "seconds": seconds, "outcome": outcome, "rows": 0} | scoring)
             try:
                 nights.write(place, night)
-                pages.write(place, nights.read_all(place), night.night)
+                pages.write_pages(place, nights.read_all(place), night.night)
             except (OSError, UserError) as error:  # what stopped scoring, most likely
                 night.alarms.append(f"the night's record cannot be written: {describe_error(error)}")
                 night.exit_code = night.exit_code or EXIT_FAULT
@@ -208,7 +208,7 @@ def report(night: Night) -> str:
     lines.append("verified: " + (listed(night.verified) if any(night.verified.values()) else "nothing wrong"))
     lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in night.failed_shards[:10]]
     if night.renewal:
-        lines.append(f"model: {pages.renewed(night)}")
+        lines.append(f"model: {pages.describe_renewal(night)}")
     lines += [f"alarm: {alarm}" for alarm in night.alarms]
     return "\n".join(lines)
 

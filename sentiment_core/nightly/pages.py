@@ -1,7 +1,7 @@
-"""Write the pages of nights beside their records: `NIGHT.html`, `index.html` over all nights, and `nights.jsonl`.
+"""Write the pages of nights beside their records.
 
-The pages are for people, `nights.jsonl` (one line a night) for other tools. All are static files, made anew from the
-records, and open from a disk or a bucket. To add a figure of a night, add an entry to `draw_night`; to add one over
+`NIGHT.html` and `index.html`, over all nights, are for people, `nights.jsonl` (one line a night) for other tools. All
+are static files, rebuilt from the records, and open from a disk or a bucket. To add a figure of a night, add an entry to `draw_night`; to add one over
 all nights, to `draw_trends`.
 """
 
@@ -24,19 +24,25 @@ DISTRIBUTIONS = {LABELS: "Labels", CONFIDENCES: "Confidence", LENGTHS: "Text len
 BADGES = {"ok": "good", "attention": "warning", "shards failed": "warning", "running or killed": "plain"}  # else "bad"
 
 
-def write(path: str, nights: Sequence[Night], name: str) -> None:
-    """Write the page of the night `name`, and those over all `nights`, into the output folder at `path`."""
+def write_pages(path: str, nights: Sequence[Night], name: str) -> None:
+    """Write the page of a night and the files over all nights.
+
+    Args:
+        path: The output folder.
+        nights: All nights, in order.
+        name: The night whose page is written.
+    """
     position = next(i for i, night in enumerate(nights) if night.night == name)
     files = {
-        f"{name}.html": night_page(nights[position], nights[:position]),
-        "index.html": index_page(nights),
+        f"{name}.html": make_night_page(nights[position], nights[:position]),
+        "index.html": make_index_page(nights),
         "nights.jsonl": "".join(json.dumps(night.line, ensure_ascii=False) + "\n" for night in nights),
     }
     for file_name, content in files.items():
         storage.write_file(storage.join(path, FOLDER, file_name), content.encode())
 
 
-def outcome(night: Night) -> str:
+def name_outcome(night: Night) -> str:
     """Name the outcome of a night in a word or two."""
     if night.state != "done":
         return "running or killed" if night.state == "running" else night.state
@@ -45,30 +51,30 @@ def outcome(night: Night) -> str:
     return {0: "ok", 1: "verification failed", 3: "shards failed", 4: "attention"}.get(night.exit_code or 0, "failed")
 
 
-def night_page(night: Night, before: Sequence[Night]) -> str:
+def make_night_page(night: Night, before: Sequence[Night]) -> str:
     """Make the page of a night. `before` are the nights before it."""
     partitions = list(night.partitions.items())[:SHOWN_PARTITIONS]
     return html.render(
         "night.html",
         title=f"Night {night.night}",
         night=night,
-        outcome=outcome(night),
+        outcome=name_outcome(night),
         badges=BADGES,
         rate=_rows_per_second(night),
-        renewal=renewed(night) if night.renewal else "",
+        renewal=describe_renewal(night) if night.renewal else "",
         images=_images(draw_night(night, before)) if night.rows else {},
         partitions=[(name, profile["rows"], _label_shares(profile)) for name, profile in partitions],
     )
 
 
-def index_page(nights: Sequence[Night]) -> str:
-    """Make the page over all nights: the trends, then a line for each night, the newest first."""
+def make_index_page(nights: Sequence[Night]) -> str:
+    """Make the page over all nights: trends, then a line a night, the newest first."""
     with_rows = [night for night in nights if night.profile and night.rows][-SHOWN_NIGHTS:]
     lines = [
         {
             "night": night,
-            "outcome": outcome(night),
-            "renewal": renewed(night) if night.renewal else "",
+            "outcome": name_outcome(night),
+            "renewal": describe_renewal(night) if night.renewal else "",
             "rate": _rows_per_second(night),
         }
         for night in reversed(nights)
@@ -84,14 +90,14 @@ def index_page(nights: Sequence[Night]) -> str:
     )
 
 
-def renewed(night: Night) -> str:
+def describe_renewal(night: Night) -> str:
     """Describe what became of the candidate that a night trained."""
     decision = "promoted" if night.renewal["promoted"] else "refused"
     return f"{night.renewal['candidate']} {decision}: {night.renewal['reason']}"
 
 
 def draw_night(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
-    """Draw the distributions of a night's rows beside those that it is compared with, by the figure's title."""
+    """Draw a night's distributions beside those that it is compared with, by title."""
     distributions_of = {
         REFERENCE: night.reference.get("distributions", {}),
         PAST: past_profile(compared_with(before), night).distributions,
@@ -109,7 +115,7 @@ def draw_night(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
 
 
 def draw_trends(nights: Sequence[Night]) -> dict[str, Figure]:
-    """Draw how rows, labels, confidence and drift change from night to night, by the figure's title."""
+    """Draw rows, labels, confidence and drift from night to night, by title."""
     positions = np.arange(len(nights))
     drawn = {}
     drawn["Rows"], axes = new_figure("Rows scored", "", "rows")
@@ -186,7 +192,7 @@ def _mean_confidence(night: Night) -> float:
 
 
 def _drift(night: Night, distribution: str) -> float:
-    """Return how far a distribution of the whole night is from past nights; NaN if it was not compared."""
+    """Return the stability index of a distribution from past nights, NaN without one."""
     values = (
         comparison["value"]
         for comparison in night.comparisons

@@ -1,4 +1,4 @@
-"""Draw the figures of pages: of a bundle, of a search for settings, of a scored corpus.
+"""Draw the figures of a bundle, a search for settings and a scored corpus.
 
 A function takes plain records and returns a matplotlib `Figure`. `new_figure` gives an empty one in this project's
 style, `to_png` turns it into an image.
@@ -19,7 +19,7 @@ SHOWN_COUNTS_LABELS = 12  # of more labels the confusion matrix is shaded only
 ANNOTATED_POINTS = 5  # of the risk-coverage curve
 
 
-def loss_curve(log: Sequence[dict]) -> Figure:
+def draw_loss_curve(log: Sequence[dict]) -> Figure:
     """Draw the training loss of every step and the evaluation loss of every epoch."""
     figure, axes = new_figure("Loss", "step", "cross entropy (nats)")
     losses = np.concatenate([record["losses"] for record in log])
@@ -34,8 +34,8 @@ def loss_curve(log: Sequence[dict]) -> Figure:
     return figure
 
 
-def confusion_matrix(metrics: dict) -> Figure:
-    """Draw the confusion matrix: rows true, columns predicted, shades and percentages by row."""
+def draw_confusion_matrix(metrics: dict) -> Figure:
+    """Draw the confusion matrix: rows true, columns predicted, shaded by row."""
     labels, counts = [*map(escape_dollars, metrics["labels"])], np.array(metrics["confusion"])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     figure, axes = new_figure(f"Confusion matrix, {metrics['n']:,} rows", "predicted", "true")
@@ -51,7 +51,7 @@ def confusion_matrix(metrics: dict) -> Figure:
     return figure
 
 
-def reliability_diagram(metrics: dict) -> Figure:
+def draw_reliability_diagram(metrics: dict) -> Figure:
     """Draw accuracy over confidence; the larger a point, the more rows it stands for."""
     points = metrics["reliability"]
     figure, axes = new_figure(f"Reliability, calibration error {metrics['ece']:.3f}", "confidence", "accuracy")
@@ -63,7 +63,7 @@ def reliability_diagram(metrics: dict) -> Figure:
     return figure
 
 
-def risk_coverage_curve(metrics: dict) -> Figure:
+def draw_risk_coverage_curve(metrics: dict) -> Figure:
     """Draw the accuracy on the most confident rows over their share of all rows."""
     points = metrics["risk_coverage"]
     figure, axes = new_figure("Accuracy by coverage", "coverage: share of rows that get a label", "accuracy on them")
@@ -78,7 +78,7 @@ def risk_coverage_curve(metrics: dict) -> Figure:
     return figure
 
 
-def confidence_histogram(counts: Sequence[int]) -> Figure:
+def draw_confidence_histogram(counts: Sequence[int]) -> Figure:
     """Draw how many rows have a confidence in each of the bins of equal width."""
     figure, axes = new_figure("Confidence histogram", "confidence", "rows")
     edges = np.linspace(0, 1, len(counts) + 1)
@@ -87,8 +87,10 @@ def confidence_histogram(counts: Sequence[int]) -> Figure:
     return figure
 
 
-def search_results(trials: Sequence[dict], score: str) -> Figure:
-    """Draw a search for settings: the scores of its trials by epoch, and the best of each by every searched setting.
+def draw_search_results(trials: Sequence[dict], score: str) -> Figure:
+    """Draw the trials of a search for settings.
+
+    The first panel has the scores of each trial by epoch, the others its best score by each searched setting.
 
     Args:
         trials: Records with `settings` and `scores`, one score an epoch.
@@ -117,8 +119,12 @@ def search_results(trials: Sequence[dict], score: str) -> Figure:
     return figure
 
 
-def label_shares(shares: dict[str, dict[str, float]]) -> Figure:
-    """Draw the shares of the labels (inner names) in each group (outer names) as stacked bars."""
+def draw_label_shares(shares: dict[str, dict[str, float]]) -> Figure:
+    """Draw the shares of the labels in each group as stacked bars.
+
+    Args:
+        shares: For each group, the share of each label.
+    """
     figure, axes = new_figure("Label shares by kind of text", "share", "")
     labels = list(next(iter(shares.values())))
     left = np.zeros(len(shares))
@@ -143,7 +149,10 @@ def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def escape_dollars(name: str) -> str:
-    """Escape a user's name for matplotlib, which would read text between dollars as mathematics."""
+    """Escape a user's name for matplotlib.
+
+    Text between dollars would be read as mathematics.
+    """
     return name.replace("$", r"\$")
 
 

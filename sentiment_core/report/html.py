@@ -19,13 +19,16 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def image_source(png: bytes) -> str:
+def make_data_uri(png: bytes) -> str:
     """Return a PNG image as the `src` of an HTML image."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def format_cell(value: object) -> str:
-    """Format a value for a table: numbers with thousands separators, small fractions with three decimals."""
+    """Format a value for a table.
+
+    Numbers get thousands separators, fractions below 10 three decimals, larger ones one.
+    """
     if isinstance(value, float):
         return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -41,5 +44,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": format_cell, "image_source": image_source}
+    environment.filters |= {"cell": format_cell, "data_uri": make_data_uri}
     return environment

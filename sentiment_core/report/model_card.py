@@ -1,4 +1,7 @@
-"""Make a bundle's model card: `README.md` with its numbers, as text and as metadata that the Hugging Face hub shows."""
+"""Make a bundle's model card, `README.md`.
+
+Its numbers stand in the text and in the metadata, `model-index`, which the Hugging Face hub reads and shows.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -43,9 +46,10 @@ def make_model_card(info: "BundleInfo", log: Sequence[dict], figures: Mapping[st
 
 
 def list_results(info: "BundleInfo") -> list[EvalResult]:
-    """List a bundle's metrics on its evaluation rows as the hub's `model-index` wants them."""
+    """List a bundle's metrics on its evaluation rows for the hub's `model-index`."""
     metrics, origin = info.metrics, info.training["eval_data"]
     is_on_hub = bool(origin.get("revision"))
+    is_held_out = not info.training["settings"].get("eval_data")  # a part of the training data, kept from training
     named = {
         "accuracy": ("Accuracy", metrics["accuracy"]),
         "f1": ("Macro F1", metrics["macro_f1"]),
@@ -59,6 +63,7 @@ def list_results(info: "BundleInfo") -> list[EvalResult]:
             task_type=TASK,
             dataset_type=origin["place"].partition(":")[0] if is_on_hub else "labelled-text",
             dataset_name=origin["place"],
+            dataset_split="held-out" if is_held_out else None,
             dataset_revision=origin.get("revision"),
             metric_type=kind,
             metric_name=name,
@@ -74,7 +79,7 @@ def make_title(info: "BundleInfo") -> str:
 
 
 def describe_preprocessing(info: "BundleInfo") -> str:
-    """Describe in a sentence or two what the bundle does to a text before the encoder reads it."""
+    """Describe how the bundle cleans and cuts a text, in a sentence or two."""
     tokens = info.max_length
     kept = {
         "head": f"Texts longer than {tokens} tokens are cut: the first {tokens} tokens are kept.",

@@ -25,17 +25,19 @@ class BundleFigure(NamedTuple):
 
 # To add a figure, draw it in figures.py and add a line here.
 FIGURES = (
-    BundleFigure("Confusion matrix", "confusion.png", lambda info, log: figures.confusion_matrix(info.metrics)),
-    BundleFigure("Reliability diagram", "reliability.png", lambda info, log: figures.reliability_diagram(info.metrics)),
+    BundleFigure("Confusion matrix", "confusion.png", lambda info, log: figures.draw_confusion_matrix(info.metrics)),
+    BundleFigure(
+        "Reliability diagram", "reliability.png", lambda info, log: figures.draw_reliability_diagram(info.metrics)
+    ),
     BundleFigure(
         "Confidence histogram",
         "confidence.png",
-        lambda info, log: figures.confidence_histogram(info.reference["confidence_histogram"]),
+        lambda info, log: figures.draw_confidence_histogram(info.reference["confidence_histogram"]),
     ),
     BundleFigure(
-        "Accuracy by coverage", "risk_coverage.png", lambda info, log: figures.risk_coverage_curve(info.metrics)
+        "Accuracy by coverage", "risk_coverage.png", lambda info, log: figures.draw_risk_coverage_curve(info.metrics)
     ),
-    BundleFigure("Loss", "loss.png", lambda info, log: figures.loss_curve(log)),
+    BundleFigure("Loss", "loss.png", lambda info, log: figures.draw_loss_curve(log)),
 )
 
 

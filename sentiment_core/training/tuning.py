@@ -117,7 +117,7 @@ def tune(settings: TuneSettings) -> str:
 
         records = [asdict(trial) for trial in trials]
         extra = {
-            PICTURE: figures.to_png(figures.search_results(records, settings.select_by)),
+            PICTURE: figures.to_png(figures.draw_search_results(records, settings.select_by)),
             LOG: "".join(json.dumps(record) + "\n" for record in records).encode(),
         }
         bundle.copy(storage.join(folder, TRIALS, best.id), settings.out, extra)

@@ -9,7 +9,9 @@ def test_the_index_shows_the_alarms_of_every_night_in_its_line():
     series = nights(8)
     series[2].alarms = ["<new> shards"]
     series[2].exit_code = 4
-    lines = {line.partition("</a>")[0].rpartition(">")[2]: line for line in pages.index_page(series).split("<tr>")[2:]}
+    lines = {
+        line.partition("</a>")[0].rpartition(">")[2]: line for line in pages.make_index_page(series).split("<tr>")[2:]
+    }
     assert list(lines) == [night.night for night in reversed(series)]
     newest = lines["2026-09-08"]
     assert ">attention</span>" in newest
@@ -24,15 +26,15 @@ def test_the_index_shows_the_alarms_of_every_night_in_its_line():
 
 
 def test_the_index_counts_nights_and_draws_trends():
-    page = pages.index_page(nights(8))
+    page = pages.make_index_page(nights(8))
     assert "8 nights, 7 of them ok. 480,000 rows scored." in page
     assert page.count("<img ") == 4
-    assert "Trends" not in pages.index_page([Night("n")])
+    assert "Trends" not in pages.make_index_page([Night("n")])
 
 
 def test_a_night_with_drift_shows_why_someone_should_look():
     series = nights(8)
-    page = pages.night_page(series[-1], series[:-1])
+    page = pages.make_night_page(series[-1], series[:-1])
     assert page.count("<li>") == len(series[-1].alarms) == 3
     assert '<span class="badge warning">attention</span>' in page
     assert page.count("<img ") == 3
@@ -44,7 +46,7 @@ def test_a_night_with_drift_shows_why_someone_should_look():
 
 
 def test_a_night_without_rows_has_a_page():
-    page = pages.night_page(Night("n", alarms=["failed: no space"], state="failed"), [])
+    page = pages.make_night_page(Night("n", alarms=["failed: no space"], state="failed"), [])
     assert '<span class="badge bad">failed</span>' in page
     assert "failed: no space" in page
     assert "<img " not in page
@@ -52,13 +54,13 @@ def test_a_night_without_rows_has_a_page():
 
 def test_the_rate_of_a_night_is_that_of_its_last_run_with_rows():
     runs = [{"rows": 100, "rows_per_second": 9.0}, {"rows": 50, "rows_per_second": 7.0}, {"rows": 0}]
-    assert '<td class="number">7</td>' in pages.index_page([Night("n", runs=runs)])
-    assert '<td class="number">7</td>' not in pages.index_page([Night("n", runs=runs[2:])])
+    assert '<td class="number">7</td>' in pages.make_index_page([Night("n", runs=runs)])
+    assert '<td class="number">7</td>' not in pages.make_index_page([Night("n", runs=runs[2:])])
 
 
 def test_outcomes_are_named_by_state_and_exit_code():
     def outcome(state: str, exit_code: int | None = None, alarm: str = "") -> str:
-        return pages.outcome(Night("n", state=state, exit_code=exit_code, alarms=[alarm] if alarm else []))
+        return pages.name_outcome(Night("n", state=state, exit_code=exit_code, alarms=[alarm] if alarm else []))
 
     assert outcome("running") == "running or killed"
     assert outcome("stopped", 1) == "stopped"

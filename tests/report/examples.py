@@ -39,7 +39,7 @@ def bundle_info(data: str = "reviews.csv", revision: str | None = None) -> Bundl
         metrics=held_out_metrics() | {"mae": 0.25},
         calibration={"temperature": 1.3125, "rows": 900, "ece_before": 0.0625, "ece_cross_fitted": 0.03125},
         training={
-            "settings": {"batch_size": 32, "lr": 2e-5, "head_lr": 1e-4, "out": "models/reviews"},
+            "settings": {"batch_size": 32, "lr": 2e-5, "head_lr": 1e-4, "out": "models/reviews", "eval_data": None},
             "encoder": {"name": encoder, "revision": revision},
             "data": origin | {"train_rows": 8_100, "fingerprint": "c0ffee"},
             "eval_data": origin | {"eval_rows": 900, "fingerprint": "decaf"},

@@ -51,11 +51,15 @@ def test_the_hub_finds_the_same_numbers_in_the_metadata():
         "mae": info.metrics["mae"],
     }
     assert {result.dataset_name for result in card.data.eval_results} == {"reviews.csv"}
+    assert {result.dataset_split for result in card.data.eval_results} == {"held-out"}
     assert card.data.base_model is None  # a folder is not a model of the hub
 
 
 def test_what_is_from_the_hub_is_linked_there():
-    card = ModelCard(make_model_card(bundle_info("stanfordnlp/imdb:plain_text:test", "abc123"), epoch_log(), FIGURES))
+    info = bundle_info("stanfordnlp/imdb:plain_text:test", "abc123")
+    info.training["settings"]["eval_data"] = "stanfordnlp/imdb:plain_text:test"
+    card = ModelCard(make_model_card(info, epoch_log(), FIGURES))
+    assert {result.dataset_split for result in card.data.eval_results} == {None}
     assert card.data.base_model == "distilbert/distilbert-base-uncased"
     (dataset,) = {(r.dataset_type, r.dataset_name, r.dataset_revision) for r in card.data.eval_results}
     assert dataset == ("stanfordnlp/imdb", "stanfordnlp/imdb:plain_text:test", "abc123")
