@@ -143,8 +143,8 @@ def run(
         trained = train(TrainSettings(data=data, eval_data=eval_data, out=f"{folder}/bundle", **train_settings))
     return {
         "settings": train_settings,
-        "accuracy": trained.info.metrics["accuracy"],
-        "ece": trained.info.calibration["ece_cross_fitted"],
+        "accuracy": trained.info.metrics.accuracy,
+        "ece": trained.info.calibration.ece_cross_fitted,
         "by_epoch": [record.eval.accuracy for record in trained.log],
         "seconds": sum(record.seconds for record in trained.log),
     }

@@ -50,7 +50,7 @@ def evaluate(**settings: Any) -> dict[str, Any]:
     with variables_set():
         from sentiment_core import evaluation
 
-        return evaluation.evaluate(from_keywords(evaluation.EvaluateSettings, "evaluate", settings))
+        return evaluation.evaluate(from_keywords(evaluation.EvaluateSettings, "evaluate", settings)).to_json()
 
 
 def score(**settings: Any) -> "Scored | Work":

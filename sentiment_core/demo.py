@@ -29,6 +29,7 @@ from sentiment_core.config import check, setting
 from sentiment_core.data.package_index import IndexFile
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import EvaluateSettings, describe_metrics, evaluate
+from sentiment_core.model.records import Metrics
 from sentiment_core.report import figures, html
 from sentiment_core.runtime import preflight
 from sentiment_core.scoring.job import Scored, ScoreSettings, prepare, score
@@ -182,7 +183,7 @@ def write_corpus(ratings: pa.Table, folder: Path) -> None:
 
 
 def summarize(
-    out: Path, ratings: pa.Table, trained: TrainResult, held_out: dict, scored: Scored, seconds: float
+    out: Path, ratings: pa.Table, trained: TrainResult, held_out: Metrics, scored: Scored, seconds: float
 ) -> str:
     """Write `report.html` and return the summary for the terminal.
 
@@ -216,7 +217,7 @@ def summarize(
         lines += [f"  {r['label']:8} {r['confidence']:.3f} {r['rating']:+.1f}  {_shorten(r['text'])}" for r in chosen]
     lines += [
         "",
-        f"training {trained.info.training['rows_per_second']:,.0f} rows/s, "
+        f"training {trained.info.training.rows_per_second:,.0f} rows/s, "
         f"scoring {run['rows_per_second']:,.0f} rows/s with start-up; {seconds:.0f} s in all",
         f"report: {(out / 'report.html').resolve()}",
     ]
@@ -234,7 +235,7 @@ def choose_sentences(rows: pa.Table) -> dict[str, list[dict]]:
 
 def make_page(
     trained: TrainResult,
-    held_out: dict,
+    held_out: Metrics,
     scored: Scored,
     shares: dict[str, dict[str, float]],
     sentences: dict[str, list[dict]],

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from sentiment_core.config import REQUIRED, setting
 from sentiment_core.data import labelled
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
+from sentiment_core.model.records import Evaluation, Metrics
 from sentiment_core.runtime import preflight, storage
 
 TARGET_ACCURACIES = (0.9, 0.95, 0.98, 0.99)  # for which `describe_metrics` gives a confidence threshold
@@ -38,7 +38,7 @@ class EvaluateSettings:
     )
 
 
-def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Evaluate a bundle on labelled text.
 
     Writes the metrics to `--out`, if that is given. Raises `UserError`, also for a label that the bundle does not have.
@@ -58,40 +58,40 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     has_score = ~np.isnan(probabilities).any(axis=1)
     if not has_score.any():
         raise UserError(f"{settings.data}: the tokenizer finds no token in any of its texts. Give labelled text.")
-    result = info.objective.evaluate(probabilities[has_score], data.labels[has_score], info.labels)
-    result["dropped"] = replace(data.origin.dropped, without_tokens=int((~has_score).sum())).to_json()
-    result["bundle"] = classifier.digest
+    metrics = info.objective.evaluate(probabilities[has_score], data.labels[has_score], info.labels)
+    dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))
+    result = Evaluation(**vars(metrics), dropped=dropped, bundle=classifier.digest)
     if settings.out:
-        storage.write_file(settings.out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+        storage.write_file(settings.out, (json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
     return result
 
 
-def describe_metrics(result: dict[str, Any]) -> str:
+def describe_metrics(result: Metrics) -> str:
     """Describe metrics in a few lines for the terminal.
 
     These are the numbers, the confusion matrix, and thresholds for abstaining.
     """
     corner = "true \\ predicted"
-    width = max(len(name) for name in [*result["labels"], corner])
+    width = max(len(name) for name in [*result.labels, corner])
     lines = [
-        f"{result['n']:,} rows: accuracy {result['accuracy']:.4f}, macro-F1 {result['macro_f1']:.4f}, "
-        f"calibration error {result['ece']:.4f}, Brier score {result['brier']:.4f}"
-        + (f", mean absolute error {result['mae']:.4f} labels" if "mae" in result else ""),
-        " ".join([f"{corner:>{width}}", *(f"{name:>9}" for name in result["labels"])]),
+        f"{result.n:,} rows: accuracy {result.accuracy:.4f}, macro-F1 {result.macro_f1:.4f}, "
+        f"calibration error {result.ece:.4f}, Brier score {result.brier:.4f}"
+        + (f", mean absolute error {result.mae:.4f} labels" if result.mae is not None else ""),
+        " ".join([f"{corner:>{width}}", *(f"{name:>9}" for name in result.labels)]),
     ]
-    for name, counts in zip(result["labels"], result["confusion"], strict=True):
+    for name, counts in zip(result.labels, result.confusion, strict=True):
         lines.append(" ".join([f"{name:>{width}}", *(f"{count:9,}" for count in counts)]))
     return "\n".join(lines + _describe_thresholds(result))
 
 
-def _describe_thresholds(result: dict[str, Any]) -> list[str]:
+def _describe_thresholds(result: Metrics) -> list[str]:
     """Describe the lowest threshold for each target accuracy that abstaining reaches."""
-    curve = result["risk_coverage"]
-    points = list(zip(curve["accuracy"], curve["min_confidence"], curve["coverage"], strict=True))
+    curve = result.risk_coverage
+    points = list(zip(curve.accuracy, curve.min_confidence, curve.coverage, strict=True))
     lines = []
     for target in TARGET_ACCURACIES:
         reaching = [point for point in points if point[0] >= target]
-        if target > result["accuracy"] and reaching:
+        if target > result.accuracy and reaching:
             accuracy, confidence, coverage = max(reaching, key=lambda point: point[2])
             threshold = math.floor(confidence * 1e4) / 1e4
             lines.append(

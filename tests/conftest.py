@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.encoder import load_tokenizer
+from sentiment_core.model.records import Int8Check, ReferenceStatistics
 from sentiment_core.runtime import connection
 
 settings.register_profile("untimed", deadline=None)
@@ -88,7 +89,13 @@ def make_bundle(
     config = classifier.make_config(encoder, list(labels))
     model = classifier.from_encoder(encoder, config, head)
     torch.nn.init.normal_(classifier.last_layer(model, len(labels)).weight, std=0.5)  # confidences worth comparing
-    info = bundle.BundleInfo(head, list(labels), max_length, {}, {}, {}, reference or {}, int8 or {})
+    info = bundle.BundleInfo(
+        head,
+        list(labels),
+        max_length,
+        reference=ReferenceStatistics.from_json(reference or {}),
+        int8=Int8Check.from_json(int8 or {}),
+    )
     bundle.write(str(place), model, config, load_tokenizer(encoder), info, {})
     return str(place)
 

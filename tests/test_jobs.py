@@ -38,7 +38,7 @@ def corpus(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("job", "arguments", "words"),
     [
-        ("score.py", ["--model", "{corpus}", "--input", "{corpus}", "--out", "{out}"], ["--model", "is no bundle"]),
+        ("score.py", ["--model", "{corpus}", "--input", "{corpus}", "--out", "{out}"], ["--model", "is not a bundle"]),
         (
             "score.py",
             ["--model", "{bundle}", "--input", "{corpus}", "--out", "{out}", "--text-column", "n"],

@@ -7,8 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,53 +17,13 @@ import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
 
 from sentiment_core.data import files, hub, labels
+from sentiment_core.data.origin import DataOrigin, DroppedRows
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import UNREADABLE
 from sentiment_core.text.arrow import is_text, to_texts
 
 BLOCK_BYTES = 64 << 20  # read at once from CSV and JSON Lines: no row may be longer
-
-
-@dataclass(frozen=True)
-class DroppedRows:
-    """Rows that training and evaluation cannot use, by reason."""
-
-    without_text: int = 0
-    without_label: int = 0
-    without_tokens: int | None = None  # the tokenizer left nothing of the text; None before it was asked
-
-    def to_json(self) -> dict[str, int]:
-        """Return the counts as `sentiment.json` and `metrics.json` hold them."""
-        counts = {"without_text": self.without_text, "without_label": self.without_label}
-        return counts if self.without_tokens is None else counts | {"without_tokens": self.without_tokens}
-
-
-@dataclass(frozen=True)
-class DataOrigin:
-    """Origin of labelled text; the part of `sentiment.json` that describes it."""
-
-    place: str = ""  # path, URI or hub name, as the user gave it
-    files: int | None = None  # None for a hub data set
-    revision: str | None = None  # of a hub data set
-    rows: int = 0  # with text and label
-    dropped: DroppedRows = DroppedRows()
-    numbered: bool = False  # the label column held class numbers, not names
-    truncated_rows: int | None = None  # longer than the model reads; None before they were tokenized
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as `sentiment.json` holds it."""
-        content = asdict(self) | {"dropped": self.dropped.to_json()}
-        del content["files" if self.files is None else "revision"]
-        if self.truncated_rows is None:
-            del content["truncated_rows"]
-        return content
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "DataOrigin":
-        """Read the record from `sentiment.json`, which may hold further keys."""
-        fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        return cls(**fields | {"dropped": DroppedRows(**content.get("dropped", {}))})
 
 
 @dataclass(frozen=True)
@@ -77,7 +36,7 @@ class LabelledTexts:
     texts: list[str]
     labels: np.ndarray  # (n,) int64, indices into label_names
     label_names: list[str]
-    origin: DataOrigin = DataOrigin()
+    origin: DataOrigin = field(default_factory=DataOrigin)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -1,6 +1,6 @@
-"""The model bundle: a Hugging Face model folder plus `sentiment.json`, which tells how to use and to trust it.
+"""The model bundle: a Hugging Face model folder plus `sentiment.json`, which says how to use it and how good it is.
 
-A folder is a bundle when it holds `sentiment.json`; that file is written last, so a bundle is whole or none.
+A folder is a bundle when it holds `sentiment.json`. That file is written last, so a bundle appears whole or not at all.
 """
 
 import hashlib
@@ -12,11 +12,20 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from sentiment_core import __version__
 from sentiment_core.errors import UserError
 from sentiment_core.model.objective import Objective
+from sentiment_core.model.records import (
+    Calibration,
+    Head,
+    Int8Check,
+    Metrics,
+    Record,
+    ReferenceStatistics,
+    TrainingRecord,
+)
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import FileChanged
 from sentiment_core.text.preprocessing import Clean, Preprocessing, Truncation
@@ -25,12 +34,12 @@ from sentiment_core.text.tokenizer import Tokenizer
 if TYPE_CHECKING:  # importing torch and transformers takes seconds; what only asks what a bundle is does without
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from sentiment_core.model.classifier import Classifier, Head
+    from sentiment_core.model.classifier import Classifier
 
 FORMAT_VERSION = 2  # 1 knew no other truncation than "head", and no cleaning
 CARD = "sentiment.json"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-METRICS = "metrics.json"  # what jobs/evaluate.py may put beside
+METRICS = "metrics.json"  # which `sentiment-core evaluate` may put beside
 LOG = "training_log.jsonl"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ray", "pyarrow")
 FOR_PEOPLE = (".md", ".png", ".jsonl", ".html")  # files that decide no label: changing them leaves the digest as it is
@@ -38,154 +47,201 @@ FOR_PEOPLE = (".md", ".png", ".jsonl", ".html")  # files that decide no label: c
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """The content of `sentiment.json`."""
+    """Content of `sentiment.json`."""
 
-    head: "Head"
+    head: Head
     labels: list[str]  # in the order of the logits
     max_length: int  # tokens, special ones included
-    metrics: dict  # on the evaluation part, after calibration
-    calibration: dict  # temperature; expected calibration error before and after; on how many rows
-    training: dict  # settings, data with fingerprint and dropped rows, time, device, best epoch
-    reference: dict  # statistics of the evaluation part, to tell drift from
-    int8: dict = field(default_factory=dict)  # share of rows with the same label in 8 bits, or why that is not known
+    metrics: Metrics = field(default_factory=Metrics)  # on the evaluation rows, after calibration
+    calibration: Calibration = field(default_factory=Calibration)
+    training: TrainingRecord = field(default_factory=TrainingRecord)
+    reference: ReferenceStatistics = field(default_factory=ReferenceStatistics)
+    int8: Int8Check = field(default_factory=Int8Check)
     truncation: Truncation = "head"  # of a text over max_length
     clean: Clean = "none"
-    ordinal: bool = False  # the labels are steps of a scale, in their order
+    ordinal: bool = False  # the labels are the steps of a scale, in their order
     format_version: int = FORMAT_VERSION
-    libraries: dict = field(default_factory=lambda: library_versions())
+    libraries: dict[str, str] = field(default_factory=lambda: library_versions())
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "BundleInfo":
+        """Read the record of any format version; settings that an old file lacks get their defaults.
+
+        Raises KeyError, TypeError or ValueError for content that is no such record, or that asks for a way to read
+        texts or to compute labels that this version does not have.
+        """
+        required = {"format_version", "head", "labels", "max_length"}
+        if missing := required - content.keys():
+            raise KeyError(*sorted(missing))
+        for name, allowed in (("head", Head), ("truncation", Truncation), ("clean", Clean)):
+            if name in content and content[name] not in get_args(allowed):
+                raise UnknownSetting(name, content[name])
+        fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        return cls(**fields | {name: record.from_json(content.get(name, {})) for name, record in RECORDS.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record for `json.dumps`."""
+        return asdict(self) | {name: getattr(self, name).to_json() for name in RECORDS}
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """How the bundle's texts are cleaned and cut."""
         return Preprocessing(self.max_length, self.truncation, self.clean)
 
     @property
     def objective(self) -> Objective:
+        """What the model was trained for: how logits become labels."""
         return Objective(self.ordinal)
 
     @property
     def numbered(self) -> bool:
-        """Whether the labels it was trained on were numbers that count `labels`, as `dataset.read` understands it."""
-        return self.training.get("data", {}).get("numbered", False)
+        """Whether the label column that it was trained on held class numbers, counted as in `labels`."""
+        return self.training.data.numbered
+
+
+RECORDS: dict[str, type[Record]] = {
+    "metrics": Metrics,
+    "calibration": Calibration,
+    "training": TrainingRecord,
+    "reference": ReferenceStatistics,
+    "int8": Int8Check,
+}
+
+
+class UnknownSetting(ValueError):
+    """A bundle, made by a later version, asks for something that this version cannot do."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        super().__init__(f"{name} {value!r}")
 
 
 def library_versions() -> dict[str, str]:
+    """Return the versions of the packages that a bundle depends on."""
     own = {"sentiment-core": __version__, "python": platform.python_version()}
     return own | {name: version(name) for name in LIBRARIES}
 
 
 def write(
-    place: str,
+    path: str,
     model: "Classifier",
     config: "PreTrainedConfig",
     tokenizer: "PreTrainedTokenizerBase",
     info: BundleInfo,
     extra: dict[str, bytes],
 ) -> None:
-    """Write a bundle that appears whole or not at all. `extra` are further files: model card, plots, log.
+    """Write a bundle that appears whole or not at all.
 
-    On a local disk the folder is made beside its final place and renamed; on an object store `sentiment.json`, which
-    makes it a bundle, is uploaded last.
+    `extra` are further files by name: model card, pictures, log. On a local disk the folder is made beside `path` and
+    renamed; to an object store `sentiment.json`, which makes it a bundle, is uploaded last.
     """
     import safetensors.torch
 
     from sentiment_core.model.classifier import StandardClassifier
 
-    with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
-        work = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="sentiment-core-") as temporary:
+        folder = Path(temporary)
         if isinstance(model, StandardClassifier):
-            model.model.save_pretrained(work)  # type: ignore[operator]
+            model.model.save_pretrained(folder)  # type: ignore[operator]
         else:
             config.architectures = [type(model).__name__]
-            config.save_pretrained(work)
-            safetensors.torch.save_model(model, str(work / WEIGHTS), metadata={"format": "pt"})
+            config.save_pretrained(folder)
+            safetensors.torch.save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
         tokenizer.model_max_length = info.max_length
         tokenizer.truncation_side = "left" if info.truncation == "tail" else "right"  # as near as others can come
-        tokenizer.save_pretrained(work)
+        tokenizer.save_pretrained(folder)
         for name, content in extra.items():
-            (work / name).write_bytes(content)
-        (work / CARD).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _publish(work, place)
+            (folder / name).write_bytes(content)
+        (folder / CARD).write_text(json.dumps(info.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _publish(folder, path)
 
 
-def copy(source: str, place: str, extra: dict[str, bytes]) -> None:
-    """Write the bundle at `source` with `extra` files to another place, whole or not at all."""
+def copy(source: str, path: str, extra: dict[str, bytes]) -> None:
+    """Copy the bundle at `source`, together with `extra` files, to `path`, whole or not at all."""
     with storage.unpack_files(read_files(source)[1] | extra) as folder:
-        _publish(Path(folder), place)
+        _publish(Path(folder), path)
 
 
-def _publish(work: Path, place: str) -> None:
-    if storage.is_local(place):
-        final = Path(storage.locate(place)[1])
-        beside = final.with_name(storage.temporary_name())
+def _publish(folder: Path, path: str) -> None:
+    if storage.is_local(path):
+        final = Path(storage.locate(path)[1])
+        staging = final.with_name(storage.temporary_name())
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.mkdir()  # not the temporary folder itself: that one is closed to other users
-            for name in os.listdir(work):
-                shutil.copyfile(work / name, beside / name)
+            staging.mkdir()  # not the temporary folder itself: that one is closed to other users
+            for name in os.listdir(folder):
+                shutil.copyfile(folder / name, staging / name)
             if final.exists():
-                check_free(place)  # once more: what came meanwhile is not ours
-                shutil.rmtree(final)  # empty but for leavings
-            os.rename(beside, final)
+                check_free(path)  # once more: another process may have filled it meanwhile
+                shutil.rmtree(final)  # empty but for hidden leftovers
+            os.rename(staging, final)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
         return
-    for name in sorted(os.listdir(work), key=lambda name: name == CARD):
-        storage.write_file(storage.join(place, name), (work / name).read_bytes())
+    for name in sorted(os.listdir(folder), key=lambda name: name == CARD):
+        storage.write_file(storage.join(path, name), (folder / name).read_bytes())
 
 
-def check_free(place: str, begun: bool = False) -> None:
-    """Refuse a place for a new bundle that already holds something; but not a bundle without its card where a run that
-    had `begun` broke off while it put it into an object store, file by file."""
-    half_there = begun and not storage.is_local(place) and not storage.exists(storage.join(place, CARD))
-    if storage.is_occupied(place) and not half_there:
-        raise UserError(f"--out {place} already holds something; expected a new folder; remove it or choose another")
+def check_free(path: str, can_resume: bool = False) -> None:
+    """Refuse a path for a new bundle that already holds something.
+
+    A run that can resume may have stopped while it uploaded the bundle to an object store, file by file: such a bundle
+    without `sentiment.json` is not refused.
+    """
+    half_uploaded = can_resume and not storage.is_local(path) and not storage.exists(storage.join(path, CARD))
+    if storage.is_occupied(path) and not half_uploaded:
+        raise UserError(f"--out {path} already holds something. Remove it, or choose a new folder.")
 
 
-def read_info(place: str) -> BundleInfo:
-    """What a bundle says of itself. Raises `UserError` if it is none, or newer than this version reads."""
+def read_info(path: str) -> BundleInfo:
+    """Read the `sentiment.json` of a bundle.
+
+    Raises `UserError` where there is none, or where it was made by a later version for something unknown to this one.
+    """
     try:
-        content = json.loads(storage.read_file(storage.join(place, CARD)))
-        if not 1 <= content["format_version"] <= FORMAT_VERSION:
-            raise UserError(
-                f"--model {place} has bundle format {content['format_version']}; this version reads 1 to "
-                f"{FORMAT_VERSION}; "
-                "install the sentiment-core that made it or train again"
-            )
-        return BundleInfo(**content)
-    except (OSError, ValueError, KeyError, TypeError):
-        found = f"its {CARD} is missing or damaged" if storage.exists(place) else "there is no such folder"
-        raise UserError(f"--model {place} is no bundle: {found}; expected a folder made by jobs/train.py") from None
+        content = json.loads(storage.read_file(storage.join(path, CARD)))
+        return BundleInfo.from_json(content)
+    except UnknownSetting as error:
+        raise UserError(
+            f"--model {path} needs a newer sentiment-core: this version does not know {error}. "
+            "Install the version that made the bundle, or train again."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        problem = f"its {CARD} is missing or damaged" if storage.exists(path) else "the folder does not exist"
+        raise UserError(
+            f"--model {path} is not a bundle: {problem}. Give a folder made by sentiment-core train."
+        ) from None
 
 
-def read_files(place: str) -> tuple[BundleInfo, dict[str, bytes]]:
-    """What a bundle says of itself, and its files, all of one version. Raises `UserError`."""
-    info = read_info(place)
+def read_files(path: str) -> tuple[BundleInfo, dict[str, bytes]]:
+    """Read a bundle's record and its files by name, all of one version. Raises `UserError`."""
+    info = read_info(path)
     try:
-        files = storage.read_folder(place)
-        if read_info(place) != info:  # which a store whose clock counts whole seconds may not show in its listing
+        files = storage.read_folder(path)
+        if read_info(path) != info:  # which a store whose clock counts whole seconds may not show in its listing
             raise FileChanged
     except FileChanged:
-        raise UserError(
-            f"--model {place} changed while it was read; expected a bundle that stays as it is; run again"
-        ) from None
+        raise UserError(f"--model {path} changed while it was read. Run again when nothing writes there.") from None
     except OSError as error:
-        raise UserError(f"--model {place} cannot be read: {error}; check the place and the credentials") from None
+        raise UserError(f"--model {path} cannot be read: {error}. Check the path and the credentials.") from None
     return info, files
 
 
 def digest_of(files: dict[str, bytes]) -> str:
-    """sha256 over all that decides a label: weights, configuration, tokenizer, and how texts are cut."""
+    """Hash all that decides a label: weights, configuration, tokenizer, and how texts are cut. Returns sha256."""
     info = json.loads(files[CARD])
-    rules = [info["head"], info["labels"], info["max_length"], info["truncation"], info.get("clean", "none")]
+    rules = [info["head"], info["labels"], *_text_rules(info)]
     return hashlib.sha256((storage.hash_files(_deciding(files)) + json.dumps(rules)).encode()).hexdigest()
 
 
 def tokens_digest_of(files: dict[str, bytes]) -> str:
-    """sha256 over all that decides which tokens a text has: bundles with the same count them alike."""
+    """Hash all that decides a text's tokens, so that token counts of equal bundles can be compared. Returns sha256."""
     tokenizer = {name: data for name, data in _deciding(files).items() if name not in (WEIGHTS, CONFIG)}
-    info = json.loads(files[CARD])
-    rules = [info["max_length"], info["truncation"], info.get("clean", "none")]
+    rules = _text_rules(json.loads(files[CARD]))
     return hashlib.sha256((storage.hash_files(tokenizer) + json.dumps(rules)).encode()).hexdigest()
+
+
+def _text_rules(info: dict[str, Any]) -> list[Any]:
+    return [info["max_length"], info.get("truncation", "head"), info.get("clean", "none")]
 
 
 def _deciding(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -202,7 +258,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
 
 
 def load(folder: str) -> tuple["Classifier", BundleInfo]:
-    """Model in float32 on the CPU in evaluation mode, and info, from a local bundle."""
+    """Load the model of a local bundle, in float32 on the CPU and in evaluation mode, and its record."""
     import safetensors.torch
     from transformers import AutoConfig
 

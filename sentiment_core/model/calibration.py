@@ -4,30 +4,18 @@ Dividing the logits by a temperature changes no label. Dividing weights and bias
 the same to whoever loads the model.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sentiment_core.model.metrics import cross_entropy, expected_calibration_error, softmax
+from sentiment_core.model.records import Calibration
 
 if TYPE_CHECKING:  # importing torch takes seconds; reading a bundle's settings does without
     from torch import nn
 
 METHOD = "temperature scaling, folded into the last linear layer"
 TEMPERATURE_RANGE = (0.05, 20.0)  # a separable evaluation set would ask for temperature 0
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A fitted calibration, and the expected calibration error (ECE) with and without it."""
-
-    method: str
-    temperature: float
-    rows: int  # that it was fitted on
-    ece_before: float
-    ece_after: float  # on the rows it was fitted on
-    ece_cross_fitted: float  # on rows that the temperature was not fitted on, see `cross_fit`
 
 
 def fit(logits: np.ndarray, targets: np.ndarray) -> Calibration:

@@ -6,7 +6,7 @@ two layers on the first token of any encoder.
 
 import copy
 import re
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sentiment_core.errors import UserError
+from sentiment_core.model.records import Head
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
-
-Head = Literal["standard", "mlp"]
 
 MLP_DROPOUT = 0.1  # unless set_head_dropout says otherwise
 # what the families call the dropouts inside the encoder

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sentiment_core.model import calibration, metrics
+from sentiment_core.model.records import Calibration, Metrics
 
 if TYPE_CHECKING:  # importing torch takes seconds; reading a bundle's settings does without
     import torch
@@ -74,19 +75,19 @@ class SingleLabel:
         """Tell for each row, (n,) bool, whether two models decide alike."""
         return self.decide(probabilities)[0] == self.decide(others)[0]
 
-    def evaluate(self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str]) -> dict:
+    def evaluate(self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str]) -> Metrics:
         """Compute the metrics of labelled rows, each of which has a score."""
         return metrics.evaluate(probabilities, targets, label_names, self.ordinal)
 
-    def fit_calibration(self, logits: np.ndarray, targets: np.ndarray) -> calibration.Calibration:
+    def fit_calibration(self, logits: np.ndarray, targets: np.ndarray) -> Calibration:
         """Fit the calibration on labelled rows and measure what it gains."""
         return calibration.fit(logits, targets)
 
-    def calibrate(self, logits: np.ndarray, fitted: calibration.Calibration) -> np.ndarray:
+    def calibrate(self, logits: np.ndarray, fitted: Calibration) -> np.ndarray:
         """Apply a calibration to logits, as `fold_calibration` makes the model do."""
         return logits / fitted.temperature
 
-    def fold_calibration(self, layer: "nn.Linear", fitted: calibration.Calibration) -> None:
+    def fold_calibration(self, layer: "nn.Linear", fitted: Calibration) -> None:
         """Change the model's last linear layer, so that its outputs are calibrated logits."""
         calibration.fold_temperature(layer, fitted.temperature)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import chdtri, ndtri
 
+from sentiment_core.model.records import ReferenceStatistics
 from sentiment_core.scoring.outputs import Counts
 from sentiment_core.text import distinct_sketch
 
@@ -56,18 +57,18 @@ class Profile:
         )
 
     @classmethod
-    def of_reference(cls, reference: dict, labels: list[str]) -> "Profile":
+    def of_reference(cls, reference: ReferenceStatistics, labels: list[str]) -> "Profile":
         """Of a bundle's reference statistics; without what an older version did not note."""
-        found = {}
-        if reference:
-            shares = [reference["predicted_shares"][label] * reference["rows"] for label in labels]
-            found = {LABELS: shares, CONFIDENCES: reference["confidence_histogram"]}
+        found: dict[str, list[float]] = {}
+        if reference.rows:
+            shares = [reference.predicted_shares[label] * reference.rows for label in labels]
+            found = {LABELS: shares, CONFIDENCES: [*reference.confidence_histogram]}
         unknown = {}
-        if "length_histogram" in reference:
-            found[LENGTHS] = reference["length_histogram"]
-            tokens = reference["tokens"]
-            unknown = {UNKNOWN: [*_binomial(reference["unknown_token_share"] * tokens, tokens)]}
-        return cls(reference.get("rows", 0), found, unknown)
+        if reference.length_histogram is not None:
+            found[LENGTHS] = [*reference.length_histogram]
+            tokens = reference.tokens or 0
+            unknown = {UNKNOWN: [*_binomial((reference.unknown_token_share or 0.0) * tokens, tokens)]}
+        return cls(reference.rows, found, unknown)
 
     def of_texts(self, tokens: bool) -> "Profile":
         """Without what a model says of them, which another model says otherwise; with or without what is counted in

@@ -354,8 +354,8 @@ def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:
     try:
         parts = read_parts(retrain)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
-        trained = plan.work.info.training.get("data", {})
-        tried = {trained.get("fingerprint"): trained.get("train_rows", 0)}
+        trained = plan.work.info.training.data
+        tried = {trained.fingerprint: trained.train_rows}
         tried |= {other.renewal["fingerprint"]: other.renewal["rows"] for other in plan.before if other.renewal}
         drifted = any(one["drifted"] for one in night.comparisons)
         few = rows - max(tried.values()) < settings.renew_rows

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sentiment_core.model.records import Metrics
+
 BLUE, GREY, LIGHT, RED = "#2f6db5", "#8a8f98", "#cdd2d9", "#c8553d"
 STACK_COLORS = (RED, "#d9dce1", BLUE, "#6aa56a", "#b58a2f")
 SIZE_INCHES = (5.2, 3.9)
@@ -34,11 +36,11 @@ def draw_loss_curve(log: Sequence[dict]) -> Figure:
     return figure
 
 
-def draw_confusion_matrix(metrics: dict) -> Figure:
+def draw_confusion_matrix(metrics: Metrics) -> Figure:
     """Draw the confusion matrix: rows true, columns predicted, shaded by row."""
-    labels, counts = [*map(escape_dollars, metrics["labels"])], np.array(metrics["confusion"])
+    labels, counts = [*map(escape_dollars, metrics.labels)], np.array(metrics.confusion)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    figure, axes = new_figure(f"Confusion matrix, {metrics['n']:,} rows", "predicted", "true")
+    figure, axes = new_figure(f"Confusion matrix, {metrics.n:,} rows", "predicted", "true")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 4 else 0)
     axes.set_yticks(range(len(labels)), labels)
@@ -51,28 +53,28 @@ def draw_confusion_matrix(metrics: dict) -> Figure:
     return figure
 
 
-def draw_reliability_diagram(metrics: dict) -> Figure:
+def draw_reliability_diagram(metrics: Metrics) -> Figure:
     """Draw accuracy over confidence; the larger a point, the more rows it stands for."""
-    points = metrics["reliability"]
-    figure, axes = new_figure(f"Reliability, calibration error {metrics['ece']:.3f}", "confidence", "accuracy")
+    points = metrics.reliability
+    figure, axes = new_figure(f"Reliability, calibration error {metrics.ece:.3f}", "confidence", "accuracy")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    rows = np.array(points["rows"])
-    axes.plot(points["confidence"], points["accuracy"], color=BLUE)
-    axes.scatter(points["confidence"], points["accuracy"], s=10 + 190 * rows / rows.max(), color=BLUE)
+    rows = np.array(points.rows)
+    axes.plot(points.confidence, points.accuracy, color=BLUE)
+    axes.scatter(points.confidence, points.accuracy, s=10 + 190 * rows / rows.max(), color=BLUE)
     axes.set(xlim=(0, 1.05), ylim=(0, 1.05))
     return figure
 
 
-def draw_risk_coverage_curve(metrics: dict) -> Figure:
+def draw_risk_coverage_curve(metrics: Metrics) -> Figure:
     """Draw the accuracy on the most confident rows over their share of all rows."""
-    points = metrics["risk_coverage"]
+    points = metrics.risk_coverage
     figure, axes = new_figure("Accuracy by coverage", "coverage: share of rows that get a label", "accuracy on them")
-    axes.plot(points["coverage"], points["accuracy"], color=BLUE)
-    annotated = np.linspace(0, len(points["coverage"]) - 1, ANNOTATED_POINTS + 1).round().astype(int)[1:]
-    coverage, accuracy = np.array(points["coverage"])[annotated], np.array(points["accuracy"])[annotated]
+    axes.plot(points.coverage, points.accuracy, color=BLUE)
+    annotated = np.linspace(0, len(points.coverage) - 1, ANNOTATED_POINTS + 1).round().astype(int)[1:]
+    coverage, accuracy = np.array(points.coverage)[annotated], np.array(points.accuracy)[annotated]
     axes.plot(coverage, accuracy, "o", color=BLUE, label="minimum confidence")
     for i, x, y in zip(annotated, coverage, accuracy, strict=True):
-        axes.annotate(f"{points['min_confidence'][i]:.2f}", (x, y), (0, 5), textcoords="offset points", ha="right")
+        axes.annotate(f"{points.min_confidence[i]:.2f}", (x, y), (0, 5), textcoords="offset points", ha="right")
     axes.set_xlim(0, 1.02)
     axes.legend(frameon=False, loc="lower left")
     return figure

@@ -24,12 +24,12 @@ def make_model_card(info: "BundleInfo", log: Sequence[dict], figures: Mapping[st
         log: One record an epoch.
         figures: File names of the figures by their titles.
     """
-    encoder = info.training["encoder"]
+    encoder = info.training.encoder
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["sentiment-core"],
-        base_model=encoder["name"] if encoder["revision"] else None,  # else a folder, which the hub would refuse
+        base_model=encoder.name if encoder.revision else None,  # else a folder, which the hub would refuse
         model_name=make_title(info),
         eval_results=list_results(info),
     )
@@ -47,24 +47,24 @@ def make_model_card(info: "BundleInfo", log: Sequence[dict], figures: Mapping[st
 
 def list_results(info: "BundleInfo") -> list[EvalResult]:
     """List a bundle's metrics on its evaluation rows for the hub's `model-index`."""
-    metrics, origin = info.metrics, info.training["eval_data"]
-    is_on_hub = bool(origin.get("revision"))
-    is_held_out = not info.training["settings"].get("eval_data")  # a part of the training data, kept from training
+    metrics, origin = info.metrics, info.training.eval_data
+    is_on_hub = bool(origin.revision)
+    is_held_out = not info.training.settings.get("eval_data")  # a part of the training data, kept from training
     named = {
-        "accuracy": ("Accuracy", metrics["accuracy"]),
-        "f1": ("Macro F1", metrics["macro_f1"]),
-        "ece": ("Expected calibration error", metrics["ece"]),
-        "brier_score": ("Brier score", metrics["brier"]),
+        "accuracy": ("Accuracy", metrics.accuracy),
+        "f1": ("Macro F1", metrics.macro_f1),
+        "ece": ("Expected calibration error", metrics.ece),
+        "brier_score": ("Brier score", metrics.brier),
     }
-    if "mae" in metrics:
-        named["mae"] = ("Mean absolute error, in labels", metrics["mae"])
+    if metrics.mae is not None:
+        named["mae"] = ("Mean absolute error, in labels", metrics.mae)
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type=origin["place"].partition(":")[0] if is_on_hub else "labelled-text",
-            dataset_name=origin["place"],
+            dataset_type=origin.place.partition(":")[0] if is_on_hub else "labelled-text",
+            dataset_name=origin.place,
             dataset_split="held-out" if is_held_out else None,
-            dataset_revision=origin.get("revision"),
+            dataset_revision=origin.revision,
             metric_type=kind,
             metric_name=name,
             metric_value=value,

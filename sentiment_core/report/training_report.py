@@ -32,7 +32,7 @@ FIGURES = (
     BundleFigure(
         "Confidence histogram",
         "confidence.png",
-        lambda info, log: figures.draw_confidence_histogram(info.reference["confidence_histogram"]),
+        lambda info, log: figures.draw_confidence_histogram(info.reference.confidence_histogram),
     ),
     BundleFigure(
         "Accuracy by coverage", "risk_coverage.png", lambda info, log: figures.draw_risk_coverage_curve(info.metrics)
@@ -60,7 +60,7 @@ def make_files(info: "BundleInfo", log: Sequence[dict], command: str, mistakes: 
         command=command,
         mistakes=mistakes,
         images=images,
-        details=json.dumps(info.training, indent=2, ensure_ascii=False),
+        details=json.dumps(info.training.to_json(), indent=2, ensure_ascii=False),
     )
     card = make_model_card(info, log, {figure.title: figure.file_name for figure in FIGURES})
     return {figure.file_name: images[figure.title] for figure in FIGURES} | {

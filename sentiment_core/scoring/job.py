@@ -1,6 +1,5 @@
 """The scoring job: finds out what is not scored yet, sends it through the stream, and says what came of it."""
 
-import importlib.util
 import json
 import time
 from collections.abc import Collection
@@ -10,6 +9,7 @@ from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
+from sentiment_core.inference.int8 import require_int8_agreement
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.scoring import outputs, stages
@@ -17,7 +17,6 @@ from sentiment_core.scoring.outputs import Counts, Run
 from sentiment_core.scoring.stages import Job
 from sentiment_core.scoring.stream import TASK_MINUTES, Stream, Tally
 
-INT8_AGREEMENT = 0.995  # least share of rows whose label 8 bits leave as it is
 WEEK = 7 * 24 * 60  # minutes
 SHOWN = 10  # failed shards in what is said; all are in the summary
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
@@ -160,7 +159,7 @@ def prepare(settings: ScoreSettings, replaced: Collection[str] = ()) -> Work:
     model = registry.resolve(settings.model)
     info, files = bundle.read_files(model)
     if settings.int8:
-        check_int8(settings.model, info)
+        require_int8_agreement(settings.model, info)
     whole = shards.plan(settings.input, settings.text_column, settings.keep, outputs.COLUMNS)
     planned = shards.limit_rows(whole, settings.limit) if settings.limit else whole
     run = Run(
@@ -190,22 +189,6 @@ def prepare(settings: ScoreSettings, replaced: Collection[str] = ()) -> Work:
         elif output.origin and (source := output.origin["unit"]["source"]) not in unreadable:
             (stale if source in readable else orphans).append(output.path)
     return Work(place, run, model, files, info, planned, list(units.values()), done, stale, orphans, earlier, settings)
-
-
-def check_int8(model: str, info: bundle.BundleInfo) -> None:
-    """Refuse 8 bits for a bundle that they would change, or of which that is not known."""
-    if "agreement" not in info.int8:
-        raise UserError(
-            f"--int8: --model {model} was not checked in 8 bits ({info.int8.get('reason', 'made by an older version')}); "
-            "train it again with the extra `cpu` installed, or score without --int8"
-        )
-    if info.int8["agreement"] < INT8_AGREEMENT:
-        raise UserError(
-            f"--int8: of {info.int8['rows']:,} rows --model {model} gives only {100 * info.int8['agreement']:.2f} % the "
-            f"same label in 8 bits; expected {100 * INT8_AGREEMENT} % or more; score without --int8"
-        )
-    if importlib.util.find_spec("openvino") is None:
-        raise UserError("--int8 needs OpenVINO; install the extra `cpu` on all nodes")
 
 
 def score(work: Work, minutes: float | None = None) -> Scored:

@@ -7,6 +7,7 @@ import numpy as np
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import label_shares
 from sentiment_core.model.bundle import BundleInfo
+from sentiment_core.model.records import ReferenceStatistics
 from sentiment_core.text.token_lists import TokenLists, length_histogram
 
 SHOWN_MISTAKES, SHOWN_CHARACTERS = 25, 400  # in the report
@@ -14,31 +15,31 @@ SHOWN_MISTAKES, SHOWN_CHARACTERS = 25, 400  # in the report
 
 def find_warnings(info: BundleInfo) -> list[str]:
     """Warn if the model is no better than always giving the label that most evaluation rows have."""
-    rows_by_label = np.sum(info.metrics["confusion"], axis=1)
-    share = rows_by_label.max() / info.metrics["n"]
-    if info.metrics["accuracy"] > share:
+    rows_by_label = np.sum(info.metrics.confusion, axis=1)
+    share = rows_by_label.max() / info.metrics.n
+    if info.metrics.accuracy > share:
         return []
     return [
         f"no better than always giving {info.labels[rows_by_label.argmax()]!r} ({share:.4f}): the model has not learned. "
-        f"Train longer or with higher rates (--epochs {2 * info.training['epochs']}, --lr 1e-4 --head-lr 1e-3), or "
+        f"Train longer or with higher rates (--epochs {2 * info.training.epochs}, --lr 1e-4 --head-lr 1e-3), or "
         "check the labels."
     ]
 
 
 def reference_statistics(
     tokens: TokenLists, probabilities: np.ndarray, labels: list[str], unknown_id: int | None
-) -> dict:
+) -> ReferenceStatistics:
     """Describe the evaluation rows, to tell later whether a corpus has drifted from them."""
     confidence = probabilities.max(axis=1)
-    return {
-        "rows": len(tokens),
-        "predicted_shares": label_shares(probabilities.argmax(axis=1), labels),
-        "confidence_histogram": np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
-        "length_histogram": length_histogram(tokens.lengths),
-        "tokens": len(tokens.ids),
-        "tokens_quantiles": {str(q): float(np.quantile(tokens.lengths, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
-        "unknown_token_share": 0.0 if unknown_id is None else float((tokens.ids == unknown_id).mean()),
-    }
+    return ReferenceStatistics(
+        rows=len(tokens),
+        predicted_shares=label_shares(probabilities.argmax(axis=1), labels),
+        confidence_histogram=np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
+        length_histogram=length_histogram(tokens.lengths),
+        tokens=len(tokens.ids),
+        tokens_quantiles={str(q): float(np.quantile(tokens.lengths, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
+        unknown_token_share=0.0 if unknown_id is None else float((tokens.ids == unknown_id).mean()),
+    )
 
 
 def worst_mistakes(probabilities: np.ndarray, part: LabelledTexts) -> list[dict]:

@@ -16,10 +16,11 @@ from sentiment_core.config import command_line
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import label_shares
 from sentiment_core.errors import UserError
+from sentiment_core.inference.int8 import measure_int8_agreement
 from sentiment_core.model import bundle, classifier, encoder
 from sentiment_core.model.objective import SingleLabel
+from sentiment_core.model.records import EncoderOrigin, EvaluationRows, TrainingRecord, TrainingRows
 from sentiment_core.runtime import cluster, connection, preflight, storage
-from sentiment_core.runtime.failures import describe_error
 from sentiment_core.text.preprocessing import Preprocessing
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
@@ -33,9 +34,6 @@ from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.task import TokenizedPart, TrainingTask
 
-# labelled rows, and tokens of them, whose labels are compared with those of 8 bits: 1 in 200 shows, within a minute
-INT8_ROWS, INT8_TOKENS = 10_000, 300_000
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -48,13 +46,13 @@ class TrainResult:
     @property
     def metrics(self) -> dict[str, Any]:
         """The metrics on the evaluation rows, after calibration."""
-        return self.info.metrics
+        return self.info.metrics.to_json()
 
     def summary(self) -> str:
         """Return a few lines for the terminal."""
         lines = ["epoch  train loss  eval loss  accuracy  macro-F1  rows/s"]
         for record in self.log:
-            best = "  best" if record.epoch == self.info.training["best_epoch"] else ""
+            best = "  best" if record.epoch == self.info.training.best_epoch else ""
             lines.append(
                 f"{record.epoch:5}  {np.mean(record.losses):10.4f}  {record.eval.loss:9.4f}  "
                 f"{record.eval.accuracy:8.4f}  {record.eval.macro_f1:8.4f}  {record.rows / record.seconds:6.1f}{best}"
@@ -65,19 +63,19 @@ class TrainResult:
             )
         fitted, scores = self.info.calibration, self.info.metrics
         dropped = {  # by path: without --eval-data both parts have the same
-            f"{number:,} rows of {origin['place']} dropped: {reason.replace('_', ' ')}": None
-            for origin in (self.info.training["data"], self.info.training["eval_data"])
-            for reason, number in origin["dropped"].items()
+            f"{number:,} rows of {origin.place} dropped: {reason.replace('_', ' ')}": None
+            for origin in (self.info.training.data, self.info.training.eval_data)
+            for reason, number in origin.dropped.to_json().items()
             if number
         }
         lines += dropped
         lines += [
-            f"accuracy {scores['accuracy']:.4f}, macro-F1 {scores['macro_f1']:.4f} on {scores['n']:,} held-out rows",
+            f"accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f} on {scores.n:,} held-out rows",
             *find_warnings(self.info),
-            f"calibration error {fitted['ece_before']:.4f} -> {fitted['ece_after']:.4f} at temperature "
-            f"{fitted['temperature']:.2f}",
-            f"bundle: {self.place} ({self.info.training['seconds']:.0f} s, {self.info.training['dtype']} on "
-            f"{self.info.training['device']})",
+            f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} at temperature "
+            f"{fitted.temperature:.2f}",
+            f"bundle: {self.place} ({self.info.training.seconds:.0f} s, {self.info.training.dtype} on "
+            f"{self.info.training.device})",
         ]
         return "\n".join(lines)
 
@@ -227,7 +225,10 @@ def finish(
     objective.fold_calibration(classifier.last_layer(weights.model, len(labels)), fitted)
     probabilities = objective.activate(objective.calibrate(logits, fitted))
     scores = objective.evaluate(probabilities, targets, labels)
-    track(sum(len(record.losses) for record in log), {f"calibrated/{name}": scores[name] for name in ("ece", "brier")})
+    track(
+        sum(len(record.losses) for record in log),
+        {"calibrated/ece": scores.ece, "calibrated/brier": scores.brier},
+    )
     info = bundle.BundleInfo(
         head=settings.head,
         labels=labels,
@@ -236,10 +237,12 @@ def finish(
         clean=settings.clean,
         ordinal=settings.ordinal,
         metrics=scores,
-        calibration=asdict(fitted),
+        calibration=fitted,
         training=_describe_training(prepared, log, started),
         reference=reference_statistics(prepared.eval_tokens, probabilities, labels, prepared.unknown_id),
-        int8=check_int8(weights.model, len(labels), settings.max_length, prepared.eval_tokens, prepared.train_tokens),
+        int8=measure_int8_agreement(
+            weights.model, len(labels), settings.max_length, objective, prepared.eval_tokens, prepared.train_tokens
+        ),
     )
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save
 
@@ -251,42 +254,22 @@ def finish(
     return TrainResult(prepared.path, info, log)
 
 
-def _describe_training(prepared: PreparedTraining, log: list[EpochRecord], started: float) -> dict[str, Any]:
+def _describe_training(prepared: PreparedTraining, log: list[EpochRecord], started: float) -> TrainingRecord:
     """Return what the bundle says of its training."""
     request, train_part, eval_part = prepared.request, prepared.train_part, prepared.eval_part
     best = max(log, key=lambda record: record.selected_by)
-    return {
-        "settings": asdict(prepared.settings),
-        "encoder": {"name": prepared.encoder.name, "revision": prepared.encoder.revision},
-        "data": train_part.origin.to_json() | {"train_rows": len(train_part), "fingerprint": request["data_sha256"]},
-        "eval_data": eval_part.origin.to_json()
-        | {"eval_rows": len(eval_part), "fingerprint": request["eval_data_sha256"]},
-        "label_shares": label_shares(train_part.labels, prepared.labels),
-        "best_epoch": best.epoch,
-        "epochs": len(log),
-        "device": best.device,
-        "dtype": best.dtype,
-        "rows_per_second": sum(record.rows for record in log) / sum(record.seconds for record in log),
-        "seconds": time.monotonic() - started,
-    }
-
-
-def check_int8(model: classifier.Classifier, classes: int, max_length: int, *parts: TokenLists) -> dict:
-    """On which share of how many rows 8 bits leave the label as it is, or the reason why that is not known. Takes as
-    many rows as cost seconds, of the first part before the next."""
-    from sentiment_core.inference.engine import Engine
-
-    try:
-        engines = [Engine(model.eval(), classes, max_length, backend=backend) for backend in ("openvino", "int8")]
-    except Exception as error:  # a conversion may fail in many ways, and the training is done
-        return {"reason": describe_error(error)}
-    same: list[np.ndarray] = []
-    rows_left, tokens_left = INT8_ROWS, INT8_TOKENS
-    for tokens in parts:
-        many = int(min(len(tokens), rows_left, tokens_left / max(1.0, tokens.lengths.mean())))
-        some = tokens.take(np.linspace(0, len(tokens) - 1, many).astype(int))
-        whole, small = (engine.probabilities(some)[0].argmax(axis=1) for engine in engines)
-        same.append(whole == small)
-        rows_left, tokens_left = rows_left - many, max(0, tokens_left - len(some.ids))
-    found = np.concatenate(same)
-    return {"agreement": float(found.mean()), "rows": len(found)}
+    return TrainingRecord(
+        settings=asdict(prepared.settings),
+        encoder=EncoderOrigin(prepared.encoder.name, prepared.encoder.revision),
+        data=TrainingRows(**vars(train_part.origin), train_rows=len(train_part), fingerprint=request["data_sha256"]),
+        eval_data=EvaluationRows(
+            **vars(eval_part.origin), eval_rows=len(eval_part), fingerprint=request["eval_data_sha256"]
+        ),
+        label_shares=label_shares(train_part.labels, prepared.labels),
+        best_epoch=best.epoch,
+        epochs=len(log),
+        device=best.device,
+        dtype=best.dtype,
+        rows_per_second=sum(record.rows for record in log) / sum(record.seconds for record in log),
+        seconds=time.monotonic() - started,
+    )

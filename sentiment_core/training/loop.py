@@ -207,7 +207,7 @@ class TrainingLoop:
         targets = self.eval_part.labels
         metrics = self.objective.evaluate(self.objective.activate(logits), targets, self.task.label_names)
         scores = EvaluationScores(
-            self.objective.mean_loss(logits, targets), metrics["accuracy"], metrics["macro_f1"], metrics["ece"]
+            self.objective.mean_loss(logits, targets), metrics.accuracy, metrics.macro_f1, metrics.ece
         )
         select_by = self.settings.select_by
         return EpochRecord(

@@ -243,7 +243,7 @@ def _read_trial(result: Any, names: Iterable[str], trials_path: str) -> TrialRec
     trial_id = result.metrics["trial_id"]
     trial_path = storage.join(trials_path, trial_id)
     if storage.exists(storage.join(trial_path, bundle.CARD)):
-        settings = bundle.read_info(trial_path).training["settings"]
+        settings = bundle.read_info(trial_path).training.settings
         log = map(json.loads, storage.read_file(storage.join(trial_path, bundle.LOG)).splitlines())
         scores = [record["selected_by"] for record in log]
         return TrialRecord(trial_id, {name: settings[name] for name in names}, scores, finished=True)

@@ -42,8 +42,8 @@ def test_a_search_that_was_killed_goes_on_and_keeps_the_best_trial(ray_here, tin
     assert {trial["settings"]["batch_size"] for trial in trials} <= {16, 32}
     best = max(trials, key=lambda trial: max(trial["scores"]))
     info = bundle.read_info(str(out))
-    assert {name: info.training["settings"][name] for name in best["settings"]} == best["settings"]
-    assert info.training["settings"]["out"] == str(out)
+    assert {name: info.training.settings[name] for name in best["settings"]} == best["settings"]
+    assert info.training.settings["out"] == str(out)
     assert f"{-max(best['scores']):.4f}" in said_at_last
     assert (out / "tuning.png").stat().st_size > 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]

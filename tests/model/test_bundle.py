@@ -11,9 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from sentiment_core.errors import UserError
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle
+from sentiment_core.model.records import Metrics
 from sentiment_core.runtime import storage
 from tests.conftest import make_bundle
 
+LEAST = {"format_version": 1, "head": "standard", "labels": ["no", "yes"], "max_length": 32}  # that makes a bundle
 TEXTS = ["a wonderful film", "dreadful", "it is what it is, " * 30, "naïve café 😀", "one two three four five six"] * 8
 
 
@@ -105,22 +107,79 @@ def test_a_place_that_was_taken_meanwhile_is_left_alone(tiny_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "there is no such folder"),
+        (None, "the folder does not exist"),
         ("", "sentiment.json is missing or damaged"),
+        ("[]", "sentiment.json is missing or damaged"),
         ('{"format_version": 1, "head": "standard"}', "sentiment.json is missing or damaged"),
+        (json.dumps(LEAST | {"training": []}), "sentiment.json is missing or damaged"),
     ],
 )
-def test_what_is_no_bundle_is_refused(tmp_path, content, words):
-    place = tmp_path / "b"
+def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path, content, words):
+    path = tmp_path / "b"
     if content is not None:
-        place.mkdir()
-        (place / bundle.CARD).write_text(content)
-    with pytest.raises(UserError, match=f"--model .* is no bundle: .*{words}.*jobs/train.py"):
-        bundle.read_info(str(place))
+        path.mkdir()
+        (path / bundle.CARD).write_text(content)
+    with pytest.raises(UserError, match=f"--model .* is not a bundle: .*{words}. Give a folder made by"):
+        bundle.read_info(str(path))
 
 
-def test_a_bundle_of_a_later_format_is_refused(tiny_bundle, tmp_path):
-    card = json.loads(Path(tiny_bundle, bundle.CARD).read_text()) | {"format_version": 3}
-    (tmp_path / bundle.CARD).write_text(json.dumps(card))
-    with pytest.raises(UserError, match="format 3; this version reads 1 to 2"):
+def test_a_bundle_of_a_later_format_loads_and_its_unknown_keys_are_ignored(tiny_bundle, tmp_path):
+    card = json.loads(Path(tiny_bundle, bundle.CARD).read_text())
+    later = card | {"format_version": 3, "new": 1, "metrics": {"n": 5, "new": 1}, "training": {"data": {"new": 1}}}
+    (tmp_path / bundle.CARD).write_text(json.dumps(later))
+    info = bundle.read_info(str(tmp_path))
+    assert (info.format_version, info.metrics, info.labels) == (3, Metrics(n=5), card["labels"])
+
+
+@pytest.mark.parametrize("setting", [{"head": "cascade"}, {"truncation": "middle"}, {"clean": "emoji"}])
+def test_a_bundle_that_needs_a_later_version_is_refused(tmp_path, setting):
+    (tmp_path / bundle.CARD).write_text(json.dumps(LEAST | {"format_version": 3} | setting))
+    ((name, value),) = setting.items()
+    with pytest.raises(UserError, match=f"needs a newer sentiment-core: this version does not know {name} '{value}'"):
         bundle.read_info(str(tmp_path))
+
+
+def test_settings_that_an_old_bundle_lacks_have_their_defaults(tmp_path):
+    (tmp_path / bundle.CARD).write_text(json.dumps(LEAST))
+    info = bundle.read_info(str(tmp_path))
+    assert (info.truncation, info.clean, info.ordinal, info.numbered) == ("head", "none", False, False)
+    assert info.metrics == Metrics()
+    assert info.calibration.ece_cross_fitted is None
+    assert info.int8.agreement is None
+
+
+def test_records_that_were_not_made_are_written_empty(tiny_bundle):
+    card = json.loads(Path(tiny_bundle, bundle.CARD).read_text())
+    assert all(card[name] == {} for name in bundle.RECORDS)
+
+
+def test_a_record_is_written_as_it_was_read(tmp_path):
+    """The keys and their order are those of earlier versions, which read these files too."""
+    rows = {"place": "reviews.csv", "files": 1, "rows": 9, "dropped": {"without_text": 1, "without_label": 0,
+            "without_tokens": 2}, "numbered": True, "truncated_rows": 3}  # fmt: skip
+    content = {
+        "head": "standard", "labels": ["no", "yes"], "max_length": 32,
+        "metrics": {
+            "n": 2, "accuracy": 0.5, "macro_f1": 0.4, "ece": 0.1, "brier": 0.6, "confusion": [[1, 0], [1, 0]],
+            "labels": ["no", "yes"], "reliability": {"confidence": [0.7], "accuracy": [0.5], "rows": [2]},
+            "risk_coverage": {"min_confidence": [0.7], "coverage": [1.0], "accuracy": [0.5]}, "mae": 0.5,
+        },
+        "calibration": {"method": "m", "temperature": 1.5, "rows": 2, "ece_before": 0.2, "ece_after": 0.1,
+                        "ece_cross_fitted": 0.15},
+        "training": {
+            "settings": {"lr": 0.1, "dropout": None}, "encoder": {"name": "e", "revision": None},
+            "data": rows | {"train_rows": 7, "fingerprint": "0"},
+            "eval_data": rows | {"eval_rows": 2, "fingerprint": "1"},
+            "label_shares": {"no": 0.5, "yes": 0.5}, "best_epoch": 1, "epochs": 2, "device": "cpu", "dtype": "float32",
+            "rows_per_second": 10.0, "seconds": 3.0,
+        },
+        "reference": {
+            "rows": 2, "predicted_shares": {"no": 1.0, "yes": 0.0}, "confidence_histogram": [0, 2],
+            "length_histogram": [2], "tokens": 8, "tokens_quantiles": {"0.5": 4.0}, "unknown_token_share": 0.0,
+        },
+        "int8": {"agreement": 1.0, "rows": 2},
+        "truncation": "head", "clean": "none", "ordinal": True, "format_version": 2, "libraries": {"torch": "2.13.0"},
+    }  # fmt: skip
+    info = bundle.BundleInfo.from_json(content)
+    assert info.numbered
+    assert json.dumps(info.to_json()) == json.dumps(content)

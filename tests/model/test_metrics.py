@@ -21,12 +21,12 @@ def test_metrics_are_those_of_scikit_learn():
     probabilities = metrics.softmax(logits)
     found = metrics.evaluate(probabilities, labels, ["a", "b", "c"])
     predicted = probabilities.argmax(axis=1)
-    assert found["n"] == 500
-    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
-    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found.n == 500
+    assert found.accuracy == pytest.approx(accuracy_score(labels, predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
     one_hot = np.eye(3)[labels]
-    assert found["brier"] == pytest.approx(sum(brier_score_loss(one_hot[:, c], probabilities[:, c]) for c in range(3)))
-    assert found["confusion"][0][1] == int(((labels == 0) & (predicted == 1)).sum())  # rows true, columns predicted
+    assert found.brier == pytest.approx(sum(brier_score_loss(one_hot[:, c], probabilities[:, c]) for c in range(3)))
+    assert found.confusion[0][1] == int(((labels == 0) & (predicted == 1)).sum())  # rows true, columns predicted
 
 
 def test_calibration_error_of_a_known_case():
@@ -40,20 +40,20 @@ def test_what_abstaining_gains_of_a_known_case():
     # confidences 0.9 (right), 0.8 (right), twice 0.7 (one right), 0.6 (wrong)
     probabilities = np.array([[0.7, 0.3], [0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
     curve = metrics.risk_coverage(probabilities, np.array([0, 0, 1, 1, 1]))
-    assert curve["min_confidence"] == [0.9, 0.8, 0.7, 0.6]
-    assert curve["coverage"] == [0.2, 0.4, 0.8, 1.0]
-    assert curve["accuracy"] == [1.0, 1.0, 0.75, 0.6]
+    assert curve.min_confidence == [0.9, 0.8, 0.7, 0.6]
+    assert curve.coverage == [0.2, 0.4, 0.8, 1.0]
+    assert curve.accuracy == [1.0, 1.0, 0.75, 0.6]
     logits, labels = draw(5_000, 3)
     curve = metrics.risk_coverage(metrics.softmax(logits), labels)
-    assert len(curve["coverage"]) == metrics.CURVE_POINTS
-    assert curve["accuracy"][-1] == (logits.argmax(axis=1) == labels).mean()
-    assert curve["coverage"][-1] == 1.0
+    assert len(curve.coverage) == metrics.CURVE_POINTS
+    assert curve.accuracy[-1] == (logits.argmax(axis=1) == labels).mean()
+    assert curve.coverage[-1] == 1.0
 
 
 def test_a_class_that_is_missing_from_the_data_keeps_its_place():
     found = metrics.evaluate(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), np.array([0, 2]), ["a", "b", "c"])
-    assert found["confusion"] == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
-    assert found["macro_f1"] == 1.0
+    assert found.confusion == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert found.macro_f1 == 1.0
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -71,7 +71,5 @@ def test_a_calibrated_model_has_little_calibration_error():
 
 
 def test_a_separable_set_gets_a_finite_temperature():
-    assert (
-        calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1]))
-        >= calibration.TEMPERATURE_RANGE[0]
-    )
+    temperature = calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1]))
+    assert temperature >= calibration.TEMPERATURE_RANGE[0]

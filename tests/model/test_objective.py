@@ -78,8 +78,8 @@ def test_columns_have_null_where_there_is_no_score_and_no_label_where_the_model_
 
 def test_ordinal_labels_also_get_a_mean_absolute_error():
     probabilities, targets = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), np.array([2, 2])
-    assert "mae" not in Objective().evaluate(probabilities, targets, ["a", "b", "c"])
-    assert Objective(ordinal=True).evaluate(probabilities, targets, ["a", "b", "c"])["mae"] == 1.0
+    assert Objective().evaluate(probabilities, targets, ["a", "b", "c"]).mae is None
+    assert Objective(ordinal=True).evaluate(probabilities, targets, ["a", "b", "c"]).mae == 1.0
 
 
 def test_a_folded_calibration_gives_the_calibrated_logits():
@@ -95,7 +95,7 @@ def test_a_folded_calibration_gives_the_calibrated_logits():
     assert fitted.rows == 400
     assert fitted.ece_after < fitted.ece_before
     after = objective.activate(objective.calibrate(logits, fitted))
-    assert fitted.ece_after == objective.evaluate(after, targets, ["a", "b", "c"])["ece"]
+    assert fitted.ece_after == objective.evaluate(after, targets, ["a", "b", "c"]).ece
     with torch.no_grad():
         layer.weight.mul_(4)
         layer.bias.mul_(4)

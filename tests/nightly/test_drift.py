@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sentiment_core.model.records import ReferenceStatistics
 from sentiment_core.nightly import drift
 from sentiment_core.nightly.drift import Profile, compare, stability_index
 from sentiment_core.scoring.outputs import count
@@ -87,7 +88,7 @@ def test_a_bundle_of_an_older_version_is_compared_as_far_as_it_tells():
         "rows": 1000, "predicted_shares": {"negative": 0.5, "positive": 0.5},
         "confidence_histogram": counted(1000).distributions["confidence"], "unknown_token_share": 0.0,
     }  # fmt: skip
-    before = Profile.of_reference(reference, ["negative", "positive"])
+    before = Profile.of_reference(ReferenceStatistics.from_json(reference), ["negative", "positive"])
     found = compare(counted(1000, positive=1.0, length=90), before, "now", "before", 0.25)
     assert [one.what for one in found if one.drifted] == ["labels"]
-    assert compare(counted(1000), Profile.of_reference({}, ["a"]), "now", "before", 0.25) == []
+    assert compare(counted(1000), Profile.of_reference(ReferenceStatistics(), ["a"]), "now", "before", 0.25) == []

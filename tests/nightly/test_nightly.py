@@ -61,7 +61,7 @@ def test_a_bundle_is_promoted_and_gone_back_from(models):
 
 
 def test_what_cannot_become_current_is_refused(models, tiny_encoder):
-    with pytest.raises(UserError, match="is no bundle"):
+    with pytest.raises(UserError, match="is not a bundle"):
         promote(PromoteSettings(models=str(models), bundle="third"))
     make_bundle(tiny_encoder, models / "topics", labels=("a", "b", "c"))
     with pytest.raises(UserError, match="has the labels a, b, c; expected those of the current one"):

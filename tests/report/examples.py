@@ -1,11 +1,12 @@
 """A bundle's records and a series of nights, made up, as the pages for people get them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from sentiment_core.model import metrics
 from sentiment_core.model.bundle import BundleInfo
+from sentiment_core.model.records import Calibration, Int8Check, Metrics, ReferenceStatistics, TrainingRecord
 from sentiment_core.nightly import drift
 from sentiment_core.nightly.drift import Profile
 from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, Night, compared_with, past_profile
@@ -18,7 +19,7 @@ MISTAKES = [
 ]
 
 
-def held_out_metrics(rows: int = 900, labels: list[str] = LABELS, seed: int = 0) -> dict:
+def held_out_metrics(rows: int = 900, labels: list[str] = LABELS, seed: int = 0) -> Metrics:
     """Metrics of made-up predictions, most of them right."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, len(labels), rows)
@@ -36,30 +37,34 @@ def bundle_info(data: str = "reviews.csv", revision: str | None = None) -> Bundl
         head="standard",
         labels=LABELS,
         max_length=256,
-        metrics=held_out_metrics() | {"mae": 0.25},
-        calibration={"temperature": 1.3125, "rows": 900, "ece_before": 0.0625, "ece_cross_fitted": 0.03125},
-        training={
-            "settings": {"batch_size": 32, "lr": 2e-5, "head_lr": 1e-4, "out": "models/reviews", "eval_data": None},
-            "encoder": {"name": encoder, "revision": revision},
-            "data": origin | {"train_rows": 8_100, "fingerprint": "c0ffee"},
-            "eval_data": origin | {"eval_rows": 900, "fingerprint": "decaf"},
-            "label_shares": {"negative": 0.25, "neutral": 0.125, "positive": 0.625},
-            "best_epoch": 2,
-            "epochs": 3,
-            "device": "AMD EPYC",
-            "dtype": "bfloat16",
-            "rows_per_second": 168.5,
-            "seconds": 152.25,
-        },
-        reference={
-            "rows": 900,
-            "predicted_shares": {"negative": 0.3, "neutral": 0.1, "positive": 0.6},
-            "confidence_histogram": [0] * 8 + [20, 30, 40, 40, 50, 60, 60, 80, 100, 120, 140, 160],
-            "tokens": 22_500,
-            "tokens_quantiles": {"0.05": 6.0, "0.25": 12.0, "0.5": 19.0, "0.75": 30.0, "0.95": 61.0},
-            "unknown_token_share": 0.0025,
-        },
-        int8={"agreement": 0.99, "rows": 900},
+        metrics=replace(held_out_metrics(), mae=0.25),
+        calibration=Calibration(temperature=1.3125, rows=900, ece_before=0.0625, ece_cross_fitted=0.03125),
+        training=TrainingRecord.from_json(
+            {
+                "settings": {"batch_size": 32, "lr": 2e-5, "head_lr": 1e-4, "out": "models/reviews", "eval_data": None},
+                "encoder": {"name": encoder, "revision": revision},
+                "data": origin | {"train_rows": 8_100, "fingerprint": "c0ffee"},
+                "eval_data": origin | {"eval_rows": 900, "fingerprint": "decaf"},
+                "label_shares": {"negative": 0.25, "neutral": 0.125, "positive": 0.625},
+                "best_epoch": 2,
+                "epochs": 3,
+                "device": "AMD EPYC",
+                "dtype": "bfloat16",
+                "rows_per_second": 168.5,
+                "seconds": 152.25,
+            }
+        ),
+        reference=ReferenceStatistics.from_json(
+            {
+                "rows": 900,
+                "predicted_shares": {"negative": 0.3, "neutral": 0.1, "positive": 0.6},
+                "confidence_histogram": [0] * 8 + [20, 30, 40, 40, 50, 60, 60, 80, 100, 120, 140, 160],
+                "tokens": 22_500,
+                "tokens_quantiles": {"0.05": 6.0, "0.25": 12.0, "0.5": 19.0, "0.75": 30.0, "0.95": 61.0},
+                "unknown_token_share": 0.0025,
+            }
+        ),
+        int8=Int8Check(agreement=0.99, rows=900),
     )
 
 

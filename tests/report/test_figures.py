@@ -2,12 +2,13 @@
 
 import pytest
 
+from sentiment_core.model.records import Metrics
 from sentiment_core.report import figures
 from tests.report.examples import LABELS
 
 
 def test_labels_with_dollars_are_drawn_as_they_are():
-    metrics = {"labels": ["$5_$10", "$5% - $10%"], "confusion": [[3, 1], [0, 2]], "n": 6}
+    metrics = Metrics(labels=["$5_$10", "$5% - $10%"], confusion=[[3, 1], [0, 2]], n=6)
     figure = figures.draw_confusion_matrix(metrics)
     assert figures.to_png(figure).startswith(b"\x89PNG")
     assert [text.get_text() for text in figure.axes[0].texts] == ["3\n75 %", "1\n25 %", "0\n0 %", "2\n100 %"]

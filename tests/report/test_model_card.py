@@ -22,11 +22,11 @@ def test_the_numbers_are_those_of_the_bundle():
     card = make_model_card(info, log, FIGURES)
     rows = table_rows(card)
     assert "on 900 held-out rows" in rows
-    assert rows["accuracy"] == [f"{info.metrics['accuracy']:.4f}"]
-    assert rows["macro-F1"] == [f"{info.metrics['macro_f1']:.4f}"]
-    assert rows["expected calibration error (ECE)"] == [f"{info.metrics['ece']:.4f} (0.0625 before calibration)"]
+    assert rows["accuracy"] == [f"{info.metrics.accuracy:.4f}"]
+    assert rows["macro-F1"] == [f"{info.metrics.macro_f1:.4f}"]
+    assert rows["expected calibration error (ECE)"] == [f"{info.metrics.ece:.4f} (0.0625 before calibration)"]
     assert next(value for name, value in rows.items() if name.startswith("ECE cross-fitted")) == ["0.0312"]
-    assert rows["Brier score"] == [f"{info.metrics['brier']:.4f}"]
+    assert rows["Brier score"] == [f"{info.metrics.brier:.4f}"]
     assert rows["mean absolute error, in labels"] == ["0.2500"]
     mean_losses = [sum(record["losses"]) / len(record["losses"]) for record in log]
     assert rows["1"] == [f"{mean_losses[0]:.4f}", "0.5000", "0.8000", "0.7500"]
@@ -44,11 +44,11 @@ def test_the_hub_finds_the_same_numbers_in_the_metadata():
     card = ModelCard(make_model_card(info, epoch_log(), FIGURES))
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-classification")
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
-        "accuracy": info.metrics["accuracy"],
-        "f1": info.metrics["macro_f1"],
-        "ece": info.metrics["ece"],
-        "brier_score": info.metrics["brier"],
-        "mae": info.metrics["mae"],
+        "accuracy": info.metrics.accuracy,
+        "f1": info.metrics.macro_f1,
+        "ece": info.metrics.ece,
+        "brier_score": info.metrics.brier,
+        "mae": info.metrics.mae,
     }
     assert {result.dataset_name for result in card.data.eval_results} == {"reviews.csv"}
     assert {result.dataset_split for result in card.data.eval_results} == {"held-out"}
@@ -57,7 +57,7 @@ def test_the_hub_finds_the_same_numbers_in_the_metadata():
 
 def test_what_is_from_the_hub_is_linked_there():
     info = bundle_info("stanfordnlp/imdb:plain_text:test", "abc123")
-    info.training["settings"]["eval_data"] = "stanfordnlp/imdb:plain_text:test"
+    info.training.settings["eval_data"] = "stanfordnlp/imdb:plain_text:test"
     card = ModelCard(make_model_card(info, epoch_log(), FIGURES))
     assert {result.dataset_split for result in card.data.eval_results} == {None}
     assert card.data.base_model == "distilbert/distilbert-base-uncased"

@@ -108,11 +108,11 @@ def test_a_bundle_that_was_half_uploaded_is_uploaded_again(store, tiny_bundle):
     s3.client(store.port).put_object(Bucket=s3.BUCKET, Key="half/model.safetensors", Body=b"of a run that was killed")
     with pytest.raises(UserError, match="already holds something"):
         bundle.check_free(path)
-    bundle.check_free(path, begun=True)
+    bundle.check_free(path, can_resume=True)
     bundle.copy(tiny_bundle, path, {})
     assert bundle.digest_of(bundle.read_files(path)[1]) == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
     with pytest.raises(UserError, match="already holds something"):
-        bundle.check_free(path, begun=True)
+        bundle.check_free(path, can_resume=True)
 
 
 @pytest.mark.parametrize(("error", "attempts"), [("AWS Error NETWORK_CONNECTION", 4), ("AWS Error ACCESS_DENIED", 1)])

@@ -365,7 +365,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
     source, out = tmp_path / "in", tmp_path / "out"
     write(source, "a.parquet", {"text": ["good"], "n": [1]})
     good = {"model": tiny_bundle, "input": source, "out": out}
-    refuse(["--model", "is no bundle"], **good | {"model": source})
+    refuse(["--model", "is not a bundle"], **good | {"model": source})
     refuse(["nowhere", "does not exist"], **good | {"input": tmp_path / "nowhere"})
     refuse(["'body'", "text, n", "--text-column"], **good | {"text_column": "body"})
     refuse(["'n'", "int64"], **good | {"text_column": "n"})

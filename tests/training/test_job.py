@@ -27,7 +27,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     trained = train(TrainSettings(**flags, out=str(out), tensorboard=str(tmp_path / "curves")))
-    assert trained.info.metrics["accuracy"] > 0.95
+    assert trained.info.metrics.accuracy > 0.95
     assert trained.info.labels == ["negative", "positive"]
     assert {
         "model.safetensors",
@@ -42,21 +42,21 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert "no better" not in trained.summary()
     losses = [np.mean(record.losses) for record in trained.log]
     assert losses[-1] < losses[0]
-    assert f"{trained.info.metrics['accuracy']:.4f}" in (out / "README.md").read_text()
+    assert f"{trained.info.metrics.accuracy:.4f}" in (out / "README.md").read_text()
     page = (out / "report.html").read_text()
     assert f"sentiment-core train --data {labelled} " in page
     assert "--lr 0.0001 --head-lr 0.001 --ema-decay 0.9" in page
     assert page.count("<img ") == 5
     log = [json.loads(line) for line in (out / bundle.LOG).read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2]
-    assert trained.info.int8["agreement"] > 0.95
-    assert trained.info.int8["rows"] == len(dataset.read(labelled, "text", "label"))
+    assert trained.info.int8.agreement > 0.95
+    assert trained.info.int8.rows == len(dataset.read(labelled, "text", "label"))
     # the curves, elsewhere too
     curves = tensorboard_scalars(tmp_path / "curves")
     steps = len(log[0]["losses"])
     assert [step for step, _ in curves["eval/accuracy"]] == [steps, 2 * steps]
     assert [value for _, value in curves["eval/accuracy"]] == pytest.approx([r["eval"]["accuracy"] for r in log])
-    assert curves["calibrated/ece"][0][1] == pytest.approx(trained.info.calibration["ece_after"])
+    assert curves["calibrated/ece"][0][1] == pytest.approx(trained.info.calibration.ece_after)
     assert curves["train/learning_rate"][-1] == (2 * steps, 0)
     assert curves["train/loss"][-1][1] < curves["train/loss"][0][1]
     client = MlflowClient()
@@ -74,11 +74,11 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
         EvaluateSettings(model=str(out), data=str(tmp_path / "held.parquet"), out=str(tmp_path / "m.json"))
     )
     assert json.loads((tmp_path / "m.json").read_text()) == found
-    assert found["n"] == trained.info.metrics["n"]
-    assert found["accuracy"] == trained.info.metrics["accuracy"]
-    assert trained.info.calibration["temperature"] != pytest.approx(1.0, abs=0.01)
-    assert found["ece"] == pytest.approx(trained.info.calibration["ece_after"], abs=0.02)
-    assert found["brier"] == pytest.approx(trained.info.metrics["brier"], abs=0.01)
+    assert found.n == trained.info.metrics.n
+    assert found.accuracy == trained.info.metrics.accuracy
+    assert trained.info.calibration.temperature != pytest.approx(1.0, abs=0.01)
+    assert found.ece == pytest.approx(trained.info.calibration.ece_after, abs=0.02)
+    assert found.brier == pytest.approx(trained.info.metrics.brier, abs=0.01)
 
 
 def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -136,13 +136,13 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     assert two.info.labels == ["low", "middle", "high"]
     assert (two.info.truncation, two.info.clean) == ("window", "markup")
     held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), "text", "stars"), 0.1, 0)[1]
-    assert np.array(two.info.metrics["confusion"]).sum() == two.info.metrics["n"] == len(held_out) == 72
+    assert np.array(two.info.metrics.confusion).sum() == two.info.metrics.n == len(held_out) == 72
     pq.write_table(pa.table({"text": held_out.texts, "stars": held_out.labels}), tmp_path / "held.parquet")
     found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars"))
-    assert found["labels"] == two.info.labels
-    assert found["brier"] == pytest.approx(two.info.metrics["brier"], abs=0.01)
-    off = np.array(found["confusion"]) * np.abs(np.subtract.outer(range(3), range(3)))
-    assert found["mae"] == pytest.approx(off.sum() / len(held_out))
+    assert found.labels == two.info.labels
+    assert found.brier == pytest.approx(two.info.metrics.brier, abs=0.01)
+    off = np.array(found.confusion) * np.abs(np.subtract.outer(range(3), range(3)))
+    assert found.mae == pytest.approx(off.sum() / len(held_out))
 
 
 def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch(ray_here, tiny_bundle, tmp_path):
@@ -163,20 +163,18 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
     losses = [record.eval.loss for record in trained.log]
     assert len(losses) < 20
     assert len(set(losses)) == len(losses)  # the averaged weights move, however few steps an epoch has
-    assert trained.info.training["best_epoch"] == 1 + int(np.argmin(losses)) == len(losses) - 1
-    assert trained.info.metrics["accuracy"] == pytest.approx(trained.log[np.argmin(losses)].eval.accuracy)
+    assert trained.info.training.best_epoch == 1 + int(np.argmin(losses)) == len(losses) - 1
+    assert trained.info.metrics.accuracy == pytest.approx(trained.log[np.argmin(losses)].eval.accuracy)
     for part in ("data", "eval_data"):
-        dropped = trained.info.training[part]["dropped"]
+        dropped = getattr(trained.info.training, part).dropped.to_json()
         assert dropped == {"without_text": 3, "without_label": 1, "without_tokens": 2}
-    assert trained.info.metrics["n"] == 394
+    assert trained.info.metrics.n == 394
     assert trained.info.labels == ["a", "b", "c"]
     assert f"2 rows of {settings.data} dropped: without tokens" in trained.summary()
-    confusion = np.array(trained.info.metrics["confusion"])
+    confusion = np.array(trained.info.metrics.confusion)
     right, most = np.trace(confusion), confusion.sum(axis=1).max()
     told = f"no better than always giving {trained.info.labels[confusion.sum(axis=1).argmax()]!r} ({most / 394:.4f})"
     assert (told in trained.summary()) == (right <= most)
-    always_b = trained.info.metrics | metrics.evaluate(
-        np.eye(3)[[1] * 8], np.array([0, 0, 1, 1, 1, 1, 2, 2]), ["a", "b", "c"]
-    )
+    always_b = metrics.evaluate(np.eye(3)[[1] * 8], np.array([0, 0, 1, 1, 1, 1, 2, 2]), ["a", "b", "c"])
     info = dataclasses.replace(trained.info, metrics=always_b)
     assert "no better than always giving 'b' (0.5000)" in dataclasses.replace(trained, info=info).summary()

@@ -1,0 +1,181 @@
+"""Records in `sentiment.json` and `metrics.json`: what a bundle's model can do, and how it was made.
+
+Each has `from_json`, which ignores keys that it does not know and gives missing ones their default, so that bundles of
+other versions load; and `to_json`, which leaves out what is not known. A record of which nothing is known is `{}`.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from sentiment_core.data.origin import DataOrigin, DroppedRows
+
+Head = Literal["standard", "mlp"]  # see `classifier`
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the records have in common: reading and writing JSON."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Read the record from parsed JSON."""
+        return cls(**cls._fields_in(content))
+
+    @classmethod
+    def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record for `json.dumps`."""
+        if self == type(self)():
+            return {}
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Reliability(Record):
+    """Points of a reliability diagram: one for each bin of confidence that is not empty."""
+
+    confidence: list[float] = field(default_factory=list)  # mean of the bin's rows
+    accuracy: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RiskCoverage(Record):
+    """Points of a risk-coverage curve, thresholds from high to low."""
+
+    min_confidence: list[float] = field(default_factory=list)
+    coverage: list[float] = field(default_factory=list)  # share of rows with at least that confidence
+    accuracy: list[float] = field(default_factory=list)  # on them
+
+
+@dataclass(frozen=True)
+class Metrics(Record):
+    """Metrics of a single-label model on labelled rows."""
+
+    n: int = 0  # rows
+    accuracy: float = 0.0
+    macro_f1: float = 0.0  # mean over the classes that occur in the labels or in the predictions
+    ece: float = 0.0  # expected calibration error
+    brier: float = 0.0  # sum over the classes of squared differences, 0 to 2
+    confusion: list[list[int]] = field(default_factory=list)  # rows true, columns predicted
+    labels: list[str] = field(default_factory=list)
+    reliability: Reliability = field(default_factory=Reliability)
+    risk_coverage: RiskCoverage = field(default_factory=RiskCoverage)
+    mae: float | None = None  # of ordinal labels: by how many labels the prediction is off, on average
+
+    @classmethod
+    def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return super()._fields_in(content) | {
+            "reliability": Reliability.from_json(content.get("reliability", {})),
+            "risk_coverage": RiskCoverage.from_json(content.get("risk_coverage", {})),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation(Metrics):
+    """Content of `metrics.json`: the metrics, the rows that could not be used, and the bundle's digest."""
+
+    dropped: DroppedRows = field(default_factory=DroppedRows)
+    bundle: str = ""
+
+    @classmethod
+    def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return super()._fields_in(content) | {"dropped": DroppedRows.from_json(content.get("dropped", {}))}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content for `json.dumps`."""
+        return super().to_json() | {"dropped": self.dropped.to_json(), "bundle": self.bundle}
+
+
+@dataclass(frozen=True)
+class Calibration(Record):
+    """A fitted calibration, and the expected calibration error (ECE) with and without it."""
+
+    method: str = ""
+    temperature: float = 1.0
+    rows: int = 0  # that it was fitted on
+    ece_before: float | None = None
+    ece_after: float | None = None  # on the rows that it was fitted on
+    ece_cross_fitted: float | None = None  # each half of the rows with the other half's temperature
+
+
+@dataclass(frozen=True)
+class EncoderOrigin(Record):
+    """The pretrained model that training started from."""
+
+    name: str = ""  # folder or hub name, as the user gave it
+    revision: str | None = None  # of the hub; None for a folder
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record for `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainingRows(DataOrigin):
+    """The rows that a model was trained on."""
+
+    train_rows: int = 0
+    fingerprint: str = ""  # sha256 of texts and labels
+
+
+@dataclass(frozen=True)
+class EvaluationRows(DataOrigin):
+    """The rows that chose the best epoch and fitted the calibration."""
+
+    eval_rows: int = 0
+    fingerprint: str = ""  # sha256 of texts and labels
+
+
+@dataclass(frozen=True)
+class TrainingRecord(Record):
+    """How a model was trained."""
+
+    settings: dict[str, Any] = field(default_factory=dict)  # of the command, by their names
+    encoder: EncoderOrigin = field(default_factory=EncoderOrigin)
+    data: TrainingRows = field(default_factory=TrainingRows)
+    eval_data: EvaluationRows = field(default_factory=EvaluationRows)
+    label_shares: dict[str, float] = field(default_factory=dict)  # of the training rows
+    best_epoch: int = 0  # counted from 1
+    epochs: int = 0  # that were trained
+    device: str = ""
+    dtype: str = ""
+    rows_per_second: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return super()._fields_in(content) | {
+            "encoder": EncoderOrigin.from_json(content.get("encoder", {})),
+            "data": TrainingRows.from_json(content.get("data", {})),
+            "eval_data": EvaluationRows.from_json(content.get("eval_data", {})),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record for `json.dumps`."""
+        parts = {name: getattr(self, name).to_json() for name in ("encoder", "data", "eval_data")}
+        return content | parts if (content := super().to_json()) else {}
+
+
+@dataclass(frozen=True)
+class ReferenceStatistics(Record):
+    """Statistics of the evaluation rows, which drift is measured from. Bundles of old versions lack the later ones."""
+
+    rows: int = 0
+    predicted_shares: dict[str, float] = field(default_factory=dict)
+    confidence_histogram: list[int] = field(default_factory=list)  # equal bins from 0 to 1
+    length_histogram: list[int] | None = None  # see `text.token_lists.length_histogram`
+    tokens: int | None = None
+    tokens_quantiles: dict[str, float] = field(default_factory=dict)  # of the tokens of a text, by the share below
+    unknown_token_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Int8Check(Record):
+    """How 8-bit numbers change the labels, or the reason why that is not known."""
+
+    agreement: float | None = None  # share of rows with the same label as in the default number type
+    rows: int | None = None
+    reason: str | None = None
