@@ -28,7 +28,11 @@ from sentiment_core.config import parse, setting
 from sentiment_core.model import bundle
 from sentiment_core.runtime import hardware
 from sentiment_core.scoring import outputs
-from sentiment_core.scoring.job import ScoreSettings, prepare
+from sentiment_core.scoring.plan import plan_scoring
+from sentiment_core.scoring.records import RunFile
+from sentiment_core.scoring.rows import ScoredRows
+from sentiment_core.scoring.settings import ScoreSettings
+from sentiment_core.scoring.statistics import Counts
 
 REPO = Path(__file__).resolve().parents[1]
 FOLDER_SHARDS = 1_000  # hard links of one file; each is opened and read like a file of its own
@@ -88,14 +92,23 @@ def time_planning(settings: ResumeSettings, folder: Path) -> dict[str, float]:
 
 def write_outputs(settings: ResumeSettings, folder: Path) -> None:
     """Write the outputs of a full run without computing anything."""
-    work = prepare(ScoreSettings(settings.model, f"{folder}/in", f"{folder}/out", settings.text_column, keep=()))
-    outputs.pin(work.place, work.run, settings.model, [])
-    labels = work.info.labels
-    status, probabilities = np.zeros(2, np.int8), np.full((2, len(labels)), 1 / len(labels), np.float32)
-    counts = outputs.count(status, probabilities, labels, np.full(len(status), 8), 0, [])
-    for unit in work.todo:
-        rows = outputs.make_table(unit, pa.table({}), status, probabilities, labels, False)
-        outputs.commit(work.place, work.run, unit, rows, counts)
+    plan = plan_scoring(
+        ScoreSettings(
+            input=f"{folder}/in",
+            text_column=settings.text_column,
+            keep=(),
+            model=settings.model,
+            out=f"{folder}/out",
+        )
+    )
+    outputs.write_run_file(plan.output_folder, RunFile(plan.run, settings.model))
+    labels = plan.info.labels
+    probabilities = np.full((2, len(labels)), 1 / len(labels), np.float32)
+    rows = ScoredRows(plan.info.objective, labels, np.zeros(2, np.int8), probabilities, np.full(2, 8))
+    counts = Counts.zero(labels).add_unit(rows)
+    for unit in plan.units_to_score:
+        table = outputs.scored_table(unit, pa.table({}), rows, False)
+        outputs.commit(plan.output_folder, plan.run, unit, table, counts)
 
 
 def time_real_run(settings: ResumeSettings, folder: Path) -> dict[str, float]:

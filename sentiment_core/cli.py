@@ -130,9 +130,10 @@ def _evaluate(settings: Any) -> int:
 
 
 def _score(settings: Any) -> int:
-    from sentiment_core.scoring.job import prepare, score
+    from sentiment_core.scoring.job import score
+    from sentiment_core.scoring.plan import plan_scoring
 
-    plan = prepare(settings)
+    plan = plan_scoring(settings)
     if settings.dry_run:
         print(plan.describe())
         return EXIT_OK
@@ -228,7 +229,7 @@ The labels of the data are the bundle's, by name or by number.""",
   ray job submit --working-dir . -- python jobs/score.py --model s3://b/models/a --input s3://b/corpus --out s3://b/out
 
 Exit code 3: finished, but some shards could not be scored. They are listed; all others are scored.""",
-        "sentiment_core.scoring.job:ScoreSettings",
+        "sentiment_core.scoring.settings:ScoreSettings",
         _score,
     ),
     "verify": Command(

@@ -11,7 +11,8 @@ from sentiment_core.config import from_keywords
 from sentiment_core.runtime.environment import variables_set
 
 if TYPE_CHECKING:
-    from sentiment_core.scoring.job import Scored, Work
+    from sentiment_core.scoring.job import ScoreResult
+    from sentiment_core.scoring.plan import ScorePlan
     from sentiment_core.scoring.verify import Findings
     from sentiment_core.training.job import TrainResult
 
@@ -53,7 +54,7 @@ def evaluate(**settings: Any) -> dict[str, Any]:
         return evaluation.evaluate(from_keywords(evaluation.EvaluateSettings, "evaluate", settings)).to_json()
 
 
-def score(**settings: Any) -> "Scored | Work":
+def score(**settings: Any) -> "ScoreResult | ScorePlan":
     """Score a Parquet corpus; the same call again does only what is missing.
 
     With `dry_run=True` nothing is scored: the plan is returned, whose `describe()` says what would be done.
@@ -70,9 +71,11 @@ def score(**settings: Any) -> "Scored | Work":
     """
     with variables_set():
         from sentiment_core.scoring import job
+        from sentiment_core.scoring.plan import plan_scoring
+        from sentiment_core.scoring.settings import ScoreSettings
 
-        parsed = from_keywords(job.ScoreSettings, "score", settings)
-        plan = job.prepare(parsed)
+        parsed = from_keywords(ScoreSettings, "score", settings)
+        plan = plan_scoring(parsed)
         return plan if parsed.dry_run else job.score(plan)
 
 

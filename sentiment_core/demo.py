@@ -32,7 +32,9 @@ from sentiment_core.evaluation import EvaluateSettings, describe_metrics, evalua
 from sentiment_core.model.records import Metrics
 from sentiment_core.report import figures, html
 from sentiment_core.runtime import preflight
-from sentiment_core.scoring.job import Scored, ScoreSettings, prepare, score
+from sentiment_core.scoring.job import ScoreResult, score
+from sentiment_core.scoring.plan import plan_scoring
+from sentiment_core.scoring.settings import ScoreSettings
 from sentiment_core.training.job import TrainResult, train
 from sentiment_core.training.settings import TrainSettings
 
@@ -115,7 +117,7 @@ def demo(settings: DemoSettings) -> str:
     held_out = evaluate(EvaluateSettings(model=str(out / "bundle"), data=str(out / "labelled" / "held_out.parquet")))
     print_now(f"3/3 scoring all {len(ratings):,} sentences")
     scored = score(
-        prepare(ScoreSettings(model=str(out / "bundle"), input=str(out / "corpus"), out=str(out / "scored")))
+        plan_scoring(ScoreSettings(model=str(out / "bundle"), input=str(out / "corpus"), out=str(out / "scored")))
     )
     return summarize(out, ratings, trained, held_out, scored, time.monotonic() - started)
 
@@ -183,7 +185,7 @@ def write_corpus(ratings: pa.Table, folder: Path) -> None:
 
 
 def summarize(
-    out: Path, ratings: pa.Table, trained: TrainResult, held_out: Metrics, scored: Scored, seconds: float
+    out: Path, ratings: pa.Table, trained: TrainResult, held_out: Metrics, scored: ScoreResult, seconds: float
 ) -> str:
     """Write `report.html` and return the summary for the terminal.
 
@@ -236,7 +238,7 @@ def choose_sentences(rows: pa.Table) -> dict[str, list[dict]]:
 def make_page(
     trained: TrainResult,
     held_out: Metrics,
-    scored: Scored,
+    scored: ScoreResult,
     shares: dict[str, dict[str, float]],
     sentences: dict[str, list[dict]],
 ) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from sentiment_core.config import parse
 from sentiment_core.errors import UserError
-from sentiment_core.scoring.job import ScoreSettings
+from sentiment_core.scoring.settings import ScoreSettings
 from sentiment_core.training.settings import TrainSettings
 
 NEEDED = ["--data", "d.csv", "--model", "m", "--out", "o"]

@@ -1,4 +1,4 @@
-"""Where labelled text came from, as bundles and metrics files note it."""
+"""The origin of labelled text, as bundles and metrics files note it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self

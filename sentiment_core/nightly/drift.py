@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import chdtri, ndtri
 
 from sentiment_core.model.records import ReferenceStatistics
-from sentiment_core.scoring.outputs import Counts
+from sentiment_core.scoring.statistics import Counts
 from sentiment_core.text import distinct_sketch
 
 LEAST_ROWS = 200  # of fewer nothing is said
@@ -36,22 +36,29 @@ class Profile:
 
     @classmethod
     def of(cls, counts: Counts) -> "Profile":
-        scored = sum(counts.length_histogram)
-        different = min(scored, distinct_sketch.estimate_distinct(counts.texts))
+        lengths, status, tokens, texts = (
+            counts.length_histogram.value,
+            counts.status.value,
+            counts.tokens.value,
+            counts.texts.value,
+        )
+        unknown = counts.unknown_tokens.value
+        scored = sum(lengths)
+        different = min(scored, distinct_sketch.estimate_distinct(texts))
         return cls(
             counts.rows,
             {
-                LABELS: [*map(float, counts.labels.values())],
-                CONFIDENCES: [*map(float, counts.confidence_histogram)],
-                LENGTHS: [*map(float, counts.length_histogram)],
+                LABELS: [*map(float, counts.labels.value.values())],
+                CONFIDENCES: [*map(float, counts.confidence_histogram.value)],
+                LENGTHS: [*map(float, lengths)],
             },
             {
-                UNKNOWN: [counts.unknown_tokens, counts.tokens, counts.unknown_tokens**0.5],
-                "empty texts": [*_binomial(counts.status["empty"] + counts.status["null"], counts.rows)],
+                UNKNOWN: [unknown, tokens, unknown**0.5],
+                "empty texts": [*_binomial(status["empty"] + status["null"], counts.rows)],
                 "repeated texts": [
                     scored - different,
                     scored,
-                    different * distinct_sketch.relative_error(counts.texts),
+                    different * distinct_sketch.relative_error(texts),
                 ],
             },
         )

@@ -25,8 +25,11 @@ from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, Night
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.scoring import outputs
-from sentiment_core.scoring.job import ScoreSettings, Work, listed, prepare, score, take_output
-from sentiment_core.scoring.outputs import Counts
+from sentiment_core.scoring.job import claim_output_folder, score
+from sentiment_core.scoring.plan import ScorePlan, plan_scoring
+from sentiment_core.scoring.settings import ScoreSettings
+from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.summary import nonzero
 from sentiment_core.scoring.verify import FAULTS, VerifySettings, verify
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ class Plan:
 
     settings: NightlySettings
     name: str
-    work: Work  # of the chosen partitions
+    work: ScorePlan  # of the chosen partitions
     whole: Corpus  # all partitions
     left: int  # rows to be scored that are not of the chosen partitions
     waiting: bool  # there are shards to be scored that are not of the chosen partitions
@@ -99,12 +102,12 @@ class Plan:
 
     def describe(self) -> str:
         """What would run, for the terminal."""
-        rows = self.work.rows_todo
+        rows = self.work.rows_to_score
         past_rows = sum(night.rows for night in self.past)
         if past_rows:
             tokens = rows * sum(night.tokens for night in self.past) / past_rows
         else:
-            tokens = sum(unit.text_bytes for unit in self.work.todo) / BYTES_PER_TOKEN
+            tokens = sum(unit.text_bytes for unit in self.work.units_to_score) / BYTES_PER_TOKEN
         lines = [f"night {self.name}, model {self.work.model}", self.work.describe()]
         lines.append(
             f"about {tokens:,.0f} tokens" + (f"; rows left for other nights: {self.left:,}" if self.left else "")
@@ -126,9 +129,9 @@ class Plan:
 def make_plan(settings: NightlySettings) -> Plan:
     """What is to be done; writes nothing. Raises `UserError`."""
     decisions = registry.history(settings.model)
-    work = prepare(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
+    work = plan_scoring(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
     wanted = _chosen(settings)
-    todo = [unit for unit in work.todo if wanted(unit.source)]
+    todo = [unit for unit in work.units_to_score if wanted(unit.source)]
     failed = [shard for shard in work.corpus.failed if wanted(shard.source)]
     none = not failed and not any(wanted(unit.source) for unit in work.corpus.units)
     if (settings.date or settings.since) and none:
@@ -136,27 +139,27 @@ def make_plan(settings: NightlySettings) -> Plan:
         raise UserError(
             f"{chosen}: --input {settings.input} has no such folder {settings.date_key}=...; see --date-key"
         )
-    left = work.rows_todo - sum(unit.rows for unit in todo)
+    left = work.rows_to_score - sum(unit.rows for unit in todo)
     stale = [path for path in work.stale if wanted(path)]  # outputs lie in folders as their shards do
     name = settings.night or datetime.datetime.now(datetime.UTC).date().isoformat()
     retrain = _retraining(settings, work.info.labels if decisions else None)
-    before = nights.read_all(work.place)
+    before = nights.read_all(work.output_folder)
     last = nights.latest(before)
     if last and last.night != name and name in (night.night for night in before):
         raise UserError(f"--night {name} is over: {last.night} has begun since; give that name, or a new one")
-    part = replace(work, todo=todo, stale=stale, corpus=replace(work.corpus, failed=failed))
-    return Plan(settings, name, part, work.corpus, left, len(todo) < len(work.todo), before, retrain)
+    part = replace(work, units_to_score=todo, stale=stale, corpus=replace(work.corpus, failed=failed))
+    return Plan(settings, name, part, work.corpus, left, len(todo) < len(work.units_to_score), before, retrain)
 
 
 def nightly(settings: NightlySettings) -> Night:
     """Plan a night and run it. Whatever happens stands in the night's record, and is told to whom it may concern. Raises
     `UserError`, and `AtWork` if another run is at work on the same output."""
-    place = outputs.place_of(settings.out, settings.limit)
+    place = outputs.output_folder(settings.out, settings.limit)
     with _telling(settings):
-        fresh = make_plan(settings) if outputs.read_run(place) is None else None
+        fresh = make_plan(settings) if outputs.read_run_file(place) is None else None
         preflight.check_writable(place)
         if fresh:
-            take_output(fresh.work)  # before there is anything else in it
+            claim_output_folder(fresh.work)  # before there is anything else in it
         preflight.check_writable(storage.join(place, nights.FOLDER))
     with nights.alone(place):
         with _telling(settings):
@@ -205,7 +208,7 @@ def _telling(settings: NightlySettings) -> Iterator[None]:
 def report(night: Night) -> str:
     """A few lines for the terminal."""
     lines = [f"night {night.night}: {night.rows:,} rows scored, {night.left:,} left"]
-    lines.append("verified: " + (listed(night.verified) if any(night.verified.values()) else "nothing wrong"))
+    lines.append("verified: " + (nonzero(night.verified) if any(night.verified.values()) else "nothing wrong"))
     lines += [f"failed: {shard['source']}: {shard['reason']}" for shard in night.failed_shards[:10]]
     if night.renewal:
         lines.append(f"model: {pages.describe_renewal(night)}")
@@ -267,7 +270,9 @@ def _begun(plan: Plan) -> Night:
     else:
         last = nights.latest(plan.before)
         broke_off = last and last.state != "done" and not last.rows
-        night = Night(plan.name, since_ns=last.since_ns if last and broke_off else nights.now_ns(plan.work.place))
+        night = Night(
+            plan.name, since_ns=last.since_ns if last and broke_off else nights.now_ns(plan.work.output_folder)
+        )
     night.model, night.bundle, night.labels = plan.work.model, plan.work.run.bundle, plan.work.info.labels
     night.tokens_by = bundle.tokens_digest_of(plan.work.bundle_files)
     return night
@@ -276,7 +281,7 @@ def _begun(plan: Plan) -> Night:
 def _score(plan: Plan, night: Night) -> dict:
     """Scores; what is to be noted of the run."""
     work = plan.work
-    night.corpus_rows, night.left = work.corpus.rows, plan.left + work.rows_todo
+    night.corpus_rows, night.left = work.corpus.rows, plan.left + work.rows_to_score
     night.removed += len(work.stale) + (len(work.orphans) if plan.settings.prune else 0)
     done = score(work, plan.settings.time_limit)
     summary, run = done.summary, done.summary["run"]
@@ -297,7 +302,7 @@ def _score(plan: Plan, night: Night) -> dict:
 
 def _watch(plan: Plan, night: Night, waiting: bool) -> None:
     """Verifies the night, and compares it with others. `waiting`: some shards are left to the next one."""
-    place, settings = plan.work.place, plan.settings
+    place, settings = plan.work.output_folder, plan.settings
     found = verify(
         VerifySettings(input=settings.input, out=settings.out, limit=settings.limit), night.since_ns, plan.whole
     )
@@ -308,10 +313,10 @@ def _watch(plan: Plan, night: Night, waiting: bool) -> None:
     wrong = {kind: night.verified[kind] for kind in FAULTS if kind not in awaited}
     if any(wrong.values()):
         night.exit_code = EXIT_FAULT
-        night.alarms.append(f"verification found {listed(wrong)}; run jobs/verify.py for the files")
+        night.alarms.append(f"verification found {nonzero(wrong)}; run jobs/verify.py for the files")
     counts = dict(_by_partition(place, night.since_ns, night.labels))
-    whole = sum(counts.values(), Counts.none(night.labels))
-    night.rows, night.tokens = whole.rows, whole.tokens
+    whole = Counts.total(night.labels, counts.values())
+    night.rows, night.tokens = whole.rows, whole.tokens.value
     night.profile = asdict(profile := Profile.of(whole))
     night.partitions = {name: asdict(Profile.of(part)) for name, part in counts.items()} if set(counts) != {"."} else {}
     night.comparisons = []
@@ -336,13 +341,13 @@ def _by_partition(place: str, since_ns: int, labels: list[str]) -> Iterator[tupl
     """What the outputs of a night hold, by the first folder of their shards, the largest first."""
     found: dict[str, Counts] = {}
     for output in outputs.read_outputs(place, since_ns):
-        if output.counts and list(output.counts.labels) == labels:
-            name = output.origin["unit"]["source"].rpartition("/")[0].partition("/")[0] or "."
-            found[name] = found.get(name, Counts.none(labels)) + output.counts
+        if output.origin and output.counts and list(output.counts.labels.value) == labels:
+            name = output.origin.unit.source.rpartition("/")[0].partition("/")[0] or "."
+            found[name] = found.get(name, Counts.zero(labels)).merge(output.counts)
     order = sorted(found, key=lambda name: -found[name].rows)
     yield from ((name, found[name]) for name in order[:SHOWN_PARTITIONS])
     if rest := order[SHOWN_PARTITIONS:]:
-        yield "others", sum((found[name] for name in rest), Counts.none(labels))
+        yield "others", Counts.total(labels, (found[name] for name in rest))
 
 
 def _renew(plan: Plan, night: Night, retrain: "TrainSettings") -> None:

@@ -1,92 +1,106 @@
-"""Scoring once more what was scored, to compare: all of it, or a sample."""
+"""Score again what was scored, all of it or a sample, and compare."""
 
 import bisect
 import itertools
 import random
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from sentiment_core.data import shards
-from sentiment_core.data.shards import Unit
+from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import cluster, connection, preflight
-from sentiment_core.scoring import outputs as scored
-from sentiment_core.scoring import stages
-from sentiment_core.scoring.outputs import Counts, Output, Run
-from sentiment_core.scoring.stages import Job
-from sentiment_core.scoring.stream import TASK_MINUTES, Stream, Tally
+from sentiment_core.scoring import outputs, stages
+from sentiment_core.scoring.outputs import Output
+from sentiment_core.scoring.records import Run, was_made_by
+from sentiment_core.scoring.settings import TASK_MINUTES
+from sentiment_core.scoring.stages import ScoringContext
+from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.stream import Stream
+from sentiment_core.scoring.tally import Tally
 
 PART_ROWS = 50  # of a sample that lie together
 
 
 @dataclass(frozen=True)
 class Rescoring:
-    """The run that made an output folder, and the bundle it was made with."""
+    """The run that made an output folder, and the bundle it used."""
 
-    place: str
+    output_folder: str
     run: Run
-    files: dict[str, bytes]
-    labels: list[str]
+    bundle_files: dict[str, bytes]
+    info: bundle.BundleInfo
 
     @classmethod
-    def of(cls, place: str, model: str | None) -> "Rescoring":
-        """By what `_run.json` tells; `model`: where the bundle is now, if elsewhere. Raises `UserError`."""
-        told = scored.read_run(place) or {}
-        if told.get("format_version") != scored.FORMAT_VERSION:
+    def load(cls, folder: str, model: str | None) -> "Rescoring":
+        """Load what `_run.json` names; `model` is where the bundle is now, if elsewhere. Raises UserError."""
+        run_file = outputs.read_run_file(folder)
+        if run_file is None or not (model or run_file.model):
             raise UserError(
-                f"{place} has no {scored.RUN_FILE} of this version, which tells how it was scored; verify it without "
+                f"{folder} has no readable {outputs.RUN_FILE}, which says how it was scored; verify it without "
                 "--sample and --full"
             )
-        run = Run(**{field.name: told[field.name] for field in fields(Run)})
-        model = registry.resolve(model) if model else told["model"]
-        info, files = bundle.read_files(model)
-        if bundle.digest_of(files) != run.bundle:
-            raise UserError(f"--model {model} is not the bundle that scored {place}; give the one that did")
-        return cls(place, run, files, info.labels)
+        model = registry.resolve(model) if model else run_file.model
+        info, bundle_files = bundle.read_files(model)
+        if bundle.digest_of(bundle_files) != run_file.run.bundle:
+            raise UserError(f"--model {model} is not the bundle that scored {folder}; give that one")
+        return cls(folder, run_file.run, bundle_files, info)
 
-    def passes_over(self, output: Output) -> bool:
-        """Whether another bundle has made it, as after a nightly job's promotion."""
-        return bool(output.origin) and output.origin["run"].get("bundle") != self.run.bundle
+    def was_scored_by_another_bundle(self, output: Output) -> bool:
+        """Return whether another bundle made the output, as before a nightly job's promotion."""
+        return output.origin is not None and output.origin.run.bundle != self.run.bundle
 
-    def compare(self, source: str, outputs: dict[str, Output], rows: int | None, workers: int | None) -> Tally:
-        """Score about `rows` of the input at `source` once more, or all; what differs from these `outputs`, or cannot
-        be scored, has failed. Outputs made otherwise are passed over."""
-        keep = None if self.run.keep is None else tuple(self.run.keep)
-        planned = shards.plan(source, self.run.text_column, keep, scored.COLUMNS)
-        if self.run.limit:
-            planned = shards.limit_rows(planned, self.run.limit)
-        whole = [
+    def compare(
+        self, input_path: str, existing: dict[str, Output], sample_rows: int | None, workers: int | None
+    ) -> Tally:
+        """Score about `sample_rows` rows of the input again, or all, and compare them with the `existing` outputs.
+
+        Units that differ, or cannot be scored, are the tally's failures. Outputs made by another run are skipped.
+        Raises UserError.
+        """
+        corpus = self._plan(input_path)
+        units = [
             unit
-            for unit in planned.units
-            if unit.output in outputs and outputs[unit.output].origin == scored.origin(self.run, unit)
+            for unit in corpus.units
+            if (output := existing.get(unit.output)) and output.origin and was_made_by(output.origin, self.run, unit)
         ]
-        parts = {unit: unit for unit in whole} if rows is None else sample(whole, rows, random.Random())
-        tally = Tally(Counts.none(self.labels))
+        parts = (
+            {unit: unit for unit in units} if sample_rows is None else draw_sample(units, sample_rows, random.Random())
+        )
+        tally = Tally(Counts.zero(self.info.labels))
         if not parts:
             return tally
         connection.connect()
         workers = cluster.number_of_workers(workers, len(parts))
         preflight.check_workers(workers)
-        preflight.check_shared(self.place, "--out", writable=False)
-        preflight.check_shared(planned.root, "--input", writable=False)
-        job = Job(planned.root, self.place, self.run, self.labels)
-        takes = {"outputs": {part.output: unit for part, unit in parts.items() if part != unit}}
-        stream = Stream(job, self.files, stages.compare, takes, workers, TASK_MINUTES)
+        preflight.check_shared(self.output_folder, "--out", writable=False)
+        preflight.check_shared(corpus.root, "--input", writable=False)
+        context = ScoringContext(corpus.root, self.output_folder, self.run, self.info.objective, self.info.labels)
+        arguments = {"units_of_parts": {part.output: unit for part, unit in parts.items() if part != unit}}
+        stream = Stream(context, self.bundle_files, stages.compare_outputs, arguments, workers, TASK_MINUTES)
         stream.run("verify", list(parts), tally)
         return tally
 
+    def _plan(self, input_path: str) -> Corpus:
+        """Cut the input into the units that scoring makes of it."""
+        keep = None if self.run.keep is None else tuple(self.run.keep)
+        corpus = shards.plan(input_path, self.run.text_column, keep, outputs.COLUMNS)
+        return shards.limit_rows(corpus, self.run.limit) if self.run.limit else corpus
 
-def sample(units: list[Unit], rows: int, rng: random.Random) -> dict[Unit, Unit]:
-    """At least so many rows, or all: parts of up to `PART_ROWS`, chosen at random, each with its unit."""
-    ends = list(itertools.accumulate(-(-unit.rows // PART_ROWS) for unit in units))
-    parts: dict[Unit, Unit] = {}
-    gathered = 0
-    for number in rng.sample(range(ends[-1] if ends else 0), min(rows, ends[-1] if ends else 0)):
-        if gathered >= rows:
+
+def draw_sample(units: list[Unit], rows: int, rng: random.Random) -> dict[Unit, Unit]:
+    """Draw at least `rows` rows, or all that there are: parts of up to `PART_ROWS`, each with its unit."""
+    ends = list(itertools.accumulate(-(-unit.rows // PART_ROWS) for unit in units))  # number of the last part, plus 1
+    parts_in_all = ends[-1] if ends else 0
+    sample: dict[Unit, Unit] = {}
+    drawn_rows = 0
+    for number in rng.sample(range(parts_in_all), min(rows, parts_in_all)):
+        if drawn_rows >= rows:
             break
         unit = units[i := bisect.bisect_right(ends, number)]
         start = unit.start + PART_ROWS * (number - (ends[i - 1] if i else 0))
         stop = min(unit.stop, start + PART_ROWS)
-        parts[replace(unit, start=start, stop=stop, text_bytes=unit.text_bytes * (stop - start) // unit.rows)] = unit
-        gathered += stop - start
-    return parts
+        text_bytes = unit.text_bytes * (stop - start) // unit.rows
+        sample[replace(unit, start=start, stop=stop, text_bytes=text_bytes)] = unit
+        drawn_rows += stop - start
+    return sample

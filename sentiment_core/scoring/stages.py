@@ -1,16 +1,20 @@
-"""The stages of scoring, as Ray runs them: each takes one task, a table of one row that holds a few units and what is
-known of their rows so far, and adds to it. The last, `write` or `compare`, makes of it one record for each unit.
+"""The stages of scoring, as Ray Data runs them.
 
-Whatever goes wrong with a unit becomes its error and leaves the others alone. What takes a whole process along, or
-hangs in it, costs that process, and Ray tries the task again elsewhere, as often as its `TaskGuard` lets it; then the task
-is lost, with all its units.
+Each takes a task as a table and returns it with more known of its rows.
+`read_and_tokenize` is followed by `ClassifyStage` and then by `write_outputs` or `compare_outputs`, which leave one
+record of the task.
+
+Whatever goes wrong with a unit becomes its error and leaves the other units alone. What kills a whole process, or hangs
+in it, costs that process. Ray tries the task again elsewhere, as often as the task guard lets it; then the task is lost
+with all its units.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -19,275 +23,234 @@ import ray
 from sentiment_core.data import columns, shards
 from sentiment_core.data.shards import Unit
 from sentiment_core.model import bundle
+from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import connection, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.task_guard import AttemptsExhausted, TaskGuard, limit_memory
-from sentiment_core.scoring import outputs as scored
-from sentiment_core.scoring.outputs import Counts, Run
-from sentiment_core.text import distinct_sketch
+from sentiment_core.scoring import comparison, outputs
+from sentiment_core.scoring.records import Run
+from sentiment_core.scoring.rows import ReadTexts, ScoredRows
+from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.task_table import CLASSIFY, FINISH, READ, TaskRecord, TaskTable, UnitRecord
 from sentiment_core.text.arrow import deduplicate_texts
 from sentiment_core.text.status import apply_min_confidence
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
 
 LOAD_S = 1800.0  # for an actor to load the bundle, and to compile it if it does
-STAGES = ("read and tokenise", "classify", "write")
+CACHED_TOKENIZERS = 2  # in a worker process: a process is reused by later runs, which may have other bundles
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all tasks of a run share."""
+class ScoringContext:
+    """The context that all tasks of a run share."""
 
-    root: str  # of the corpus
-    place: str  # of the output
+    input_root: str
+    output_folder: str
     run: Run
+    objective: Objective
     labels: list[str]
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What only the stage that reads a unit's texts can tell of them."""
-
-    unknown_tokens: int
-    sketch: list[int]
-
-
-TEXTS = pa.struct({"unknown_tokens": pa.int64(), "sketch": pa.list_(pa.int64())})
-
-
-def read_and_tokenise(task: pa.Table, job: Job, files: ray.ObjectRef, guard: TaskGuard) -> pa.Table:
-    """Adds `lost`; `errors` (empty if none) and `texts`, one for each unit; `status` and `tokens` of the rows of all
-    units without an error, one after another."""
+def read_and_tokenize(table: pa.Table, context: ScoringContext, files: ray.ObjectRef, guard: TaskGuard) -> pa.Table:
+    """Read the texts of a task's units and turn them into token ids."""
     started = time.monotonic()
-    units = units_of(task)
-    errors, lists, status, lost = [""] * len(units), [], [], False
-    seen = [Texts(0, [])] * len(units)
+    task = TaskTable(table)
+    errors, lost = [""] * len(task.units), False
+    counts = [json.dumps(Counts.zero(context.labels).to_json())] * len(task.units)
+    tokens, status = [TokenLists(np.zeros(0, np.int32), np.zeros(1, np.int64))], [np.zeros(0, np.int8)]
     try:
-        with guard(_key("read", units)):
-            for i, unit in enumerate(units):
+        with guard(task.key("read")):
+            for i, unit in enumerate(task.units):
                 try:
                     with limit_memory():
-                        tokens, codes, seen[i] = _tokenise(job, unit, files)
+                        unit_tokens, unit_status, unit_counts = _tokenize_unit(context, unit, files)
                 except Exception as error:
                     errors[i] = describe_error(error)
                 else:
-                    lists += tokens
-                    status += codes
+                    tokens += unit_tokens
+                    status += unit_status
+                    counts[i] = json.dumps(unit_counts.to_json())
     except AttemptsExhausted as error:
-        errors, lost = [str(error)] * len(units), True
-    ids = np.concatenate([np.zeros(0, np.int32), *(tokens.ids for tokens in lists)])
-    lengths = np.concatenate([np.zeros(0, np.int64), *(tokens.lengths for tokens in lists)])
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    return (
-        _with_errors(task, errors, lost)
-        .append_column("texts", pa.array([[asdict(each) for each in seen]], pa.list_(TEXTS)))
-        .append_column("status", _one_row(pa.array(np.concatenate([np.zeros(0, np.int8), *status]))))
-        .append_column("tokens", _one_row(pa.ListArray.from_arrays(offsets, pa.array(ids))))
-        .append_column("read_seconds", pa.array([time.monotonic() - started]))
-    )
+        errors, lost = [str(error)] * len(task.units), True
+    task = task.replace(errors=errors, lost=lost, counts=counts, status=np.concatenate(status), tokens=_join(tokens))
+    return task.add_seconds(READ, started).table
 
 
-def _tokenise(job: Job, unit: Unit, files: ray.ObjectRef) -> tuple[list[TokenLists], list[np.ndarray], Texts]:
-    """Tokens and status of the unit's rows, in pieces, and what is to be told of its texts."""
-    tokenizer = _tokenizer(job.run.bundle, files)
-    lists, status, unknown, different = [], [], 0, []
-    for chunk in shards.read_texts(job.root, unit, job.run.text_column).chunks:
-        texts, which = deduplicate_texts(chunk)
-        tokens, codes = tokenizer.encode(texts)
-        lists.append(tokens.take(which))
-        status.append(codes[which])
-        unknown += int((lists[-1].ids == tokenizer.unknown_id).sum())
-        scored_texts = (text for text, length in zip(texts, tokens.lengths, strict=True) if length)
-        different.append(distinct_sketch.sketch_texts(scored_texts))
-    return lists, status, Texts(unknown, distinct_sketch.merge_sketches(*different))
+def _tokenize_unit(
+    context: ScoringContext, unit: Unit, files: ray.ObjectRef
+) -> tuple[list[TokenLists], list[np.ndarray], Counts]:
+    """Return tokens and status codes of the unit's rows, in parts, and the statistics of its texts."""
+    tokenizer = _load_tokenizer(context.run.bundle, files)
+    tokens, status, counts = [], [], Counts.zero(context.labels)
+    for chunk in shards.read_texts(context.input_root, unit, context.run.text_column).chunks:
+        texts, inverse = deduplicate_texts(chunk)
+        text_tokens, text_status = tokenizer.encode(texts)
+        row_tokens = text_tokens.take(inverse)
+        tokens.append(row_tokens)
+        status.append(text_status[inverse])
+        counts = counts.add_texts(ReadTexts(texts, text_tokens.lengths, row_tokens, tokenizer.unknown_id))
+    return tokens, status, counts
 
 
-class Classify:
-    """Holds the bundle. Replaces `tokens` by `lengths` and `probabilities`, rows x classes in one flat list, NaN where
-    there are no tokens."""
+def _join(parts: list[TokenLists]) -> TokenLists:
+    lengths = np.concatenate([part.lengths for part in parts])
+    return TokenLists(np.concatenate([part.ids for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+class ClassifyStage:
+    """An actor that holds the bundle and turns a task's tokens into probabilities."""
 
     def __init__(self, files: ray.ObjectRef, engine: dict, guard: TaskGuard) -> None:
-        from sentiment_core.inference.engine import (
-            Engine,  # torch and transformers: seconds that only this stage spends
-        )
+        """Load the bundle of these files; `engine` are settings of the engine."""
+        # here, since torch and transformers take seconds that only this stage needs to spend
+        from sentiment_core.inference.engine import Engine
 
         connection.leave_background()
         self.guard = guard
-        key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray starts the actor anew
+        key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray restarts the actor
         with guard(key, LOAD_S), storage.unpack_files(ray.get(files)) as folder:
             self.engine = Engine.load(folder, **engine)
 
-    def __call__(self, task: pa.Table) -> pa.Table:
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Compute the probabilities of a task's rows."""
         started = time.monotonic()
-        lists = task["tokens"].chunk(0).flatten()
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
-        status = task["status"].chunk(0).flatten().to_numpy()
-        units, errors, lost = units_of(task), task["errors"][0].as_py(), task["lost"][0].as_py()
+        task = TaskTable(table)
+        tokens, status, errors, lost = task.tokens, task.status, task.errors, task.lost
         try:
-            with self.guard(_key("classify", units)):
+            with self.guard(task.key("classify")):
                 try:
                     probabilities, padding = self.engine.probabilities(tokens)
                 except Exception:
-                    probabilities, padding, keep = self._one_by_one(tokens, units, errors)
-                    tokens, status = tokens.take(keep), status[keep]
+                    probabilities, padding, rows = self._classify_by_unit(task, tokens, errors)
+                    tokens, status = tokens.take(rows), status[rows]
         except AttemptsExhausted as error:
-            errors, lost = [str(error)] * len(units), True
-            probabilities, padding, nothing = np.zeros((0, self.engine.classes), np.float32), 0, np.zeros(0, np.int64)
-            tokens, status = tokens.take(nothing), status[nothing]
-        backend = "; ".join([self.engine.backend.name, *self.engine.remarks])
-        return (
-            _with_errors(task.drop_columns(["tokens", "status", "errors", "lost"]), errors, lost)
-            .append_column("status", _one_row(pa.array(status)))
-            .append_column("lengths", _one_row(pa.array(tokens.lengths)))
-            .append_column("probabilities", _one_row(pa.array(probabilities.ravel())))
-            .append_column("backend", pa.array([backend]))
-            .append_column("padding_tokens", pa.array([padding]))
-            .append_column("classify_seconds", pa.array([time.monotonic() - started]))
+            errors, lost = [str(error)] * len(task.units), True
+            probabilities, padding, no_rows = np.zeros((0, self.engine.classes), np.float32), 0, np.zeros(0, np.int64)
+            tokens, status = tokens.take(no_rows), status[no_rows]
+        task = task.replace(
+            tokens=None,
+            errors=errors,
+            lost=lost,
+            status=status,
+            lengths=tokens.lengths,
+            probabilities=probabilities,
+            backend="; ".join([self.engine.backend.name, *self.engine.remarks]),
+            padding_tokens=padding,
         )
+        return task.add_seconds(CLASSIFY, started).table
 
-    def _one_by_one(
-        self, tokens: TokenLists, units: list[Unit], errors: list[str]
+    def _classify_by_unit(
+        self, task: TaskTable, tokens: TokenLists, errors: list[str]
     ) -> tuple[np.ndarray, int, np.ndarray]:
-        """Probabilities of the units that can be computed, the padding, and which rows that are; tells the `errors` of
-        the others."""
-        found, padding, keep = [np.zeros((0, self.engine.classes), np.float32)], 0, [np.zeros(0, np.int64)]
-        for i, rows in rows_of(units, errors):
+        """Compute the units one by one, and note the `errors` of those that fail.
+
+        Returns the probabilities of the others, the tokens of padding, and which of the task's rows these are.
+        """
+        probabilities, padding, done_rows = [np.zeros((0, self.engine.classes), np.float32)], 0, [np.zeros(0, np.int64)]
+        for i, rows in task.rows_of_units():
             try:
-                probabilities, more = self.engine.probabilities(tokens.take(rows))
+                unit_probabilities, unit_padding = self.engine.probabilities(tokens.take(rows))
             except Exception as error:
                 if "CUDA error" in str(error):
                     os._exit(1)  # this process cannot use its GPU any more; the next one may
                 errors[i] = describe_error(error)
                 continue
-            found.append(probabilities)
-            keep.append(rows)
-            padding += more
-        return np.concatenate(found), padding, np.concatenate(keep)
+            probabilities.append(unit_probabilities)
+            done_rows.append(rows)
+            padding += unit_padding
+        return np.concatenate(probabilities), padding, np.concatenate(done_rows)
 
 
-def write(task: pa.Table, job: Job, guard: TaskGuard) -> pa.Table:
-    """Commits every unit of the task without an error."""
+def write_outputs(table: pa.Table, context: ScoringContext, guard: TaskGuard) -> pa.Table:
+    """Write the output of every unit of the task that has no error."""
+    folder = context.output_folder
 
-    def commit(unit: Unit, table: pa.Table, probabilities: np.ndarray, counts: Counts) -> None:
-        if storage.is_local(job.place) and not storage.exists(storage.join(job.place, scored.RUN_FILE)):
-            raise OSError(f"a node does not see the output folder {job.place}; it must be one that all nodes share")
-        scored.commit(job.place, job.run, unit, table, counts)
+    def write(unit: Unit, scored: pa.Table, rows: ScoredRows, counts: Counts) -> None:
+        if storage.is_local(folder) and not storage.exists(storage.join(folder, outputs.RUN_FILE)):
+            raise OSError(f"a node does not see the output folder {folder}; choose one that all nodes share")
+        outputs.commit(folder, context.run, unit, scored, counts)
 
-    return _finish(task, job, guard, commit)
+    return _finish(TaskTable(table), context, guard, write)
 
 
-def compare(task: pa.Table, job: Job, guard: TaskGuard, outputs: dict[str, Unit]) -> pa.Table:
-    """Compares every unit of the task with what was committed for it, or for the unit that `outputs` says it is a part
-    of: a difference is its error."""
+def compare_outputs(
+    table: pa.Table, context: ScoringContext, guard: TaskGuard, units_of_parts: dict[str, Unit]
+) -> pa.Table:
+    """Compare every unit of the task with its output; a difference becomes the unit's error.
 
-    def check(unit: Unit, table: pa.Table, probabilities: np.ndarray, counts: Counts) -> None:
-        whole = outputs.get(unit.output, unit)
-        found = scored.read(job.place, whole.output).slice(unit.start - whole.start, unit.rows)
+    `units_of_parts`: of units that are only a part of another one, that other one, by the part's output.
+    """
+
+    def compare(unit: Unit, scored: pa.Table, rows: ScoredRows, counts: Counts) -> None:
+        scored_unit = units_of_parts.get(unit.output, unit)
+        output = outputs.read_output(context.output_folder, scored_unit.output)
+        output = output.slice(unit.start - scored_unit.start, unit.rows)
         try:
-            scored.check_same(found, table, probabilities, job.labels, job.run)
-        except scored.Different as error:
-            where = "" if whole.output == unit.source else f"{whole.output}: "
-            raise scored.Different(f"{where}{error}") from None
+            comparison.check_same(output, scored, rows, context.run)
+        except comparison.OutputDiffers as error:
+            prefix = "" if scored_unit.output == unit.source else f"{scored_unit.output}: "
+            raise comparison.OutputDiffers(f"{prefix}{error}") from None
 
-    return _finish(task, job, guard, check)
+    return _finish(TaskTable(table), context, guard, compare)
 
 
 def _finish(
-    task: pa.Table, job: Job, guard: TaskGuard, each: Callable[[Unit, pa.Table, np.ndarray, Counts], None]
+    task: TaskTable,
+    context: ScoringContext,
+    guard: TaskGuard,
+    finish_unit: Callable[[Unit, pa.Table, ScoredRows, Counts], None],
 ) -> pa.Table:
-    """Gives the scored rows of each unit of the task to `each`; one record for each unit."""
+    """Call `finish_unit` with the scored rows of each unit of the task; return the task's record."""
     started = time.monotonic()
-    status, lengths, flat = (
-        task[name].chunk(0).flatten().to_numpy() for name in ("status", "lengths", "probabilities")
-    )
-    probabilities = flat.reshape(-1, len(job.labels))
-    status = apply_min_confidence(status, probabilities, job.run.min_confidence)
-    units, errors, lost = units_of(task), task["errors"][0].as_py(), task["lost"][0].as_py()
-    texts = [Texts(**each) for each in task["texts"][0].as_py()]
-    done = {}
+    run = context.run
+    lengths, probabilities = task.lengths, task.probabilities(len(context.labels))
+    status = apply_min_confidence(task.status, probabilities, run.min_confidence)
+    errors, lost, counts_of_texts = task.errors, task.lost, task.counts
+    done: dict[int, str] = {}
     try:
-        with guard(_key("finish", units)):
-            for i, rows in rows_of(units, errors):
-                unit = units[i]
+        with guard(task.key("finish")):
+            for i, rows in task.rows_of_units():
+                unit = task.units[i]
                 try:
                     with limit_memory():
-                        counts = scored.count(
-                            status[rows],
-                            probabilities[rows],
-                            job.labels,
-                            lengths[rows],
-                            texts[i].unknown_tokens,
-                            texts[i].sketch,
+                        scored_rows = ScoredRows(
+                            context.objective, context.labels, status[rows], probabilities[rows], lengths[rows]
                         )
-                        kept = shards.read_rows(
-                            job.root,
+                        counts = Counts.from_json(json.loads(counts_of_texts[i])).add_unit(scored_rows)
+                        kept_columns = shards.read_rows(
+                            context.input_root,
                             unit,
-                            lambda schema: columns.kept_columns(schema, job.run.text_column, job.run.keep),
+                            lambda schema: columns.kept_columns(schema, run.text_column, run.keep),
                         )
-                        table = scored.make_table(
-                            unit, kept, status[rows], probabilities[rows], job.labels, job.run.probabilities
-                        )
-                        each(unit, table, probabilities[rows], counts)
+                        scored = outputs.scored_table(unit, kept_columns, scored_rows, run.probabilities)
+                        finish_unit(unit, scored, scored_rows, counts)
                 except Exception as error:
                     errors[i] = describe_error(error)
                 else:
-                    done[i] = json.dumps(asdict(counts))
+                    done[i] = json.dumps(counts.to_json())
     except AttemptsExhausted as error:
-        errors, lost = [str(error)] * len(units), True
-    seconds = [task["read_seconds"][0].as_py(), task["classify_seconds"][0].as_py(), time.monotonic() - started]
+        errors, lost = [str(error)] * len(task.units), True
     records = [
-        {
-            "output": unit.output,
-            "source": unit.source,
-            "rows": unit.rows,
-            "error": errors[i],
-            "lost": lost,
-            "counts": done.get(i, ""),
-            # of the whole task: told once
-            "seconds": dict(zip(STAGES, seconds if i == 0 else (0.0, 0.0, 0.0), strict=True)),
-            "tokens": int(lengths.sum()) if i == 0 else 0,
-            "padding_tokens": task["padding_tokens"][0].as_py() if i == 0 else 0,
-            "backend": task["backend"][0].as_py(),
-        }
-        for i, unit in enumerate(units)
+        UnitRecord(unit.output, unit.source, unit.rows, errors[i], done.get(i, "")) for i, unit in enumerate(task.units)
     ]
-    return pa.Table.from_pylist(records)
+    seconds = task.add_seconds(FINISH, started).seconds
+    return TaskRecord(records, lost, seconds, int(lengths.sum()), task.padding_tokens, task.backend).to_table()
 
 
-def units_of(task: pa.Table) -> list[Unit]:
-    return [Unit(**fields) for fields in task["units"][0].as_py()]
+# A worker process of Ray runs many tasks, and loads a bundle's tokenizer once for all of them.
+_tokenizers: OrderedDict[str, Tokenizer] = OrderedDict()  # by digest of the bundle, the latest used last
 
 
-def _key(stage: str, units: list[Unit]) -> tuple:
-    """Tells a task from all others of the run."""
-    return stage, units[0].output, len(units)
-
-
-def rows_of(units: list[Unit], errors: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """Of each unit without an error, its number and the task's rows that are its own."""
-    first = 0
-    for i, (unit, error) in enumerate(zip(units, errors.copy(), strict=True)):
-        if not error:
-            yield i, np.arange(first, first := first + unit.rows)
-
-
-def _with_errors(task: pa.Table, errors: list[str], lost: bool) -> pa.Table:
-    errors_column = pa.array([errors], pa.list_(pa.string()))
-    return task.append_column("lost", pa.array([lost])).append_column("errors", errors_column)
-
-
-def _one_row(values: pa.Array) -> pa.Array:
-    """All values as the list in a table's only row."""
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
-
-
-_loaded: dict[str, Tokenizer] = {}  # a Ray worker process runs many tasks: it loads a bundle's tokenizer once
-
-
-def _tokenizer(digest: str, files: ray.ObjectRef) -> Tokenizer:
-    if digest not in _loaded:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # many tasks run side by side instead
+def _load_tokenizer(digest: str, files: ray.ObjectRef) -> Tokenizer:
+    """Return the tokenizer of a bundle, from this process's cache if it is there."""
+    if digest not in _tokenizers:
+        # Many tasks run side by side, so that none needs threads of its own. This is a worker process that Ray started
+        # for this project's tasks: no user's process is changed.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         with storage.unpack_files(ray.get(files)) as folder:
-            _loaded[digest] = bundle.load_tokenizer(folder)
-    return _loaded[digest]
+            _tokenizers[digest] = bundle.load_tokenizer(folder)
+    _tokenizers.move_to_end(digest)
+    while len(_tokenizers) > CACHED_TOKENIZERS:
+        _tokenizers.popitem(last=False)
+    return _tokenizers[digest]

@@ -97,3 +97,9 @@ def test_a_text_repeated_in_many_rows_is_held_once(tmp_path):
         assert texts == long.to_pylist()
         rows += len(inverse)
     assert rows == 30_000
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(None, ["b", "c"]), ((), []), (("c", "text"), ["text", "c"])])
+def test_kept_columns_are_in_the_order_of_the_shard(keep, kept):
+    schema = pa.schema({"text": pa.string(), "b": pa.int8(), "c": pa.int8()})
+    assert columns.kept_columns(schema, "text", keep) == kept

@@ -1,12 +1,16 @@
 """The stability index and its limits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import ReferenceStatistics
 from sentiment_core.nightly import drift
 from sentiment_core.nightly.drift import Profile, compare, stability_index
-from sentiment_core.scoring.outputs import count
+from sentiment_core.scoring.rows import ScoredRows
+from sentiment_core.scoring.statistics import Counts, DistinctTexts, UnknownTokens
 from sentiment_core.text import distinct_sketch
 
 
@@ -51,11 +55,12 @@ def counted(rows, positive=0.5, length=20, unknown=0.0, empty=0, texts=None):
     status[:empty] = 2
     names = texts or [f"text {i}" for i in range(rows)]
     labels = ["negative", "positive"]
-    return Profile.of(
-        count(
-            status, probabilities, labels, lengths, round(unknown * lengths.sum()), distinct_sketch.sketch_texts(names)
-        )
+    counts = Counts.zero(labels).add_unit(ScoredRows(SingleLabel(), labels, status, probabilities, lengths))
+    unknown_tokens, distinct_texts = (
+        UnknownTokens(round(unknown * lengths.sum())),
+        DistinctTexts(distinct_sketch.sketch_texts(names)),
     )
+    return Profile.of(replace(counts, unknown_tokens=unknown_tokens, texts=distinct_texts))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from sentiment_core.data import files, shards
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
 from sentiment_core.runtime import storage
-from sentiment_core.scoring.job import ScoreSettings, prepare
+from sentiment_core.scoring.plan import plan_scoring
+from sentiment_core.scoring.settings import ScoreSettings
 from tests import s3
 from tests.conftest import sentences
 
@@ -161,8 +162,8 @@ def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path
             monkeypatch.setenv(name, value)
         storage._open_bucket.cache_clear()
         faults.asked.clear()
-        settings = ScoreSettings(*(f"s3://{s3.BUCKET}/{name}" for name in ("model", "in", "out")), keep=())
-        assert prepare(settings).done.units == 3
+        uris = {"model": f"s3://{s3.BUCKET}/model", "input": f"s3://{s3.BUCKET}/in", "out": f"s3://{s3.BUCKET}/out"}
+        assert plan_scoring(ScoreSettings(**uris, keep=())).scored_counts.units == 3
         storage._open_bucket.cache_clear()
         listed = [path for path in faults.asked if "?list-type=2" in path and "prefix=out%2F" in path]
         assert len(listed) == 1  # all of it, once, however many shards

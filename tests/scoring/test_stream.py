@@ -1,91 +1,80 @@
-"""What the records of a run add up to, and when it stops."""
+"""The stream through Ray Data: its operators, its patience, and when it stops."""
 
-import json
-from dataclasses import asdict
+import time
 
-import numpy as np
+import pyarrow as pa
 import pytest
+import ray
+from ray.data._internal.logical.optimizers import get_execution_plan
 
-from sentiment_core.data.shards import Unit
-from sentiment_core.scoring import outputs
-from sentiment_core.scoring.outputs import Counts
-from sentiment_core.scoring.stages import STAGES
-from sentiment_core.scoring.stream import FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES, Tally
-
-LABELS = ["no", "yes"]
-
-
-def unit(i: int) -> Unit:
-    return Unit(f"{i}.parquet", 0, 2, 2, 1, 1, 1)
-
-
-def record(i: int, error: str = "", lost: bool = False) -> dict:
-    counts = outputs.count(np.zeros(2, np.int8), np.full((2, 2), 0.5, np.float32), LABELS, np.array([3, 4]), 0, [])
-    return {
-        "output": unit(i).output, "source": unit(i).source, "rows": 2, "error": error, "lost": lost,
-        "counts": "" if error else json.dumps(asdict(counts)), "seconds": dict.fromkeys(STAGES, 1.0), "tokens": 7,
-        "padding_tokens": 1, "backend": "torch",
-    }  # fmt: skip
+from sentiment_core.runtime import preflight
+from sentiment_core.runtime.task_guard import TaskGuard
+from sentiment_core.scoring import outputs, stages, stream
+from sentiment_core.scoring.job import claim_output_folder, score
+from sentiment_core.scoring.plan import ScorePlan
+from sentiment_core.scoring.records import RunFile
+from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.stream import Stream
+from sentiment_core.scoring.tally import Tally
+from tests.scoring.runs import plan_folder, write_shard
 
 
 @pytest.fixture
-def tally() -> Tally:
-    return Tally(Counts.none(LABELS))
+def plan(ray_here, tiny_bundle, tmp_path) -> ScorePlan:
+    """A plan of three rows whose output folder is claimed."""
+    write_shard(tmp_path / "corpus", "a.parquet", {"text": ["good", "bad", "fine"]})
+    plan = plan_folder(tiny_bundle, tmp_path / "corpus", tmp_path / "out")
+    preflight.check_writable(plan.output_folder)
+    claim_output_folder(plan)
+    return plan
 
 
-def test_units_done_failed_and_lost_are_told_apart(tally):
-    tally.add([record(0), record(1, "broken"), record(2, "died", lost=True)])
-    assert (tally.totals.units, tally.totals.rows, tally.totals.tokens) == (1, 2, 7)
-    assert [shard.source for shard in tally.failed] == ["1.parquet"]
-    assert tally.lost([unit(i) for i in range(4)]) == [unit(2), unit(3)]
-    assert not tally.stopped
+def write_late(table: pa.Table, seconds: float, **arguments) -> pa.Table:
+    time.sleep(seconds)
+    return stages.write_outputs(table, **arguments)
 
 
-def test_failures_in_a_row_stop_the_run(tally):
-    for i in range(FIRST_FAILURES):
-        assert not tally.stopped
-        tally.add([record(i, "full")])
-    assert f"the last {FIRST_FAILURES} units of {FIRST_FAILURES} shards all failed, at last with: full" in tally.stopped
-    assert tally.lost([unit(99)]) == []
+def stream_of(plan: ScorePlan, last_stage=stages.write_outputs, workers: int = 1, deadline=None, **arguments) -> Stream:
+    return Stream(plan.context, plan.bundle_files, last_stage, arguments, workers, 60.0, deadline)
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_what_succeeded_once_is_given_more_time(before):
-    tally = Tally(Counts.none(LABELS), some_done=before)
-    if not before:
-        tally.add([record(0)])
-    for i in range(1, LATER_FAILURES):
-        tally.add([record(i, "full")])
-    assert not tally.stopped
-    tally.add([record(LATER_FAILURES, "full")])
-    assert tally.stopped
+def test_the_tokenizer_does_not_run_inside_the_actors(plan):
+    """Ray Data fuses stages that ask for the same resources; the model would then wait for the tokenizer."""
+    guard = TaskGuard.start(60.0)
+    for workers in (1, 2):
+        dataset = stream_of(plan, workers=workers).dataset([plan.units_to_score], guard)
+        operators = get_execution_plan(dataset._logical_plan)[0].dag.post_order_iter()
+        kinds = ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator", "TaskPoolMapOperator"]
+        assert [type(operator).__name__ for operator in operators] == kinds
 
 
-def test_a_success_starts_the_count_anew(tally):
-    for i in range(LATER_FAILURES - 1):
-        tally.add([record(2 * i, "full")])
-        tally.add([record(2 * i + 1)])
-    assert not tally.stopped
-    assert len(tally.failed) == LATER_FAILURES - 1
+def test_a_task_may_take_longer_than_ray_data_waits(plan, monkeypatch):
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
+    tally = Tally(Counts.zero(plan.info.labels))
+    stream_of(plan, write_late, seconds=3).run("score", plan.units_to_score, tally)
+    assert (tally.totals.rows, tally.failed, tally.out_of_time) == (3, [], False)
 
 
-def test_few_lost_tasks_stop_a_run(tally):
-    for i in range(FIRST_FAILURES // LOST_FAILURES):
-        assert not tally.stopped
-        tally.add([record(i, "it hung", lost=True), record(100 + i, "it hung", lost=True)])
-    assert "the last 5 tasks all failed, at last with: it hung" in tally.stopped
+def test_a_deadline_is_noticed_while_no_block_comes(plan, monkeypatch):
+    monkeypatch.setattr(stream, "OVERTIME_S", 2)
+    tally = Tally(Counts.zero(plan.info.labels))
+    late = stream_of(plan, write_late, deadline=time.monotonic(), seconds=300)
+    late.run("score", plan.units_to_score, tally)
+    assert (tally.totals.rows, tally.failed, tally.out_of_time) == (0, [], True)
 
 
-def test_units_of_few_shards_stop_a_run_too(tally):
-    """A disk that is full when a corpus of some large shards is half done."""
-    tally.add([record(0)])
-    for i in range(LATER_FAILURES):
-        assert not tally.stopped
-        tally.add([record(1 + i % 7, "full")])
-    assert f"{LATER_FAILURES} units of 7 shards" in tally.stopped
-
-
-def test_what_no_worker_can_load_stops_a_run(tally):
-    tally.broken = "no worker could load the model"
-    assert tally.stopped == tally.broken
-    assert tally.lost([unit(0)]) == []
+def test_a_fault_of_all_shards_stops_the_run(ray_here, tiny_bundle, tmp_path, monkeypatch):
+    """Nothing can be written, as on a full disk: folders are in the way."""
+    monkeypatch.setattr(stream, "TASK_ROWS", {"CPU": 1})
+    for i in range(120):
+        write_shard(tmp_path / "in", f"{i:03}.parquet", {"text": ["good"]})
+    plan = plan_folder(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    for unit in plan.units_to_score:
+        (tmp_path / "out" / unit.output / "folder").mkdir(parents=True)
+    outputs.write_run_file(plan.output_folder, RunFile(plan.run))
+    (tmp_path / "out" / outputs.SUMMARY_FILE / "folder").mkdir(parents=True)
+    result = score(plan)
+    assert result.exit_code == 1
+    assert 50 <= len(result.summary["failed_shards"]) < 120
+    assert "stopped: the last 5" in result.report()
+    assert "Is a directory" in result.report()

@@ -1,0 +1,83 @@
+"""Compare an output with what its input, its bundle and its settings make of the same rows now."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sentiment_core.scoring.records import Run
+from sentiment_core.scoring.rows import ScoredRows
+from sentiment_core.text.status import ABSTAINED, STATUS_NAMES
+
+# How much a probability may differ when other hardware, or batches of other rows, computed it. Narrower than what a
+# backend is allowed on its probe: there a wrong model is to be found, here a changed file.
+BF16_TOLERANCE, INT8_TOLERANCE = 0.02, 0.12
+COMPUTED = ("label", "confidence", "probabilities")  # columns that may differ within the tolerance
+SHOWN_CHARACTERS = 60  # of a value in a message
+
+
+class OutputDiffers(OSError):
+    """An output does not hold what its input, its bundle and its settings make."""
+
+
+def check_same(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run) -> None:
+    """Refuse an output that differs from `expected`, the table made of `rows`. Raises OutputDiffers.
+
+    Columns that are copied must be equal to the bit. Probabilities may differ within the tolerance, and with them a
+    label that is close to another one, or whether a row near the threshold abstains.
+    """
+    if output.schema != expected.schema:
+        raise OutputDiffers(f"its columns are {_columns(output)}; expected {_columns(expected)}")
+    _check_copied(output, expected, rows)
+    _check_computed(output, expected, rows, run)
+
+
+def _check_copied(output: pa.Table, expected: pa.Table, rows: ScoredRows) -> None:
+    """Check columns that are not computed; `status` may differ where a row abstains."""
+    may_abstain = (_abstained(output) | _abstained(expected)) & rows.has_score  # these `_check_computed` looks at
+    for name in expected.column_names:
+        if name in COMPUTED or output[name].equals(expected[name]):
+            continue
+        # by their text, since NaN equals nothing
+        pairs = zip(output[name].to_pylist(), expected[name].to_pylist(), strict=True)
+        differs = np.array([repr(value) != repr(expected_value) for value, expected_value in pairs], bool)
+        different_rows = np.flatnonzero(differs & ~may_abstain if name == "status" else differs)
+        if len(different_rows):
+            row = int(different_rows[0])
+            raise OutputDiffers(
+                f"{name} differs in {len(different_rows):,} of {len(output):,} rows; row {expected['row'][row]}: "
+                f"{output[name][row]!s:.{SHOWN_CHARACTERS}}, expected {expected[name][row]!s:.{SHOWN_CHARACTERS}}"
+            )
+
+
+def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run) -> None:
+    """Check label, confidence, probabilities and abstention within the tolerance."""
+    tolerance = INT8_TOLERANCE if run.int8 else BF16_TOLERANCE
+    abstained, probabilities = _abstained(output), rows.probabilities
+    label_index = pc.fill_null(pc.index_in(output["label"].cast(pa.string()), pa.array(rows.labels)), -1).to_numpy()
+    confidence = output["confidence"].to_numpy()
+    with np.errstate(invalid="ignore"):
+        now = np.where(abstained, rows.confidence, probabilities[np.arange(len(output)), label_index])
+        wrong = ~(np.abs(confidence - now) <= tolerance) | ~(rows.confidence - now <= 2 * tolerance)
+        wrong |= abstained != (confidence < np.float32(run.min_confidence))
+        wrong = np.where(rows.has_score, wrong, ~np.isnan(confidence))
+        wrong |= (~rows.has_score | abstained) != (label_index < 0)
+        if "probabilities" in output.column_names:
+            filled = output["probabilities"].combine_chunks().fill_null([np.nan] * len(rows.labels))
+            close = np.abs(filled.flatten().to_numpy().reshape(probabilities.shape) - probabilities) <= tolerance
+            wrong |= rows.has_score & ~close.all(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise OutputDiffers(
+            f"{int(wrong.sum()):,} of {len(output):,} rows have another score; row {expected['row'][row]}: "
+            f"{output['label'][row]} with {output['confidence'][row]}, expected {expected['label'][row]} with "
+            f"{expected['confidence'][row]}"
+        )
+
+
+def _abstained(table: pa.Table) -> np.ndarray:
+    """(n,) bool: rows whose status is `abstained`."""
+    return pc.fill_null(pc.equal(table["status"], STATUS_NAMES[ABSTAINED]), False).to_numpy()
+
+
+def _columns(table: pa.Table) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in table.schema)

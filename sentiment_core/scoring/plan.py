@@ -1,0 +1,154 @@
+"""The plan of a scoring run: what is scored already and what is left, from footers alone."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from sentiment_core.data import shards
+from sentiment_core.data.shards import Corpus, Unit
+from sentiment_core.errors import UserError
+from sentiment_core.inference.int8 import require_int8_agreement
+from sentiment_core.model import bundle, registry
+from sentiment_core.runtime import preflight, storage
+from sentiment_core.scoring import outputs
+from sentiment_core.scoring.outputs import Output
+from sentiment_core.scoring.records import Run, was_made_by
+from sentiment_core.scoring.settings import ScoreSettings
+from sentiment_core.scoring.stages import ScoringContext
+from sentiment_core.scoring.statistics import Counts
+
+SHOWN_SHARDS = 10  # in a message; all of them are in the summary
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """The work that a run is about to do, known before Ray starts."""
+
+    settings: ScoreSettings
+    output_folder: str
+    run: Run
+    earlier_bundles: list[str]  # digests of bundles whose outputs stay
+    model: str  # path of the bundle
+    bundle_files: dict[str, bytes]
+    info: bundle.BundleInfo
+    corpus: Corpus
+    units_to_score: list[Unit]
+    scored_counts: Counts  # of the units that are scored already
+    stale: list[str]  # outputs of shards that have changed since
+    orphans: list[str]  # outputs of shards that are gone
+
+    @property
+    def context(self) -> ScoringContext:
+        """The context that the run's tasks share."""
+        return ScoringContext(self.corpus.root, self.output_folder, self.run, self.info.objective, self.info.labels)
+
+    @property
+    def rows_to_score(self) -> int:
+        """The rows of all units that are not scored yet."""
+        return sum(unit.rows for unit in self.units_to_score)
+
+    @property
+    def outputs_to_delete(self) -> list[str]:
+        """Paths of outputs that the run deletes before it scores."""
+        return [*self.stale, *(self.orphans if self.settings.prune else [])]
+
+    def describe(self) -> str:
+        """Say what would be done, for the terminal."""
+        corpus = self.corpus
+        lines = [
+            f"{corpus.rows:,} rows in {len(corpus.units):,} units; to score: {self.rows_to_score:,} rows in "
+            f"{len(self.units_to_score):,} units; already scored: {self.scored_counts.units:,} units",
+            f"outputs of changed shards, to be deleted: {len(self.stale):,}; outputs of shards that are gone, to be "
+            f"{'deleted' if self.settings.prune else 'kept'}: {len(self.orphans):,}; unreadable shards: "
+            f"{len(corpus.failed):,}",
+            *(f"differs between shards: {difference}" for difference in corpus.schema_differences),
+            *(f"unreadable: {shard.source}: {shard.reason}" for shard in corpus.failed[:SHOWN_SHARDS]),
+        ]
+        return "\n".join(lines)
+
+
+def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()) -> ScorePlan:
+    """Plan a scoring run. Reads footers, writes nothing.
+
+    Args:
+        settings: The request.
+        replaced_bundles: Digests of bundles that `--model` has taken the place of. Their outputs stay, provided that
+            the bundle is the only difference.
+
+    Raises UserError where the request cannot be carried out.
+    """
+    model = registry.resolve(settings.model)
+    info, bundle_files = bundle.read_files(model)
+    if settings.int8:
+        require_int8_agreement(settings.model, info)
+    all_shards = shards.plan(settings.input, settings.text_column, settings.keep, outputs.COLUMNS)
+    corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
+    run = Run(
+        input=storage.absolute(settings.input),
+        bundle=bundle.digest_of(bundle_files),
+        text_column=settings.text_column,
+        keep=None if settings.keep is None else list(settings.keep),
+        probabilities=settings.probabilities,
+        limit=settings.limit,
+        int8=settings.int8,
+        min_confidence=settings.min_confidence,
+    )
+    preflight.check_lasting(settings.out)
+    folder = outputs.output_folder(settings.out, settings.limit)
+    earlier_bundles = check_output_folder(folder, corpus.root, run, replaced_bundles)
+    state = _compare_with_outputs(corpus, all_shards, outputs.read_outputs(folder), run, earlier_bundles, info.labels)
+    return ScorePlan(settings, folder, run, earlier_bundles, model, bundle_files, info, corpus, *state)
+
+
+def _compare_with_outputs(
+    corpus: Corpus,
+    all_shards: Corpus,
+    existing: Iterable[Output],
+    run: Run,
+    earlier_bundles: list[str],
+    labels: list[str],
+) -> tuple[list[Unit], Counts, list[str], list[str]]:
+    """Return the units that are not scored yet, statistics of the others, stale outputs, and orphans."""
+    units = {unit.output: unit for unit in corpus.units}
+    readable, unreadable = {unit.source for unit in all_shards.units}, {shard.source for shard in all_shards.failed}
+    scored_counts = Counts.zero(labels)
+    stale: list[str] = []
+    orphans: list[str] = []
+    for output in existing:
+        if output.origin is None or output.counts is None:
+            continue  # if it has the name of a unit's output, it is replaced
+        unit, source = units.get(output.path), output.origin.unit.source
+        if unit:
+            if was_made_by(output.origin, run, unit, earlier_bundles):
+                scored_counts = scored_counts.merge(output.counts)
+                del units[output.path]
+        elif source not in unreadable:
+            (stale if source in readable else orphans).append(output.path)
+    return list(units.values()), scored_counts, stale, orphans
+
+
+def check_output_folder(folder: str, root: str, run: Run, replaced_bundles: Collection[str] = ()) -> list[str]:
+    """Refuse an output folder that this run may not write to.
+
+    It may not overlap the input, hold other things, or hold the output of another run. A run whose only difference is
+    one of the `replaced_bundles` is no other run. Returns the digests of the earlier bundles whose outputs stay.
+    Raises UserError.
+    """
+    input_is_searched = "**" in run.input or storage.is_folder(run.input)
+    preflight.check_overlap(root, folder, recursive=input_is_searched)
+    in_use = storage.is_occupied(folder)  # asked first: another run may begin meanwhile
+    run_file = outputs.read_run_file(folder) if storage.exists(folder) else None
+    if run_file is None:
+        if in_use:
+            raise UserError(
+                f"--out {folder} is not empty and has no readable {outputs.RUN_FILE}; expected a new folder or "
+                "one that sentiment-core score made"
+            )
+        return []
+    differences = run_file.run.differences(run)
+    if run_file.run.bundle in replaced_bundles:
+        differences.pop("bundle", None)
+    if differences:
+        shown = "; ".join(f"{name}: {there!r} there, {now!r} now" for name, (there, now) in differences.items())
+        raise UserError(f"--out {folder} was made with other settings ({shown}); use those or choose another --out")
+    earlier = dict.fromkeys([*run_file.earlier_bundles, run_file.run.bundle])  # in order, each once
+    return [digest for digest in earlier if digest != run.bundle]

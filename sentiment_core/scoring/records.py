@@ -1,0 +1,138 @@
+"""Records of an output folder: which run made it, and what each file was made from.
+
+They stand as JSON in `_run.json` and in the footers of scored files; this module alone knows their keys. A setting that
+an old file does not have gets its default, and the format version is written but never compared: outputs of older
+versions are resumed.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from sentiment_core.data.shards import Unit
+
+FORMAT_VERSION = 5
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings that decide the content of every file of an output folder."""
+
+    input: str  # path or URI
+    bundle: str  # digest
+    text_column: str = "text"
+    keep: list[str] | None = None  # None: all columns but the text
+    probabilities: bool = False
+    limit: int | None = None  # rows
+    int8: bool = False
+    min_confidence: float = 0.0
+    format_version: int = field(default=FORMAT_VERSION, compare=False)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Run":
+        """Build a run from JSON, ignoring keys that are not settings.
+
+        Raises KeyError or TypeError where the content is not that of a run.
+        """
+        run = cls(**{name: content[name] for name in SETTINGS if name in content})
+        if not all(isinstance(text, str) for text in (run.input, run.bundle, run.text_column)):
+            raise TypeError("expected texts")
+        return run
+
+    def differences(self, wanted: "Run") -> dict[str, tuple[Any, Any]]:
+        """Return the settings in which `wanted` differs: (here, there) by name."""
+        pairs = {
+            item.name: (getattr(self, item.name), getattr(wanted, item.name)) for item in fields(Run) if item.compare
+        }
+        return {name: values for name, values in pairs.items() if values[0] != values[1]}
+
+
+SETTINGS = tuple(item.name for item in fields(Run))
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """The content of `_run.json`, which all runs into an output folder must agree with."""
+
+    run: Run
+    model: str = ""  # path of the bundle in the latest run
+    earlier_bundles: list[str] = field(default_factory=list)  # digests of bundles whose outputs stay
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "RunFile":
+        """Build the record from JSON. Raises KeyError, TypeError or AttributeError for other content."""
+        return cls(Run.from_json(content), content.get("model", ""), list(content.get("earlier_bundles", [])))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in `_run.json`: the settings and the rest side by side."""
+        return asdict(self.run) | {"model": self.model, "earlier_bundles": self.earlier_bundles}
+
+
+@dataclass(frozen=True)
+class UnitOrigin:
+    """The rows of a shard that an output holds, and the version of that shard."""
+
+    source: str  # path of the shard relative to the input's root
+    start: int  # first row
+    stop: int  # one behind the last row
+    shard_rows: int
+    size: int  # of the shard, bytes
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, unit: Unit) -> "UnitOrigin":
+        """Return what an output notes of its work unit."""
+        return cls(unit.source, unit.start, unit.stop, unit.shard_rows, unit.size, unit.mtime_ns)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "UnitOrigin":
+        """Build the record from JSON. Raises KeyError or TypeError for other content."""
+        unit = cls(**{item.name: content[item.name] for item in fields(cls)})
+        if not isinstance(unit.source, str) or {type(n) for n in (unit.start, unit.stop, unit.size, unit.mtime_ns)} != {
+            int
+        }:
+            raise TypeError("expected a path and row numbers")
+        return unit
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The origin of an output, as its footer says it.
+
+    It is the same for every attempt, and another one when bundle, settings or shard have changed.
+    """
+
+    run: Run
+    unit: UnitOrigin
+    unknown_settings: tuple[str, ...] = ()  # of a newer version: what they mean for the rows is not known here
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Origin":
+        """Build the record from JSON. Raises KeyError, TypeError or AttributeError for other content."""
+        unknown = tuple(name for name in content["run"] if name not in SETTINGS)
+        return cls(Run.from_json(content["run"]), UnitOrigin.from_json(content["unit"]), unknown)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in a footer."""
+        return {"run": asdict(self.run), "unit": asdict(self.unit)}
+
+
+def was_made_by(origin: Origin, run: Run, unit: Unit, earlier_bundles: Collection[str] = ()) -> bool:
+    """Return whether an output of this origin is what `run` makes of the unit.
+
+    Outputs of the same run with one of the `earlier_bundles` (digests) count too.
+    """
+    made_with = origin.run.bundle
+    return made_with in (run.bundle, *earlier_bundles) and origin == Origin(
+        replace(run, bundle=made_with), UnitOrigin.of(unit)
+    )
+
+
+def may_stand_beside(origin: Origin, run_file: RunFile) -> bool:
+    """Return whether an output of this origin belongs into a folder with this `_run.json`."""
+    made_with = origin.run.bundle
+    return (
+        made_with in (run_file.run.bundle, *run_file.earlier_bundles)
+        and not origin.unknown_settings
+        and origin.run == replace(run_file.run, bundle=made_with)
+    )

@@ -1,0 +1,49 @@
+"""Rows of a work unit: as texts when they are read, and with probabilities when they are scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sentiment_core.model.objective import Objective
+from sentiment_core.text.status import OK, TRUNCATED
+from sentiment_core.text.token_lists import TokenLists
+
+LABELLED = (OK, TRUNCATED)  # status of rows that have a label
+
+
+@dataclass(frozen=True)
+class ReadTexts:
+    """Some of a unit's texts, each distinct one once, and their tokens."""
+
+    texts: Sequence[str | None]  # distinct
+    lengths: np.ndarray  # (texts,) tokens of each; 0 where there is nothing to score
+    row_tokens: TokenLists  # of all rows
+    unknown_id: int | None  # token id of what the tokenizer does not know; None: it knows everything
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Scored rows of a unit, in their order."""
+
+    objective: Objective
+    labels: list[str]  # in the order of the probabilities
+    status: np.ndarray  # (n,) codes, `ABSTAINED` included
+    probabilities: np.ndarray  # (n, classes) float32, NaN where there is no score
+    lengths: np.ndarray  # (n,) tokens
+
+    @cached_property
+    def has_score(self) -> np.ndarray:
+        """(n,) bool: rows that have probabilities."""
+        return ~np.isnan(self.probabilities).any(axis=1)
+
+    @cached_property
+    def has_label(self) -> np.ndarray:
+        """(n,) bool: rows that have probabilities and do not abstain."""
+        return self.has_score & np.isin(self.status, LABELLED)
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """(n,) float32: probability of the decision, also where the row abstains; NaN where there is no score."""
+        return self.objective.decide(self.probabilities)[1]

@@ -1,0 +1,59 @@
+"""Settings of `sentiment-core score`."""
+
+from dataclasses import dataclass
+
+from sentiment_core.config import REQUIRED, check, setting
+
+TASK_MINUTES = 60.0  # that a task may take, which is seconds of work on most chips
+MINUTES_PER_WEEK = 7 * 24 * 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """Flags of `sentiment-core score`; those of `nightly` are these and more."""
+
+    input: str = setting(
+        REQUIRED, "Parquet to score: file, folder (nested, Hive-partitioned), glob or URI", "P", group="data"
+    )
+    text_column: str = setting("text", "column with the text", group="data")
+    keep: tuple[str, ...] | None = setting(
+        None, "input columns to keep in the output; default: all but the text; '' keeps none", "A,B", group="data"
+    )
+    limit: int | None = setting(
+        None,
+        "score only the first N rows, into the folder OUT-limit-N, for a look before the big run",
+        "N",
+        group="data",
+    )
+    model: str = setting(REQUIRED, "model bundle: folder, folder of bundles or URI", "BUNDLE", group="model")
+    int8: bool = setting(
+        False,
+        "compute in int8 on CPUs (OpenVINO); refused if the bundle's labels change in over 0.5 % of rows",
+        group="model",
+    )
+    out: str = setting(
+        REQUIRED, "folder or URI for the scored Parquet; rerun the same command to resume", "DIR", group="output"
+    )
+    probabilities: bool = setting(False, "also write the probabilities of all labels", group="output")
+    min_confidence: float = setting(
+        0.0, "leave rows below this confidence without a label (status abstained)", "P", group="output"
+    )
+    prune: bool = setting(
+        False, "delete outputs whose input file is gone; default: keep and count them", group="output"
+    )
+    workers: int | None = setting(
+        None, "actors that hold the model; default: one for each GPU, or for each two CPUs", group="run"
+    )
+    task_minutes: float = setting(
+        TASK_MINUTES, "stop a task that takes longer and retry it; a task is seconds of work on most chips", group="run"
+    )
+    dry_run: bool = setting(False, "only print what would be done", group="run")
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises UserError."""
+        for name in ("workers", "limit"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, "1 or more")
+        check(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "a probability from 0 to 1")
+        in_range = 0 < self.task_minutes <= MINUTES_PER_WEEK
+        check(in_range, "task_minutes", self.task_minutes, f"more than 0 and at most {MINUTES_PER_WEEK}")

@@ -1,0 +1,86 @@
+"""The summary of a scoring run, which `_summary.json` holds and the terminal shows."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sentiment_core.data.shards import FailedShard
+
+SHOWN_SHARDS = 10  # in a report for the terminal; all of them are in the summary
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The part of one run in an output folder, which several runs may have filled."""
+
+    rows: int
+    units: int
+    seconds: float
+    rows_per_second: float
+    tokens_per_second: float
+    first_task_seconds: float | None  # until the first task was done; None if there was none
+    rows_per_second_after: float | None  # after the first task; None if that was all
+    workers: int
+    busy_seconds: dict[str, float]  # by stage
+    workers_busy_share: float
+    workers_idle_seconds: float
+    computed_by: list[str]  # backends, and why nothing faster computed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The content of `_summary.json`: the whole output folder, and under `run` the run that wrote it."""
+
+    rows_in: int  # of the readable shards
+    rows: int  # scored, whatever their status
+    units: int
+    status: dict[str, int]  # rows by status
+    labels: dict[str, int]  # rows by label
+    confidence_histogram: list[int]  # rows, in bins of equal width from 0 to 1
+    tokens: int  # padding apart
+    padding_share: float  # of what this run computed
+    stopped: str  # why the run stopped; empty if it did not
+    out_of_time: bool
+    failed_shards: list[FailedShard]
+    column_drift: list[str]  # kept columns that are not alike in all shards, in words
+    orphans: int  # outputs that were kept though their shard is gone
+    run: RunSummary
+    bundle: str  # digest
+    libraries: dict[str, str]  # versions by name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `_summary.json`."""
+        return asdict(self)
+
+    def report(self) -> list[str]:
+        """Return a few lines for the terminal, without the output's path."""
+        run = self.run
+        lines = [
+            f"{self.rows:,} rows in {self.units:,} files: {nonzero(self.status)}",
+            f"labels: {nonzero(self.labels)}",
+            f"this run: {run.rows:,} rows in {run.seconds:.1f} s, {run.rows_per_second:,.1f} rows/s, "
+            f"{run.tokens_per_second:,.0f} tokens/s, padding {100 * self.padding_share:.1f} %, "
+            f"workers busy {100 * run.workers_busy_share:.0f} %",
+        ]
+        if run.rows_per_second_after is not None:
+            lines.append(
+                f"first rows after {run.first_task_seconds:.1f} s, then {run.rows_per_second_after:,.1f} rows/s, "
+                f"computed by {', '.join(run.computed_by)}"
+            )
+        return lines
+
+    def problems(self) -> list[str]:
+        """Return a line for each thing that needs attention, for the terminal."""
+        lines = [f"failed: {shard.source}: {shard.reason}" for shard in self.failed_shards[:SHOWN_SHARDS]]
+        if len(self.failed_shards) > SHOWN_SHARDS:
+            lines.append(f"... {len(self.failed_shards):,} failed shards in all, listed in _summary.json")
+        lines += [f"differs between shards: {difference}" for difference in self.column_drift[:SHOWN_SHARDS]]
+        if self.orphans:
+            lines.append(f"{self.orphans:,} outputs whose input file is gone were kept; --prune deletes them")
+        if self.stopped:
+            lines.append(f"stopped: {self.stopped}; fix this and rerun the same command")
+        return lines
+
+
+def nonzero(numbers: dict[str, int]) -> str:
+    """Return the names whose number is not 0, with it, for the terminal."""
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items() if number) or "none"

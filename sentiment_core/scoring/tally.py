@@ -1,0 +1,90 @@
+"""The tally of a scoring run: what its tasks add up to, and when it has to stop."""
+
+import json
+import time
+from dataclasses import dataclass, field
+
+from sentiment_core.data.shards import FailedShard, Unit
+from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.task_table import STAGES, TaskRecord
+
+# Failures in a row until the run stops, since the same cause must fail everything: shards before any unit succeeded,
+# units afterwards. Tasks run in random order, so that a few bad neighbors do not look like it. A lost task, which took
+# its time for each attempt, counts for ten.
+FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES = 50, 500, 10
+
+
+@dataclass
+class Tally:
+    """The sum of a run's task records."""
+
+    totals: Counts  # of the units done
+    scored_before: bool = False  # the output folder held outputs before this run
+    started: float = field(default_factory=time.monotonic)
+    failed: list[FailedShard] = field(default_factory=list)  # one for each failed unit
+    settled: set[str] = field(default_factory=set)  # outputs of the units that are done or failed
+    failed_shards_in_a_row: set[str] = field(default_factory=set)
+    failed_units_in_a_row: int = 0
+    lost_tasks_in_a_row: int = 0
+    last_failure: str = ""
+    broken: str = ""  # why nothing can be computed at all
+    out_of_time: bool = False
+    tokens: int = 0
+    padding_tokens: int = 0
+    busy_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    computed_by: set[str] = field(default_factory=set)
+    first_task_seconds: float | None = None  # until the first task was done, start-up included
+    first_task_rows: int = 0
+
+    def add(self, task: TaskRecord) -> None:
+        """Add a task's record."""
+        if self.first_task_seconds is None:
+            self.first_task_seconds = time.monotonic() - self.started
+            self.first_task_rows = task.rows
+        if task.lost:
+            self.lost_tasks_in_a_row += 1
+            self.last_failure = task.units[-1].error
+            return
+        self.computed_by.add(task.backend)
+        self.tokens += task.tokens
+        self.padding_tokens += task.padding_tokens
+        for stage in STAGES:
+            self.busy_seconds[stage] += task.seconds[stage]
+        for unit in task.units:
+            self.settled.add(unit.output)
+            if unit.error:
+                self.last_failure = unit.error
+                self.failed.append(FailedShard(unit.source, unit.error))
+                self.failed_shards_in_a_row.add(unit.source)
+                self.failed_units_in_a_row += 1
+            else:
+                self.totals = self.totals.merge(Counts.from_json(json.loads(unit.counts)))
+                self.failed_shards_in_a_row.clear()
+                self.failed_units_in_a_row = self.lost_tasks_in_a_row = 0
+
+    def unsettled(self, units: list[Unit]) -> list[Unit]:
+        """Return those of a run's units that no record tells of; none if the run stopped."""
+        return [] if self.stopped or self.out_of_time else [unit for unit in units if unit.output not in self.settled]
+
+    @property
+    def stopped(self) -> str:
+        """Why the run must stop; empty if it need not."""
+        if self.broken:
+            return self.broken
+        lost = LOST_FAILURES * self.lost_tasks_in_a_row
+        none_ever_succeeded = not self.scored_before and not self.totals.units
+        all_fail = none_ever_succeeded and len(self.failed_shards_in_a_row) + lost >= FIRST_FAILURES
+        if not all_fail and self.failed_units_in_a_row + lost < LATER_FAILURES:
+            return ""
+        parts = []
+        if self.failed_units_in_a_row:
+            parts.append(f"{self.failed_units_in_a_row:,} units of {len(self.failed_shards_in_a_row):,} shards")
+        if self.lost_tasks_in_a_row:
+            parts.append(f"{self.lost_tasks_in_a_row:,} tasks")
+        return f"the last {' and '.join(parts)} all failed; the latest error: {self.last_failure}"
+
+    def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
+        """Return the rate after the first task, of all `rows` in `seconds`; None if that task was all."""
+        if self.first_task_seconds is None or rows == self.first_task_rows:
+            return None
+        return (rows - self.first_task_rows) / (seconds - self.first_task_seconds)

@@ -1,0 +1,184 @@
+"""A task on its way through the stages of scoring, and the record that is left of it.
+
+A task is a few work units that are read, computed and written together. Ray Data carries it as a table of one row, so
+that it can neither split nor merge units. The names and types of that table's columns stand here only.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sentiment_core.data.shards import Unit
+from sentiment_core.text.token_lists import TokenLists
+
+STAGES = ("read and tokenise", "classify", "write")  # keys of what `_summary.json` and the meters say of seconds
+READ, CLASSIFY, FINISH = STAGES
+
+
+class TaskTable:
+    """A task's units and what is known of their rows so far.
+
+    `status`, `tokens`, `lengths` and `probabilities` are those of the rows of all units without an error, one unit
+    after another.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """Wrap a table as Ray Data hands it to a stage."""
+        self.table = table
+
+    @classmethod
+    def build(cls, units: Sequence[Unit]) -> "TaskTable":
+        """Return the task of these units, before its first stage."""
+        return cls(pa.table({"units": [[asdict(unit) for unit in units]]}))
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """The task's work units."""
+        return [Unit(**fields) for fields in self._value("units")]
+
+    @property
+    def errors(self) -> list[str]:
+        """The error of each unit; empty where there is none."""
+        return self._value("errors")
+
+    @property
+    def lost(self) -> bool:
+        """True if a stage gave the task up, since its process died or hung too often."""
+        return self._value("lost")
+
+    @property
+    def counts(self) -> list[str]:
+        """The statistics of each unit's texts, as JSON."""
+        return self._value("counts")
+
+    @property
+    def status(self) -> np.ndarray:
+        """(rows,) int8 status codes, before abstention."""
+        return self._rows("status").to_numpy()
+
+    @property
+    def tokens(self) -> TokenLists:
+        """The token ids of the rows."""
+        lists = self._rows("tokens")
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        return TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64 tokens of each row."""
+        return self._rows("lengths").to_numpy()
+
+    def probabilities(self, classes: int) -> np.ndarray:
+        """Return the probabilities, (rows, classes) float32, NaN where there are no tokens."""
+        return self._rows("probabilities").to_numpy().reshape(-1, classes)
+
+    @property
+    def backend(self) -> str:
+        """The backend that computed the task, and why no faster one did."""
+        return self._value("backend")
+
+    @property
+    def padding_tokens(self) -> int:
+        """Tokens of padding that were computed."""
+        return self._value("padding_tokens")
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Busy seconds by stage."""
+        return dict(zip(STAGES, self._value("seconds"), strict=True))
+
+    def key(self, stage: str) -> tuple[str, str, int]:
+        """Return what tells this task in a stage from all others of the run."""
+        return stage, self.units[0].output, len(self.units)
+
+    def rows_of_units(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of each unit without an error, and which of the task's rows are its own."""
+        first = 0
+        for i, (unit, error) in enumerate(zip(self.units, self.errors, strict=True)):
+            if not error:
+                yield i, np.arange(first, first := first + unit.rows)
+
+    def replace(self, **values: Any) -> "TaskTable":
+        """Return the task with these columns added or replaced, or dropped where the value is None."""
+        table = self.table.drop_columns([name for name in values if name in self.table.column_names])
+        for name, value in values.items():
+            if value is not None:
+                table = table.append_column(name, _TO_COLUMN[name](value))
+        return TaskTable(table)
+
+    def add_seconds(self, stage: str, started: float) -> "TaskTable":
+        """Return the task with the time since `started`, by `time.monotonic()`, noted for a stage."""
+        before = self.seconds if "seconds" in self.table.column_names else dict.fromkeys(STAGES, 0.0)
+        return self.replace(seconds=before | {stage: time.monotonic() - started})
+
+    def _value(self, name: str) -> Any:
+        return self.table[name][0].as_py()
+
+    def _rows(self, name: str) -> pa.Array:
+        return self.table[name].chunk(0).flatten()
+
+
+def _one_list(values: pa.Array) -> pa.Array:
+    """Return a column of one row: the list of all values."""
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+
+
+def _tokens_column(tokens: TokenLists) -> pa.Array:
+    return _one_list(pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.ids)))
+
+
+_TO_COLUMN: dict[str, Callable[[Any], pa.Array]] = {
+    "errors": lambda errors: pa.array([errors], pa.list_(pa.string())),
+    "lost": lambda lost: pa.array([lost]),
+    "counts": lambda counts: pa.array([counts], pa.list_(pa.string())),
+    "status": lambda status: _one_list(pa.array(status)),
+    "tokens": _tokens_column,
+    "lengths": lambda lengths: _one_list(pa.array(lengths)),
+    "probabilities": lambda probabilities: _one_list(pa.array(probabilities.ravel())),
+    "backend": lambda backend: pa.array([backend]),
+    "padding_tokens": lambda tokens: pa.array([tokens]),
+    "seconds": lambda seconds: pa.array([[seconds[stage] for stage in STAGES]], pa.list_(pa.float64())),
+}
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """The outcome of one unit of a task."""
+
+    output: str  # path of its output below the output folder
+    source: str  # path of its shard
+    rows: int
+    error: str  # empty if it is done
+    counts: str  # its statistics as JSON; empty if it is not done
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The outcome of a task, which the last stage hands to the tally."""
+
+    units: list[UnitRecord]
+    lost: bool  # given up, since its process died or hung too often
+    seconds: dict[str, float]  # busy, by stage
+    tokens: int  # padding apart
+    padding_tokens: int
+    backend: str
+
+    @property
+    def rows(self) -> int:
+        """The rows of all units."""
+        return sum(unit.rows for unit in self.units)
+
+    def to_table(self) -> pa.Table:
+        """Return the record as the table of one row that Ray Data carries."""
+        return pa.Table.from_pylist([asdict(self)])
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "TaskRecord":
+        """Read the record from its table."""
+        content = table.to_pylist()[0]
+        return cls(**content | {"units": [UnitRecord(**unit) for unit in content["units"]]})

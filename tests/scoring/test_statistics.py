@@ -1,0 +1,75 @@
+"""Statistics add up, whatever the units that the rows are cut into, and survive their JSON."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sentiment_core.model.objective import SingleLabel
+from sentiment_core.scoring.rows import ReadTexts, ScoredRows
+from sentiment_core.scoring.statistics import STATISTICS, Counts
+from sentiment_core.text.status import ABSTAINED, EMPTY, NULL, OK, TRUNCATED
+from sentiment_core.text.token_lists import TokenLists
+
+LABELS = ["no", "yes"]
+STATUS = np.array([OK, TRUNCATED, NULL, EMPTY, ABSTAINED], np.int8)
+NAN = np.nan
+PROBABILITIES = np.array([[0.9, 0.1], [0.2, 0.8], [NAN, NAN], [NAN, NAN], [0.55, 0.45]], np.float32)
+LENGTHS = np.array([3, 8, 0, 0, 5])
+
+
+def texts_of(rows: slice) -> ReadTexts:
+    """Return the texts of these rows; token 100 is unknown."""
+    lengths = LENGTHS[rows]
+    ids = np.full(lengths.sum(), 7, np.int32)
+    ids[:1] = 100
+    row_tokens = TokenLists(ids, np.concatenate([[0], np.cumsum(lengths)]))
+    return ReadTexts([f"text {i}" for i in range(5)][rows], lengths, row_tokens, 100)
+
+
+def counts_of(rows: slice) -> Counts:
+    scored = ScoredRows(SingleLabel(), LABELS, STATUS[rows], PROBABILITIES[rows], LENGTHS[rows])
+    return Counts.zero(LABELS).add_texts(texts_of(rows)).add_unit(scored)
+
+
+def test_a_unit_is_counted():
+    counts = counts_of(slice(None))
+    assert counts.rows == 5
+    assert counts.status.value == {"ok": 1, "truncated": 1, "empty": 1, "null": 1, "abstained": 1}
+    assert counts.labels.value == {"no": 1, "yes": 1}  # a row that abstains has none
+    histogram = counts.confidence_histogram.value
+    assert (sum(histogram), histogram[18], histogram[16], histogram[11]) == (3, 1, 1, 1)
+    assert counts.length_histogram.value[:4] == [0, 1, 1, 1]
+    assert (counts.tokens.value, counts.unknown_tokens.value, len(counts.texts.value)) == (16, 1, 3)
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_parts_add_up_to_the_whole(cut):
+    parts = [counts_of(slice(None, cut)), counts_of(slice(cut, None))]
+    total, whole = Counts.total(LABELS, parts).to_json(), counts_of(slice(None)).to_json()
+    for name in ("units", "unknown_tokens"):  # each part has one of its own
+        total.pop(name), whole.pop(name)
+    assert total == whole
+
+
+def test_zero_changes_no_sum():
+    counts = counts_of(slice(None))
+    assert counts.merge(Counts.zero(LABELS)) == Counts.zero(LABELS).merge(counts) == counts
+
+
+def test_json_has_the_keys_of_the_format_and_comes_back():
+    counts = counts_of(slice(None))
+    content = json.loads(json.dumps(counts.to_json()))
+    assert list(content) == [
+        "units", "status", "labels", "confidence_histogram", "length_histogram", "tokens", "unknown_tokens", "texts",
+    ]  # fmt: skip
+    assert Counts.from_json(content) == counts
+
+
+@pytest.mark.parametrize("name", sorted(set(STATISTICS) - {"status", "labels"}))
+def test_a_statistic_that_an_old_footer_does_not_have_is_zero(name):
+    content = counts_of(slice(None)).to_json()
+    del content[name]
+    counts = Counts.from_json(content | {"of a newer version": 1})
+    assert getattr(counts, name) == STATISTICS[name].zero(LABELS)
+    assert counts.rows == 5
