@@ -1,4 +1,4 @@
-"""The jobs as commands: exit codes, and one clear sentence on stderr for a user's mistake."""
+"""Run the jobs as commands: exit codes, and one clear sentence on stderr for a user's mistake."""
 
 import contextlib
 import os
@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.ray
 REPO = Path(__file__).resolve().parents[1]
+CORPUS_AND_OUT = ["--input", "{corpus}", "--out", "{out}"]
 
 
 def run(job: str, *arguments: object, cwd: Path = REPO) -> subprocess.CompletedProcess:
@@ -38,20 +39,16 @@ def corpus(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("job", "arguments", "words"),
     [
-        ("score.py", ["--model", "{corpus}", "--input", "{corpus}", "--out", "{out}"], ["--model", "is not a bundle"]),
-        (
-            "score.py",
-            ["--model", "{bundle}", "--input", "{corpus}", "--out", "{out}", "--text-column", "n"],
-            ["'n'", "int64"],
-        ),
-        ("score.py", ["--model", "{bundle}", "--input", "{corpus}", "--out", "{out}", "--workers", "lots"], ["'lots'"]),
+        ("score.py", ["--model", "{corpus}", *CORPUS_AND_OUT], ["--model", "is not a bundle"]),
+        ("score.py", ["--model", "{bundle}", *CORPUS_AND_OUT, "--text-column", "n"], ["'n'", "int64"]),
+        ("score.py", ["--model", "{bundle}", *CORPUS_AND_OUT, "--workers", "lots"], ["'lots'"]),
         ("train.py", ["--data", "{corpus}", "--model", "{bundle}", "--out", "{out}"], ["'label'", "--label-column"]),
-        ("verify.py", ["--input", "{corpus}", "--out", "{out}"], ["--out", "does not exist"]),
+        ("verify.py", CORPUS_AND_OUT, ["--out", "does not exist"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(corpus, tiny_bundle, tmp_path, job, arguments, words):
-    places = {"corpus": corpus, "bundle": tiny_bundle, "out": tmp_path / "out"}
-    done = run(job, *(argument.format(**places) for argument in arguments), cwd=tmp_path)
+    paths = {"corpus": corpus, "bundle": tiny_bundle, "out": tmp_path / "out"}
+    done = run(job, *(argument.format(**paths) for argument in arguments), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
@@ -59,49 +56,51 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(corpus, tiny_bundle, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def listening(root: int) -> set[str]:
-    """Addresses at which the processes below `root` listen."""
+def listening_addresses(root: int) -> set[str]:
+    """Return the addresses at which the processes below `root` listen."""
     processes = [psutil.Process(root)]
     with contextlib.suppress(psutil.Error):
         processes += processes[0].children(recursive=True)
-    found = set()
+    addresses = set()
     for process in processes:
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            found |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
-    return found
+            addresses |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+    return addresses
 
 
-def computing(root: int) -> set[tuple[str, int]]:
-    """How Linux schedules the main threads of Ray's processes below `root`: the model's, and others'."""
-    found = set()
+def scheduling_policies(root: int) -> set[tuple[str, int]]:
+    """Return how Linux schedules the main threads of Ray's processes below `root`: the model's, and others'."""
+    policies = set()
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(root).children(recursive=True):
             with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile
                 name = " ".join(process.cmdline())
                 if name.startswith("ray::"):
-                    found.add(("model" if "Classify" in name else "other", os.sched_getscheduler(process.pid)))
-    return found
+                    policies.add(("model" if "Classify" in name else "other", os.sched_getscheduler(process.pid)))
+    return policies
 
 
 def test_score_and_verify_on_a_laptop(corpus, tiny_bundle, tmp_path):
-    """No Ray is running: the job starts its own, which nobody reaches from elsewhere and which does not interrupt the
-    model, and ends it. Exit code 3 with a broken shard, and then 3 again."""
+    """No Ray is running: the job starts its own and ends it.
+
+    Nobody reaches that Ray from elsewhere, and it does not interrupt the model. The exit code is 3, for a broken shard.
+    """
     (corpus / "b.parquet").write_bytes(b"broken")
     command = [REPO / "jobs" / "score.py", "--model", tiny_bundle, "--input", corpus, "--out", tmp_path / "out"]
     addresses, policies = set(), set()
-    with (tmp_path / "said").open("w+") as said_to, (tmp_path / "complained").open("w+") as complained_to:
-        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=said_to, stderr=complained_to)
-        until = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < until:
-            addresses |= listening(process.pid)
-            policies |= computing(process.pid)
+    with (tmp_path / "stdout").open("w+") as stdout_file, (tmp_path / "stderr").open("w+") as stderr_file:
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=stdout_file, stderr=stderr_file)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            addresses |= listening_addresses(process.pid)
+            policies |= scheduling_policies(process.pid)
             time.sleep(0.2)
     process.kill()
-    said, complained = (tmp_path / "said").read_text(), (tmp_path / "complained").read_text()
-    assert process.returncode == 3, complained
-    assert "1 rows in 1 files: ok 1" in said
-    assert "failed: b.parquet: " in said
-    assert "Traceback" not in complained
+    stdout, stderr = (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
+    assert process.returncode == 3, stderr
+    assert "1 rows in 1 files: ok 1" in stdout
+    assert "failed: b.parquet: " in stdout
+    assert "Traceback" not in stderr
     assert addresses
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     # the model's too until it is loaded

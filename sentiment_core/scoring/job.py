@@ -16,6 +16,7 @@ from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.stream import Stream
 from sentiment_core.scoring.summary import RunSummary, Summary
 from sentiment_core.scoring.tally import Tally
+from sentiment_core.scoring.task_table import CLASSIFY
 
 OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
 
@@ -108,7 +109,7 @@ def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Su
     """Return the summary of the output folder, and of what this run did in `seconds`."""
     this_run, total = tally.totals, plan.scored_counts.merge(tally.totals)
     tokens = this_run.tokens.value
-    classify_seconds = tally.busy_seconds[stages.CLASSIFY]
+    classify_seconds = tally.busy_seconds[CLASSIFY]
     return Summary(
         rows_in=plan.corpus.rows,
         rows=total.rows,

@@ -15,8 +15,7 @@ from sentiment_core.scoring.records import Run, was_made_by
 from sentiment_core.scoring.settings import ScoreSettings
 from sentiment_core.scoring.stages import ScoringContext
 from sentiment_core.scoring.statistics import Counts
-
-SHOWN_SHARDS = 10  # in a message; all of them are in the summary
+from sentiment_core.scoring.summary import SHOWN_SHARDS
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sentiment_core.data.shards import FailedShard
+from sentiment_core.scoring.outputs import SUMMARY_FILE
 
 SHOWN_SHARDS = 10  # in a report for the terminal; all of them are in the summary
 
@@ -72,7 +73,7 @@ class Summary:
         """Return a line for each thing that needs attention, for the terminal."""
         lines = [f"failed: {shard.source}: {shard.reason}" for shard in self.failed_shards[:SHOWN_SHARDS]]
         if len(self.failed_shards) > SHOWN_SHARDS:
-            lines.append(f"... {len(self.failed_shards):,} failed shards in all, listed in _summary.json")
+            lines.append(f"... {len(self.failed_shards):,} failed shards in all, listed in {SUMMARY_FILE}")
         lines += [f"differs between shards: {difference}" for difference in self.column_drift[:SHOWN_SHARDS]]
         if self.orphans:
             lines.append(f"{self.orphans:,} outputs whose input file is gone were kept; --prune deletes them")

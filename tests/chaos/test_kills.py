@@ -1,5 +1,6 @@
-"""Kill what scores, at random moments, run the same command again, and compare with a run that nothing disturbed; kill
-a node of two; and what comes of tasks that always hang.
+"""Kill processes of a scoring run at random moments, rerun the command, and compare with an undisturbed run.
+
+Also kill a node of two, and let all tasks hang.
 
     make chaos MINUTES=10
 
@@ -31,7 +32,7 @@ from tests.nodes import ray_command, two_nodes
 REPO = Path(__file__).resolve().parents[2]
 SHARDS, ROWS = 40, 5_000
 RUN_TIMEOUT_S = 300
-# what can be killed, by a part of its command line, and how often it is chosen
+# processes that are killed, by a part of their command line, and how often each is chosen
 VICTIMS = {
     "driver": 2,
     "raylet/raylet": 1,
@@ -49,19 +50,19 @@ def job(name: str, *flags: object) -> list[str]:
 
 
 def descendants(root: int) -> list[int]:
-    """Living processes below `root`, by /proc."""
+    """Return the living processes below `root`, by /proc."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:]
+    pids = [root]
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
+    return pids[1:]
 
 
 def find_victim(rng: random.Random, driver: int) -> tuple[int, int, str]:
-    """Process, signal and what it is."""
+    """Return a process (0: there was none), the signal for it, and its kind."""
     kind = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
     if kind == "driver":
         return driver, rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]), kind
@@ -79,7 +80,10 @@ def find_victim(rng: random.Random, driver: int) -> tuple[int, int, str]:
 
 
 def run_disturbed(rng: random.Random, command: list[str], env: dict[str, str]) -> tuple[list[str], int, str]:
-    """One run: which kills it met, its exit code, what it printed. Workers are killed until the driver is, or ends."""
+    """Run the command and kill workers until the driver is killed, or ends.
+
+    Returns the kills, the exit code and the output.
+    """
     kills = []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     started = time.monotonic()
@@ -98,8 +102,8 @@ def run_disturbed(rng: random.Random, command: list[str], env: dict[str, str]) -
 
 
 @pytest.fixture(params=["disk", "store"])
-def place(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem, str, dict[str, str]]]:
-    """An empty folder for output, as jobs get it: its filesystem, its path there, and the environment to reach it."""
+def destination(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem, str, dict[str, str]]]:
+    """An empty folder for output: its path or URI, filesystem, path there, and the environment to reach it."""
     if request.param == "disk":
         (tmp_path / "out").mkdir()
         yield str(tmp_path / "out"), pyarrow.fs.LocalFileSystem(), str(tmp_path / "out"), {}
@@ -110,8 +114,8 @@ def place(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem, str, 
 
 
 @needs_linux
-def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_path, chaos_minutes):
-    out, filesystem, path, env = place
+def test_nothing_is_lost_or_doubled_whatever_is_killed(destination, tiny_bundle, tmp_path, chaos_minutes):
+    out, filesystem, path, env = destination
     seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
     print(f"CHAOS_SEED={seed}, into {out}")
     rng = random.Random(seed)
@@ -129,26 +133,26 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(place, tiny_bundle, tmp_p
         assert done.returncode == 0, done.stdout + done.stderr
 
     def files() -> list[str]:
-        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
-        return sorted(info.path for info in found if info.path.endswith(".parquet") and "/_" not in info.path)
+        infos = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
+        return sorted(info.path for info in infos if info.path.endswith(".parquet") and "/_" not in info.path)
 
     check(score(str(tmp_path / "calm")))
     runs, kills = 0, Counter()
     until = time.monotonic() + 60 * chaos_minutes
     while time.monotonic() < until or not kills:
-        met, code, output = run_disturbed(rng, score(out), os.environ | env)
-        runs, there = runs + 1, files()
-        kills.update(kill.rpartition(" ")[2] for kill in met)
-        print(f"exit code {code}, {len(there)} of {SHARDS} files; killed: {'; '.join(met) or 'nothing'}")
-        for name in there:
+        run_kills, code, output = run_disturbed(rng, score(out), os.environ | env)
+        runs, written = runs + 1, files()
+        kills.update(kill.rpartition(" ")[2] for kill in run_kills)
+        print(f"exit code {code}, {len(written)} of {SHARDS} files; killed: {'; '.join(run_kills) or 'nothing'}")
+        for name in written:
             assert pq.read_table(name, filesystem=filesystem).num_rows == ROWS  # a file that exists is complete
-        stopped = any("driver" in kill or "raylet" in kill for kill in met)
+        stopped = any("driver" in kill or "raylet" in kill for kill in run_kills)
         assert code in (0, 3) or stopped, output
         if code in (130, 143):
             assert "rerun the same command to resume" in output
             assert "Traceback" not in output
-        if len(there) == SHARDS:
-            for name in rng.sample(there, SHARDS - 2):
+        if len(written) == SHARDS:
+            for name in rng.sample(written, SHARDS - 2):
                 filesystem.delete_file(name)
     print(f"{kills.total()} kills in {runs} runs: {dict(kills)}")
     check(score(out))
@@ -166,10 +170,10 @@ def test_a_node_that_dies_takes_nothing_along(tiny_bundle, tmp_path):
     (tmp_path / "in").mkdir()
     for shard in range(SHARDS):
         pq.write_table(sentences(ROWS, seed=shard), tmp_path / "in" / f"{shard}.parquet")
-    places = ["--input", tmp_path / "in", "--out", tmp_path / "out"]
+    paths = ["--input", tmp_path / "in", "--out", tmp_path / "out"]
     with two_nodes() as cluster:
         command = ray_command("job", "submit", "--address", cluster.address, "--working-dir", REPO, "--")
-        command += ["python", "jobs/score.py", "--model", tiny_bundle, *places, "--keep", "", "--workers", "2"]
+        command += ["python", "jobs/score.py", "--model", tiny_bundle, *paths, "--keep", "", "--workers", "2"]
         process = subprocess.Popen(
             list(map(str, command)), env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -188,9 +192,9 @@ def test_a_run_of_which_all_tasks_hang_stops(tiny_bundle, tmp_path):
     (tmp_path / "in").mkdir()
     for shard in range(12):
         pq.write_table(sentences(4_000, seed=shard), tmp_path / "in" / f"{shard}.parquet")
-    places = "--input", tmp_path / "in", "--out", tmp_path / "out"
+    paths = "--input", tmp_path / "in", "--out", tmp_path / "out"
     done = subprocess.run(
-        job("score.py", "--model", tiny_bundle, *places, "--keep", "", "--task-minutes", 1e-5),
+        job("score.py", "--model", tiny_bundle, *paths, "--keep", "", "--task-minutes", 1e-5),
         capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
@@ -201,9 +205,9 @@ def test_a_model_that_no_worker_can_load_stops_the_run(tiny_bundle, tmp_path):
     model = Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
     (model / "model.safetensors").write_bytes(b"broken")
     pq.write_table(sentences(20, seed=0), tmp_path / "a.parquet")
-    places = "--input", tmp_path / "a.parquet", "--out", tmp_path / "out"
+    paths = "--input", tmp_path / "a.parquet", "--out", tmp_path / "out"
     done = subprocess.run(
-        job("score.py", "--model", model, *places, "--keep", ""),
+        job("score.py", "--model", model, *paths, "--keep", ""),
         capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The jobs as a user submits them: to a cluster of two real Ray nodes on this machine. Takes minutes."""
+"""Submit the jobs to a cluster of two real Ray nodes on this machine. Takes minutes."""
 
 import json
 
@@ -12,8 +12,8 @@ from tests.nodes import submit, two_nodes
 
 @pytest.fixture(scope="module")
 def cluster():
-    with two_nodes() as found:
-        yield found
+    with two_nodes() as nodes:
+        yield nodes
 
 
 def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path):
@@ -35,11 +35,11 @@ def test_train_and_score_submitted_to_two_nodes(cluster, tiny_encoder, tmp_path)
     )
     assert code == 0, output
     assert "600 rows in 6 files: ok 600" in output
-    found = verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out")))
-    assert (found.exit_code, found.rows_out) == (0, 600)
+    findings = verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out")))
+    assert (findings.exit_code, findings.rows_out) == (0, 600)
 
 
-def test_what_the_cluster_has_not_is_refused_at_once(cluster, tiny_bundle, tmp_path):
+def test_more_workers_than_the_cluster_has_cpus_are_refused_at_once(cluster, tiny_bundle, tmp_path):
     pq.write_table(sentences(10, seed=0), tmp_path / "a.parquet")
     code, output = submit(
         cluster, "python", "jobs/score.py", "--model", tiny_bundle, "--input", tmp_path / "a.parquet",
