@@ -4,24 +4,31 @@ A line `<!-- generated: command-line -->` becomes the flags, `<!-- generated: sc
 """
 
 import dataclasses
+import inspect
 import json
 import re
+import types
 import typing
 from importlib import import_module
 from typing import Any, Literal
-
-from pydantic import TypeAdapter
 
 from sentiment_core.cli import COMMANDS
 from sentiment_core.config import GROUPS, REQUIRED, flag_of
 
 MARK = re.compile(r"^<!-- generated: (command-line|schema) ?([\w-]*) -->$", re.MULTILINE)
-RECORDS = {  # records that are written as JSON: file or footer key, and the dataclass that reads it
-    "sentiment": ("sentiment.json", "sentiment_core.model.bundle:BundleInfo"),
-    "run": ("_run.json", "sentiment_core.scoring.outputs:Run"),
-    "counts": ("footer sentiment_core.counts", "sentiment_core.scoring.outputs:Counts"),
-    "night": ("_nights/NIGHT.json", "sentiment_core.nightly.record:Night"),
+RECORDS = {  # records that are written as JSON: where, and the dataclasses whose fields stand there side by side
+    "sentiment": ("sentiment.json", ["sentiment_core.model.bundle:BundleInfo"]),
+    "metrics": ("metrics.json", ["sentiment_core.model.records:Evaluation"]),
+    "epoch": ("a line of training_log.jsonl", ["sentiment_core.training.epochs:EpochRecord"]),
+    "decision": ("current.json, decisions", ["sentiment_core.model.registry:Decision"]),
+    "run": ("_run.json", ["sentiment_core.scoring.records:Run", "sentiment_core.scoring.records:RunFile"]),
+    "summary": ("_summary.json", ["sentiment_core.scoring.summary:Summary"]),
+    "origin": ("footer sentiment_core.origin", ["sentiment_core.scoring.records:Origin"]),
+    "counts": ("footer sentiment_core.counts", ["sentiment_core.scoring.statistics:Counts"]),
+    "night": ("_nights/NIGHT.json", ["sentiment_core.nightly.record:Night"]),
 }
+NOT_WRITTEN = {"run": ("run",), "origin": ("unknown_settings",)}  # fields of these records that the file does not have
+JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -43,11 +50,73 @@ def schema_block(name: str) -> str:
 
 def schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a record."""
-    path, _, record = RECORDS[name][1].partition(":")
-    module = import_module(path)
-    if name == "sentiment" and not hasattr(module, "Head"):  # imported there for type checkers only
-        module.Head = import_module("sentiment_core.model.classifier").Head  # type: ignore[attr-defined]
-    return TypeAdapter(getattr(module, record)).json_schema()
+    where, paths = RECORDS[name]
+    parts = []
+    for path in paths:
+        module, _, record = path.partition(":")
+        parts.append(schema_of(getattr(import_module(module), record)))
+    properties = {key: value for part in parts for key, value in part["properties"].items()}
+    left_out = NOT_WRITTEN.get(name, ())
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": where,
+        "description": parts[-1]["description"],
+        "type": "object",
+        "properties": {key: value for key, value in properties.items() if key not in left_out},
+        "required": [key for part in parts for key in part["required"] if key not in left_out],
+    }
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
+    """Return the JSON Schema of a type: a dataclass, or what stands in the fields of one."""
+    if kind in JSON_TYPES:
+        return {"type": JSON_TYPES[kind]}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [schema_of(argument) for argument in arguments]}
+    if kind in (list, tuple) or origin in (list, tuple):
+        return {"type": "array"} | ({"items": schema_of(arguments[0])} if arguments else {})
+    if kind is dict or origin is dict:
+        return {"type": "object"} | ({"additionalProperties": schema_of(arguments[1])} if arguments else {})
+    if kind is Any:
+        return {}
+    if hasattr(kind, "zero") and not hasattr(kind, "total"):  # a statistic: its value alone stands in JSON
+        return schema_of(_value_of_statistic(kind)) | {"description": _first_line(kind)}
+    return _schema_of_record(kind)
+
+
+def _schema_of_record(record: type) -> dict[str, Any]:
+    kinds, comments = typing.get_type_hints(record), _comments(record)
+    properties, required = {}, []
+    for field in dataclasses.fields(record):
+        properties[field.name] = schema_of(kinds[field.name])
+        if field.name in comments:
+            properties[field.name]["description"] = comments[field.name]
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            required.append(field.name)
+    return {"type": "object", "description": _first_line(record), "properties": properties, "required": required}
+
+
+def _value_of_statistic(statistic: type) -> Any:
+    for base in statistic.__mro__:
+        for generic in getattr(base, "__orig_bases__", ()):
+            arguments = typing.get_args(generic)
+            if arguments and not isinstance(arguments[0], typing.TypeVar):
+                return arguments[0]
+    raise TypeError(f"{statistic} does not say which type its value has")
+
+
+def _comments(record: type) -> dict[str, str]:
+    """Return the comments behind the fields of a dataclass, by field."""
+    bases = [base for base in reversed(record.__mro__) if dataclasses.is_dataclass(base)]
+    pattern = re.compile(r"^    (\w+): [^#\n]*#\s*(?!noqa|type:)(\S.*)$", re.MULTILINE)
+    return {name: text for base in bases for name, text in pattern.findall(inspect.getsource(base))}
+
+
+def _first_line(record: type) -> str:
+    return (inspect.getdoc(record) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def _command(name: str) -> str:

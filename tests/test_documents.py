@@ -158,6 +158,14 @@ def test_every_flag_is_in_the_reference():
             assert f"`--{field.replace('_', '-')}`" in shown, f"{name}: {field}"
 
 
+@pytest.mark.parametrize("name", hooks().RECORDS)
+def test_every_record_has_a_schema_and_a_place_in_the_reference(name):
+    schema = hooks().schema(name)
+    assert schema["properties"]
+    pages = "".join(page.read_text() for page in (REPO / "docs" / "reference").glob("*.md"))
+    assert f"<!-- generated: schema {name} -->" in pages
+
+
 def test_readme_is_short():
     assert len((REPO / "README.md").read_bytes()) <= 8_000
 

@@ -1,32 +1,59 @@
-"""Run what pages and the notebook show in Python."""
+"""Run what pages and the notebook show in Python, and hold the files that this writes to their JSON Schemas."""
 
 import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import sentences
+from tests.test_documents import hooks
 
 REPO = Path(__file__).resolve().parents[1]
 MARKED = re.compile(r"^<!-- run in a test -->\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides/python.md"])
-def test_python_in_pages_runs(page, ray_here, tiny_encoder, tmp_path, monkeypatch):
-    blocks = MARKED.findall((REPO / page).read_text())
+@pytest.fixture(scope="module", params=["README.md", "docs/guides/python.md"])
+def folder(request, ray_here, tiny_encoder, tmp_path_factory):
+    """What the Python blocks of a page leave in an empty folder with labelled text and a corpus."""
+    blocks = MARKED.findall((REPO / request.param).read_text())
     assert blocks
-    monkeypatch.chdir(tmp_path)
-    Path("corpus").mkdir()
+    path = tmp_path_factory.mktemp("page")
+    (path / "corpus").mkdir()
     rows = sentences(200, seed=0)
-    pq.write_table(rows.append_column("id", rows["label"]), "corpus/part.parquet")
+    pq.write_table(rows.append_column("id", rows["label"]), path / "corpus" / "part.parquet")
     for name, seed in (("reviews.csv", 1), ("test.csv", 2)):
-        pyarrow.csv.write_csv(sentences(200, seed), name)
+        pyarrow.csv.write_csv(sentences(200, seed), path / name)
     code = "\n".join(blocks).replace("distilbert-base-uncased", tiny_encoder)
-    exec(compile(code, page, "exec"), {})
-    assert len(pq.read_table("scored")) == len(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        exec(compile(code, request.param, "exec"), {})
+    return path
+
+
+def test_python_in_pages_runs(folder):
+    assert len(pq.read_table(folder / "scored")) == 200
+
+
+def test_files_are_as_their_schemas_say(folder):
+    module = hooks()
+    bundle, scored = folder / "models" / "reviews", folder / "scored"
+    footer = pq.read_metadata(next(scored.glob("*.parquet"))).metadata
+    records = {
+        "sentiment": (bundle / "sentiment.json").read_text(),
+        "epoch": (bundle / "training_log.jsonl").read_text().splitlines()[0],
+        "run": (scored / "_run.json").read_text(),
+        "summary": (scored / "_summary.json").read_text(),
+        "origin": footer[b"sentiment_core.origin"],
+        "counts": footer[b"sentiment_core.counts"],
+    }
+    for name, text in records.items():
+        schema, record = module.schema(name), json.loads(text)
+        jsonschema.validate(record, schema)
+        assert set(record) <= set(schema["properties"]), name
 
 
 def test_the_notebook_runs(ray_here, packaged_encoder, monkeypatch):
