@@ -20,6 +20,7 @@ NOTEBOOKS = sorted((REPO / "examples").glob("*.ipynb"))
 PAGES = [
     *sorted(REPO.glob("*.md")),
     *sorted((REPO / "docs").rglob("*.md")),
+    *sorted((REPO / "benchmarks").glob("*.md")),
     *sorted((REPO / "deploy").rglob("*.*")),
     REPO / "cluster.yaml",
     *NOTEBOOKS,
