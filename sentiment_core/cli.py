@@ -273,7 +273,7 @@ The other commands take such a folder as --model and use its current bundle.""",
   curl -H 'Content-Type: application/json' -d '{"texts": ["What a film!"]}' http://127.0.0.1:8000/score
 
 POST /score, POST /explain, GET /healthz, GET / (a page to try it), GET /openapi.json. Ctrl-C ends it.""",
-        "sentiment_core.serving.app:ServeSettings",
+        "sentiment_core.serving.settings:ServeSettings",
         _serve,
     ),
     "demo": Command(

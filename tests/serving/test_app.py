@@ -1,12 +1,10 @@
-"""Serving: a real service, asked by HTTP; its page in Chromium where there is one."""
+"""A real service, asked over HTTP; its page in Chromium where that is installed."""
 
-import asyncio
 import concurrent.futures
 import html
 import json
 import shutil
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +18,7 @@ from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle
 from sentiment_core.model.registry import PromoteSettings, promote
 from sentiment_core.serving import app
-from sentiment_core.serving.app import Rates, ServeSettings, Together
+from sentiment_core.serving.settings import ServeSettings
 from tests.conftest import make_bundle
 
 TEXTS = ["a wonderful film", "", "boring " * 60, "the book, said he"]
@@ -28,18 +26,18 @@ TEXTS = ["a wonderful film", "", "boring " * 60, "the book, said he"]
 
 @pytest.fixture(scope="module")
 def models(tiny_bundle, tiny_encoder, tmp_path_factory) -> Path:
-    """A folder of two bundles, of which the first is current."""
-    place = tmp_path_factory.mktemp("registry")
-    shutil.copytree(tiny_bundle, place / "first")
-    make_bundle(tiny_encoder, place / "second", max_length=8)
-    promote(PromoteSettings(models=str(place), bundle="first"))
-    return place
+    """Make a folder of two bundles. The first is current."""
+    folder = tmp_path_factory.mktemp("registry")
+    shutil.copytree(tiny_bundle, folder / "first")
+    make_bundle(tiny_encoder, folder / "second", max_length=8)
+    promote(PromoteSettings(models=str(folder), bundle="first"))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def service(ray_here, models):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "FOLLOW_S", 0.5)
+        patch.setattr(app, "FOLLOW_INTERVAL_S", 0.5)
         yield app.start(ServeSettings(model=str(models), port=0, max_bytes=25_000, texts_per_second=200.0))
     app.stop()
 
@@ -55,13 +53,13 @@ def ask(address: str, content: object = None) -> tuple[int, dict]:
             return error.code, json.load(error)
 
 
-def test_texts_get_what_the_engine_gives(service, tiny_bundle):
-    code, found = ask(service + "score", {"texts": TEXTS})
+def test_texts_get_the_probabilities_of_the_engine(service, tiny_bundle):
+    code, answer = ask(service + "score", {"texts": TEXTS})
     assert code == 200
-    assert found["bundle"] == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
-    wanted, _ = Engine.load(tiny_bundle).probabilities(bundle.load_tokenizer(tiny_bundle).encode(TEXTS)[0])
-    assert [result["status"] for result in found["results"]] == ["ok", "empty", "truncated", "ok"]
-    for result, row in zip(found["results"], wanted, strict=True):
+    assert answer["bundle"] == bundle.digest_of(bundle.read_files(tiny_bundle)[1])
+    expected, _ = Engine.load(tiny_bundle).probabilities(bundle.load_tokenizer(tiny_bundle).encode(TEXTS)[0])
+    assert [result["status"] for result in answer["results"]] == ["ok", "empty", "truncated", "ok"]
+    for result, row in zip(answer["results"], expected, strict=True):
         if np.isnan(row).any():
             assert result["label"] is result["confidence"] is result["probabilities"] is None
         else:
@@ -70,24 +68,26 @@ def test_texts_get_what_the_engine_gives(service, tiny_bundle):
             assert result["confidence"] == max(result["probabilities"].values())
 
 
-def test_requests_that_come_together_get_their_own_answers(service):
-    alone = [ask(service + "score", {"texts": [f"number {i}"]})[1]["results"] for i in range(12)]
+def test_simultaneous_requests_get_their_own_answers(service):
+    alone_answers = [ask(service + "score", {"texts": [f"number {i}"]})[1]["results"] for i in range(12)]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda i: ask(service + "score", {"texts": [f"number {i}"]})[1]["results"], range(12)))
-    for one, other in zip(alone, together, strict=True):
-        assert one[0]["confidence"] == pytest.approx(other[0]["confidence"], abs=1e-3)
-    assert len({one[0]["confidence"] for one in alone}) > 6
+        together_answers = list(
+            pool.map(lambda i: ask(service + "score", {"texts": [f"number {i}"]})[1]["results"], range(12))
+        )
+    for alone, together in zip(alone_answers, together_answers, strict=True):
+        assert alone[0]["confidence"] == pytest.approx(together[0]["confidence"], abs=1e-3)
+    assert len({result[0]["confidence"] for result in alone_answers}) > 6
 
 
-def test_words_that_matter(service):
-    code, found = ask(service + "explain", {"text": "a wonderful film"})
+def test_a_word_weighs_what_the_log_odds_fall_without_it(service):
+    code, answer = ask(service + "explain", {"text": "a wonderful film"})
     assert code == 200
-    assert [word for word, _ in found["words"]] == ["a", "wonderful", "film"]
+    assert [word for word, _ in answer["words"]] == ["a", "wonderful", "film"]
     p = {}
     for text in ("a wonderful film", "a film"):
-        p[text] = ask(service + "score", {"texts": [text]})[1]["results"][0]["probabilities"][found["label"]]
+        p[text] = ask(service + "score", {"texts": [text]})[1]["results"][0]["probabilities"][answer["label"]]
     odds = {text: np.log(value / (1 - value)) for text, value in p.items()}
-    assert found["words"][1][1] == pytest.approx(odds["a wonderful film"] - odds["a film"], abs=1e-2)
+    assert answer["words"][1][1] == pytest.approx(odds["a wonderful film"] - odds["a film"], abs=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_words_that_matter(service):
         ({"texts": ["x" * 30_000]}, 413, "more than 25000 bytes"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(service, content, code, words):
-    found, answer = ask(service + "score", content)
-    assert found == code
+def test_invalid_requests_are_refused(service, content, code, words):
+    status, answer = ask(service + "score", content)
+    assert status == code
     assert words in answer["detail"]
 
 
@@ -111,12 +111,12 @@ def test_a_text_too_long_to_explain_is_refused(service):
     assert (code, answer["detail"]) == (422, "text has more than 20000 characters")
 
 
-def test_half_a_character_is_a_character_like_others(service):
+def test_lone_surrogates_are_scored_as_question_marks(service):
     assert ask(service + "score", b'{"texts": ["odd \\ud800"]}')[1]["results"][0]["status"] == "ok"
     assert [word for word, _ in ask(service + "explain", b'{"text": "odd \\ud800"}')[1]["words"]] == ["odd", "?"]
 
 
-def test_a_client_that_sends_too_much_is_told_to_wait(service):
+def test_a_client_above_its_rate_gets_429(service):
     codes = [ask(service + "score", {"texts": ["x"] * 64})[0] for _ in range(12)]
     assert codes[0] == 200
     assert 429 in codes
@@ -124,49 +124,7 @@ def test_a_client_that_sends_too_much_is_told_to_wait(service):
     assert ask(service + "score", {"texts": ["x"]})[0] == 200
 
 
-def test_requests_that_wait_are_computed_together_but_for_those_whose_clients_are_gone(monkeypatch):
-    monkeypatch.setattr(app, "BATCH_TEXTS", 3)
-    calls, begun, free = [], threading.Event(), threading.Event()
-
-    def compute(requests: list[list[str]]) -> list[dict]:
-        calls.append(requests)
-        begun.set()
-        assert free.wait(60)
-        if ["bad"] in requests:
-            raise ValueError("bad")
-        return [{"texts": request} for request in requests]
-
-    async def play() -> list:
-        together = Together(compute)
-        first = asyncio.create_task(together(["a"]))
-        assert await asyncio.to_thread(begun.wait, 60)
-        others = [asyncio.create_task(together(texts)) for texts in (["b"], ["gone"], ["c", "d"], ["bad"], ["e"])]
-        await asyncio.sleep(0)  # they wait now
-        others[1].cancel()
-        await asyncio.sleep(0)
-        free.set()
-        answers = await asyncio.gather(first, *others, return_exceptions=True)
-        return [*answers, await together(["later"])]
-
-    a, b, gone, c, bad, e, later = asyncio.run(play())
-    assert calls == [[["a"]], [["b"], ["c", "d"]], [["bad"], ["e"]], [["later"]]]
-    assert [a, b, c, later] == [{"texts": texts} for texts in (["a"], ["b"], ["c", "d"], ["later"])]
-    assert isinstance(gone, asyncio.CancelledError)
-    assert [str(each) for each in (bad, e)] == ["bad", "bad"]
-
-
-def test_rates_are_of_each_client(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(app.time, "monotonic", lambda: now[0])
-    rates = Rates(10.0)
-    assert [rates.allows("a", 15) for _ in range(3)] == [True, True, False]
-    assert rates.allows("b", 15)
-    now[0] += 2
-    assert rates.allows("a", 15)
-    assert Rates(0).allows("a", 10**9)
-
-
-def test_health_and_description(service):
+def test_the_service_describes_itself(service):
     assert ask(service + "healthz")[1]["status"] == "ok"
     paths = ask(service + "openapi.json")[1]["paths"]
     assert set(paths) == {"/score", "/explain", "/healthz"}
@@ -182,7 +140,7 @@ def test_the_page_shows_a_label_and_its_words(service, tmp_path):
     label = ask(service + "explain", {"text": "a wonderful <b>film"})[1]["label"]
     assert f'<p id="label">{label}, ' in done.stdout
     assert ">wonderful</span>" in done.stdout
-    assert html.escape("<b>film") in done.stdout  # shown, not obeyed
+    assert html.escape("<b>film") in done.stdout  # shown, not interpreted
 
 
 def test_a_taken_port_is_refused(service, tiny_bundle):
@@ -191,12 +149,12 @@ def test_a_taken_port_is_refused(service, tiny_bundle):
         app.start(ServeSettings(model=tiny_bundle, port=port))
 
 
-def test_a_cluster_that_serves_already_is_refused(service, tiny_bundle):
+def test_a_cluster_that_already_serves_is_refused(service, tiny_bundle):
     with pytest.raises(UserError, match="already runs sentiment-core on this cluster"):
         app.start(ServeSettings(model=tiny_bundle, port=0))
 
 
-def test_the_bundle_that_becomes_current_is_taken(service, models):
+def test_the_service_follows_the_current_bundle(service, models):
     def digest(name: str) -> str:
         return bundle.digest_of(bundle.read_files(str(models / name))[1])
 
@@ -209,8 +167,8 @@ def test_the_bundle_that_becomes_current_is_taken(service, models):
     texts = {"texts": ["a wonderful film, and so we talked about it"]}
     promote(PromoteSettings(models=str(models), bundle="second"))
     wait_for("second")
-    found = ask(service + "score", texts)[1]
-    assert (found["bundle"], found["results"][0]["status"]) == (digest("second"), "truncated")
+    answer = ask(service + "score", texts)[1]
+    assert (answer["bundle"], answer["results"][0]["status"]) == (digest("second"), "truncated")
     promote(PromoteSettings(models=str(models), back=True))
     wait_for("first")
     assert ask(service + "score", texts)[1]["results"][0]["status"] == "ok"

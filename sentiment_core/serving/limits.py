@@ -1,0 +1,63 @@
+"""Limit what a client may send: bytes in a request, texts a second."""
+
+import time
+from typing import Any
+
+MAX_CLIENTS = 10_000  # whose rates are remembered
+BURST_S = 2  # seconds of the rate that a client may send at once
+
+
+class RateLimiter:
+    """A token bucket for each client, counted in texts. It counts what reaches this copy of the model."""
+
+    def __init__(self, texts_per_second: float) -> None:
+        """Set up full buckets; a rate of 0 is no limit."""
+        self.texts_per_second = texts_per_second
+        self._buckets: dict[str, tuple[float, float]] = {}  # by client: texts left, and the time of that
+
+    def allows(self, client: str, texts: int) -> bool:
+        """Take the texts of a request out of the client's bucket; False if it is empty."""
+        if not self.texts_per_second:
+            return True
+        now, capacity = time.monotonic(), BURST_S * max(self.texts_per_second, 1.0)
+        texts_left, updated = self._buckets.get(client, (capacity, now))
+        texts_left = min(capacity, texts_left + (now - updated) * self.texts_per_second)
+        allowed = texts_left > 0  # so that a request larger than the bucket passes when the bucket is full
+        if len(self._buckets) >= MAX_CLIENTS:
+            self._buckets.clear()
+        self._buckets[client] = (texts_left - texts if allowed else texts_left, now)
+        return allowed
+
+
+class BodySizeLimit:
+    """ASGI middleware that answers 413 as soon as a body turns out larger than `max_bytes`."""
+
+    def __init__(self, app: Any, max_bytes: int) -> None:
+        """Wrap the ASGI application `app`."""
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        """Read the body, then pass the request on or refuse it."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None  # the client has disconnected
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.max_bytes:
+                return await self._refuse(send)
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> dict:
+            return unread.pop() if unread else await receive()
+
+        return await self.app(scope, replay, send)
+
+    async def _refuse(self, send: Any) -> None:
+        content = b'{"detail": "more than %d bytes"}' % self.max_bytes
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,130 @@
+"""Turn texts into the answers of the service: label, confidence, probabilities, and which words decide."""
+
+import string
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from sentiment_core.api import Classifier
+from sentiment_core.serving.micro_batching import MAX_BATCH_TEXTS
+from sentiment_core.text.status import ABSTAINED, STATUS_NAMES, apply_min_confidence
+
+# Of an explained text: its first words, and all its characters. One copy of it is computed for each word.
+EXPLAINED_WORDS, EXPLAINED_CHARACTERS = 200, 20_000
+WARM_UP_BATCHES = 3  # after one, the engine's memory grew by 40 MB more under requests; after three by 2
+MIN_PROBABILITY = 1e-6  # below, log odds mean nothing
+
+
+@dataclass(frozen=True)
+class Result:
+    """Label and confidence of a text, as `sentiment-core score` writes them."""
+
+    label: str | None
+    confidence: float | None
+    probabilities: dict[str, float] | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results of a request's texts, in their order, and the digest of the bundle that computed them."""
+
+    bundle: str
+    results: list[Result]
+
+
+@dataclass(frozen=True)
+class Explanation(Result):
+    """Result of a text, and for each word by how much the label's log odds fall without it."""
+
+    bundle: str
+    words: list[tuple[str, float]]
+
+
+class ServedModel:
+    """A bundle, loaded and warmed up."""
+
+    def __init__(self, files: Mapping[str, bytes], threads: int, min_confidence: float) -> None:
+        """Load a bundle from its files by name, and compute some texts, so that the first request is as fast as others.
+
+        Args:
+            files: The bundle's files, as `bundle.read_files` returns them.
+            threads: CPU threads to compute with.
+            min_confidence: Texts below this confidence abstain.
+        """
+        self._classifier = Classifier(files, threads)
+        self._objective = self._classifier.info.objective
+        self._min_confidence = min_confidence
+        self.digest = self._classifier.digest
+        self._warm_up()
+
+    @property
+    def computed_by(self) -> str:
+        """Name of the backend and number type that compute."""
+        return self._classifier.computed_by
+
+    def _warm_up(self) -> None:
+        """Compute full batches of texts of all lengths, most of them short.
+
+        Buffers then have their size, and kernels are compiled.
+        """
+        random = np.random.default_rng(0)
+        letters = list(string.ascii_lowercase)  # words of one token
+        for _ in range(WARM_UP_BATCHES):
+            lengths = self._classifier.info.max_length ** random.random(MAX_BATCH_TEXTS)
+            self._predict([" ".join(random.choice(letters, int(length))) for length in lengths])
+
+    def answer(self, requests: list[list[str]]) -> list[Results]:
+        """Compute the texts of several requests together."""
+        probabilities, status = self._predict([text for texts in requests for text in texts])
+        results = iter(self._to_results(probabilities, status))
+        return [Results(self.digest, [next(results) for _ in texts]) for texts in requests]
+
+    def explain(self, text: str) -> Explanation:
+        """Compute a text's result, and what each of its first words adds to the label's log odds.
+
+        Each word is left out once (Li et al. 2016, Understanding Neural Networks through Representation Erasure).
+        """
+        words = _replace_lone_surrogates(text).split()
+        explained = words[:EXPLAINED_WORDS]
+        without_word = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(explained))]
+        probabilities, status = self._predict([text, *without_word])
+        result = self._to_results(probabilities[:1], status[:1])[0]
+        falls = np.zeros(len(explained))
+        if result.confidence is not None:
+            index = int(self._objective.decide(probabilities[:1])[0][0])
+            uniform = 1 / len(self._classifier.labels)  # for what is left of a text of one word: nothing to score
+            p = np.nan_to_num(probabilities[:, index], nan=uniform).clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+            log_odds = np.log(p / (1 - p))
+            falls = log_odds[0] - log_odds[1:]
+        rounded = [round(float(fall), 4) for fall in falls]
+        return Explanation(**asdict(result), bundle=self.digest, words=[*zip(explained, rounded, strict=True)])
+
+    def _predict(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Compute probabilities (n, classes), NaN where there is nothing to score, and status codes (n,)."""
+        probabilities, status = self._classifier.predict_with_status(texts)
+        return probabilities, apply_min_confidence(status, probabilities, self._min_confidence)
+
+    def _to_results(self, probabilities: np.ndarray, status: np.ndarray) -> list[Result]:
+        labels = self._classifier.labels
+        has_score = ~np.isnan(probabilities).any(axis=1)
+        indices, confidences = self._objective.decide(probabilities)
+        return [
+            Result(
+                label=labels[int(index)] if code != ABSTAINED else None,
+                confidence=float(confidence),
+                probabilities=dict(zip(labels, row.tolist(), strict=True)),
+                status=STATUS_NAMES[code],
+            )
+            if scored
+            else Result(None, None, None, STATUS_NAMES[code])
+            for row, code, index, confidence, scored in zip(
+                probabilities, status, indices, confidences, has_score, strict=True
+            )
+        ]
+
+
+def _replace_lone_surrogates(text: str) -> str:
+    """Return the text with question marks for halves of characters, which JSON may hold."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,40 @@
+"""Limits of what a client may send."""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+from sentiment_core.serving import limits
+from sentiment_core.serving.limits import BodySizeLimit, RateLimiter
+
+
+def test_each_client_has_its_own_rate(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    limiter = RateLimiter(10.0)
+    assert [limiter.allows("a", 15) for _ in range(3)] == [True, True, False]
+    assert limiter.allows("b", 15)
+    now[0] += 2
+    assert limiter.allows("a", 15)
+    assert RateLimiter(0).allows("a", 10**9)
+
+
+def test_a_body_is_refused_as_soon_as_it_is_too_large():
+    chunks, sent = [b"12345", b"67890", b"never read"], []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    async def echo(scope: dict, receive: Callable, send: Callable) -> None:
+        await send(await receive())
+
+    asyncio.run(BodySizeLimit(echo, max_bytes=8)({"type": "http"}, receive, send))
+    assert sent[0]["status"] == 413
+    assert json.loads(sent[1]["body"]) == {"detail": "more than 8 bytes"}
+    assert chunks == [b"never read"]
+    chunks[:], sent[:] = [b"123", b"45"], []
+    asyncio.run(BodySizeLimit(echo, max_bytes=8)({"type": "http"}, receive, send))
+    assert sent == [{"type": "http.request", "body": b"12345", "more_body": False}]

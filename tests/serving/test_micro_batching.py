@@ -1,0 +1,38 @@
+"""Requests that wait while the model is busy."""
+
+import asyncio
+import threading
+
+from sentiment_core.serving import micro_batching
+from sentiment_core.serving.micro_batching import MicroBatcher
+
+
+def test_waiting_requests_are_computed_together_except_those_of_disconnected_clients(monkeypatch):
+    monkeypatch.setattr(micro_batching, "MAX_BATCH_TEXTS", 3)
+    calls, started, may_finish = [], threading.Event(), threading.Event()
+
+    def compute(requests: list[list[str]]) -> list[dict]:
+        calls.append(requests)
+        started.set()
+        assert may_finish.wait(60)
+        if ["bad"] in requests:
+            raise ValueError("bad")
+        return [{"texts": request} for request in requests]
+
+    async def play() -> list:
+        batcher = MicroBatcher(compute)
+        first = asyncio.create_task(batcher(["a"]))
+        assert await asyncio.to_thread(started.wait, 60)
+        others = [asyncio.create_task(batcher(texts)) for texts in (["b"], ["gone"], ["c", "d"], ["bad"], ["e"])]
+        await asyncio.sleep(0)  # now they wait
+        others[1].cancel()
+        await asyncio.sleep(0)
+        may_finish.set()
+        answers = await asyncio.gather(first, *others, return_exceptions=True)
+        return [*answers, await batcher(["later"])]
+
+    a, b, gone, c, bad, e, later = asyncio.run(play())
+    assert calls == [[["a"]], [["b"], ["c", "d"]], [["bad"], ["e"]], [["later"]]]
+    assert [a, b, c, later] == [{"texts": texts} for texts in (["a"], ["b"], ["c", "d"], ["later"])]
+    assert isinstance(gone, asyncio.CancelledError)
+    assert [str(error) for error in (bad, e)] == ["bad", "bad"]

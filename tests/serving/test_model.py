@@ -1,0 +1,40 @@
+"""Texts become answers, without HTTP."""
+
+import pytest
+
+from sentiment_core.model import bundle
+from sentiment_core.serving import model
+from sentiment_core.serving.model import ServedModel
+
+
+@pytest.fixture(scope="module")
+def files(tiny_bundle):
+    return bundle.read_files(tiny_bundle)[1]
+
+
+def test_texts_below_the_threshold_abstain_but_keep_their_probabilities(files):
+    (results,) = ServedModel(files, 1, min_confidence=1.0).answer([["a wonderful film", ""]])
+    abstained, empty = results.results
+    assert (abstained.label, abstained.status) == (None, "abstained")
+    assert abstained.confidence == max(abstained.probabilities.values())
+    assert (empty.label, empty.confidence, empty.probabilities, empty.status) == (None, None, None, "empty")
+    assert results.bundle == bundle.digest_of(files)
+
+
+def test_every_request_gets_the_results_of_its_own_texts(files):
+    served = ServedModel(files, 1, min_confidence=0.0)
+    first, second, nothing = served.answer([["a film"], ["", "a wonderful film"], []])
+    assert [len(request.results) for request in (first, second, nothing)] == [1, 2, 0]
+    assert [result.status for result in second.results] == ["empty", "ok"]
+    assert first.results[0].confidence == pytest.approx(served.answer([["a film"]])[0].results[0].confidence, abs=1e-3)
+
+
+def test_an_empty_text_is_explained_by_no_words(files):
+    explanation = ServedModel(files, 1, min_confidence=0.0).explain(" ")
+    assert (explanation.label, explanation.status, explanation.words) == (None, "empty", [])
+
+
+def test_only_the_first_words_are_explained(files, monkeypatch):
+    monkeypatch.setattr(model, "EXPLAINED_WORDS", 2)
+    explanation = ServedModel(files, 1, min_confidence=0.0).explain("a wonderful film")
+    assert [word for word, _ in explanation.words] == ["a", "wonderful"]
