@@ -21,14 +21,14 @@ class ScoreSettings:
     )
     limit: int | None = setting(
         None,
-        "score only the first N rows, into the folder OUT-limit-N, for a look before the big run",
+        "score only the first N rows, into the folder OUT-limit-N, for a first look",
         "N",
         group="data",
     )
     model: str = setting(REQUIRED, "model bundle: folder, folder of bundles or URI", "BUNDLE", group="model")
     int8: bool = setting(
         False,
-        "compute in int8 on CPUs (OpenVINO); refused if the bundle's labels change in over 0.5 % of rows",
+        "compute in int8 on CPUs; refused if more than 0.5 % of the bundle's labels change",
         group="model",
     )
     out: str = setting(
@@ -45,7 +45,7 @@ class ScoreSettings:
         None, "actors that hold the model; default: one for each GPU, or for each two CPUs", group="run"
     )
     task_minutes: float = setting(
-        TASK_MINUTES, "stop a task that takes longer and retry it; a task is seconds of work on most chips", group="run"
+        TASK_MINUTES, "stop and retry a task that takes longer; most take seconds", group="run"
     )
     dry_run: bool = setting(False, "only print what would be done", group="run")
 
