@@ -1,24 +1,18 @@
 """An S3 server on loopback, and one in front of it that misbehaves as told."""
 
 import http.client
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import boto3
 import pyarrow.fs
-
-from tests.conftest import free_ports
+from moto.server import ThreadedMotoServer
 
 BUCKET = "bucket"
 SECRET = "dont-print-this-secret"
 THROTTLED = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-START_TIMEOUT_S = 30
 PER_CONNECTION = ("transfer-encoding", "content-length", "connection", "expect", "server", "date")
 
 
@@ -56,23 +50,19 @@ def client(port: int, service: str = "s3", region: str = "us-east-1"):
 
 @contextmanager
 def moto_server() -> Iterator[int]:
-    """The port of a new server with an empty bucket."""
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Run a server with an empty bucket in a thread; yield its port."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
     try:
-        until = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < until:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        _, port = server.get_host_and_port()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("POST", "/moto-api/reset")  # servers of one process share their content
+        assert connection.getresponse().status == 200
+        connection.close()
         filesystem(port).create_dir(BUCKET)
         yield port
     finally:
-        server.terminate()
-        server.wait(START_TIMEOUT_S)
+        server.stop()
 
 
 class Faults:
