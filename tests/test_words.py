@@ -19,7 +19,7 @@ REJECTED = re.compile(
     re.IGNORECASE,
 )
 MEAN_WORDS, MOST_WORDS = 16, 25  # of a page's sentences; of one sentence
-WAITING = ("inference", "model", "nightly", "training")
+WAITING = ("inference", "model", "nightly")
 
 
 def named(path: Path) -> str:

@@ -35,7 +35,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class BestEpoch:
-    """What is kept of the best epoch so far."""
+    """Weights, logits and metrics of the best epoch so far."""
 
     weights: dict[str, torch.Tensor]  # empty but on the first worker
     logits: np.ndarray  # (n, classes) float32 of the evaluation rows

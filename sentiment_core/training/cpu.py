@@ -132,7 +132,7 @@ AttentionMaskInterface.register(ATTENTION, eager_mask)
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variables to start a training process with: jemalloc, of which Ray brings a build.
+    """Return the environment variables to start a training process with: jemalloc, as built for Ray.
 
     It uses large pages and gives no memory back to the system (`dirty_decay_ms`, https://jemalloc.net/jemalloc.3.html).
     Steps of always different sizes cost glibc's malloc a tenth of their time, to search and for fresh pages.

@@ -45,7 +45,7 @@ class EpochRecord:
 
 
 class RunProgress:
-    """Where a worker's run is. Steps are counted from 0 in each epoch."""
+    """Position of a worker's run. Steps are counted from 0 in each epoch."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
         """Begin before the first epoch, which has so many steps."""

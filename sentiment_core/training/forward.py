@@ -16,7 +16,7 @@ EVAL_TOKENS = 8192  # of an evaluation batch: fits any GPU, and a CPU's caches d
 
 @dataclass(frozen=True)
 class Forward:
-    """How a worker computes logits."""
+    """Forward pass of a worker: device, number type, limits."""
 
     device: torch.device
     dtype: torch.dtype  # of products

@@ -104,7 +104,7 @@ class PreparedTraining:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What decides the result: a resumed run must have the same."""
+        """Return what decides the result: a resumed run must have the same."""
         return asdict(self.settings) | {
             "checkpoint_format": checkpoint.FORMAT,
             "encoder_sha256": storage.hash_files(self.encoder_files),
@@ -115,7 +115,10 @@ class PreparedTraining:
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """What the workers leave: the best epoch's model, its logits on the evaluation rows, the records of all epochs."""
+    """Result of the workers.
+
+    The best epoch's model, its logits on the evaluation rows, and the records of all epochs.
+    """
 
     model: classifier.Classifier
     logits: np.ndarray  # (n, classes) float32

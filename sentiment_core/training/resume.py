@@ -34,7 +34,7 @@ class ResumableRun:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether the run can be resumed. Raises `UserError` if its checkpoint is damaged."""
+        """Return whether the run can be resumed. Raises `UserError` if its checkpoint is damaged."""
         return self.is_resumable(self.folder)
 
     @contextlib.contextmanager

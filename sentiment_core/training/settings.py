@@ -9,7 +9,7 @@ from sentiment_core.text.preprocessing import Clean, Truncation
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What to train on, how, and where the bundle goes."""
+    """Settings of a training: data, model, optimization, and the path of the bundle."""
 
     data: str = setting(
         REQUIRED,

@@ -48,7 +48,7 @@ Domain = list | tuple[float, float]  # values to choose from, or the two ends of
 
 @dataclass(frozen=True)
 class TuneSettings(TrainSettings):
-    """What to search, besides the settings that all trials share."""
+    """Settings of a search, besides those that all trials share."""
 
     search: tuple[str, ...] = setting(
         (
