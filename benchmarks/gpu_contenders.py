@@ -270,7 +270,7 @@ class Trainer(Contender):
     def load_model(self, folder: str) -> dict:
         """Load the model and make an optimizer."""
         self.model = load_classifier(folder)
-        classifier.spare_other_tokens(self.model, self.model.encoder)
+        classifier.compute_first_token_only(self.model, self.model.encoder)
         self.model.train().to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
         self.dtype = hardware.compute_dtype(self.device)

@@ -1,4 +1,5 @@
 """Compute probabilities from token ids.
 
-`engine` runs a bundle by the fastest of the `backends` that matches plain torch.
+`engine` runs a bundle. `selection` lists the backends and picks the fastest that matches plain torch. `int8` checks
+that 8-bit numbers keep the labels.
 """

@@ -1,4 +1,4 @@
-"""Pretrained encoders: a folder here, or a hub model fetched once at a pinned revision."""
+"""Find pretrained encoders: a local folder, or a hub model that is fetched once at a pinned revision."""
 
 import os
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle
-from sentiment_core.model.classifier import positions
+from sentiment_core.model import bundle, families
 
 # configuration, tokenizer, weights; pickled weights and code are not fetched
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -17,36 +16,42 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 @dataclass(frozen=True)
 class Encoder:
+    """A pretrained encoder in a local folder."""
+
     name: str  # as the user gave it
     folder: str  # local
     revision: str | None  # of the hub; None for a folder
 
 
 def fetch(name: str) -> Encoder:
-    """The encoder of that name as a local folder. Raises `UserError` if it is not one or cannot be had."""
+    """Find the encoder of this name and fetch it if need be. Raises `UserError`."""
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         if not os.path.isfile(os.path.join(folder, "config.json")):
-            raise UserError(f"--model {name} is no Hugging Face model: it has no config.json")
+            raise UserError(f"--model {name} is not a Hugging Face model: it has no config.json. Give a model folder.")
         revision = None
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"--model {name} does not exist; expected a folder or the name of a hub model")
+        raise UserError(f"--model {name} does not exist. Give a folder or the name of a hub model.")
     else:
         folder, revision = _fetch_from_hub(name)
     files = os.listdir(folder)
     if not any(file in VOCABULARIES or file.endswith(".model") for file in files):
         raise UserError(
-            f"--model {name} has no tokenizer: none of {', '.join(VOCABULARIES)}, *.model; save it there too"
+            f"--model {name} has no tokenizer: none of {', '.join(VOCABULARIES)}, *.model. Save it there too."
         )
     if bundle.CARD in files and bundle.read_info(folder).head == "mlp":
-        raise UserError(f"--model {name} is a bundle with an mlp head, which cannot be trained on; give its encoder")
+        raise UserError(
+            f"--model {name} is a bundle with an mlp head, which cannot be trained further. Give its encoder."
+        )
     if not any(file.endswith(".safetensors") for file in files):
-        raise UserError(f"--model {name} has no *.safetensors weights; other kinds (pickle) are not loaded")
+        raise UserError(
+            f"--model {name} has no *.safetensors weights. Other kinds (pickle) are not loaded: convert them."
+        )
     return Encoder(name, folder, revision)
 
 
 def _fetch_from_hub(name: str) -> tuple[str, str]:
-    """Folder and revision of a hub model; without the hub, of the copy that an earlier fetch has left here."""
+    """Return folder and revision of a hub model, from the local cache where the hub cannot be reached."""
     unreachable = None
     try:
         revision = HfApi().model_info(name, timeout=20).sha
@@ -63,27 +68,28 @@ def _fetch_from_hub(name: str) -> tuple[str, str]:
     except Exception as error:
         reason = " ".join(str(unreachable or error).split())[:300]
         raise UserError(
-            f"--model {name} is no folder here and cannot be fetched from the hub: {reason}; "
-            "check the name and the network, or give a folder"
+            f"--model {name} is not a folder here and cannot be fetched from the hub: {reason}. "
+            "Check the name and the network, or give a folder."
         ) from None
     return folder, os.path.basename(folder)  # the hub's cache names its folders by revision
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a local folder."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def check_max_length(
-    encoder: Encoder, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, asked: int
+    encoder: Encoder, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, max_length: int
 ) -> None:
-    """Refuse a --max-length over what the encoder has positions for."""
-    limit = positions(config, asked)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        limit -= 2  # their position numbers start behind the padding id
+    """Refuse a --max-length that the encoder has not enough positions for, or that leaves no room for a text."""
+    limit = families.longest_text(config, max_length)
     if not os.path.exists(os.path.join(encoder.folder, bundle.CARD)):  # a bundle's tokenizer has its own --max-length
         limit = min(limit, tokenizer.model_max_length)
-    if asked > limit:
-        raise UserError(f"--max-length is {asked}; {encoder.name} takes at most {limit} tokens")
+    if max_length > limit:
+        raise UserError(f"--max-length is {max_length}; {encoder.name} takes at most {limit} tokens. Lower it.")
     least = tokenizer.num_special_tokens_to_add(pair=False) + 1
-    if asked < least:
-        raise UserError(f"--max-length is {asked}; expected at least {least}, the special tokens and one of the text")
+    if max_length < least:
+        raise UserError(
+            f"--max-length is {max_length}; expected at least {least}: the special tokens and one token of the text"
+        )

@@ -101,5 +101,5 @@ def renew(
         return {"candidate": name, "promoted": True, "reason": "another run has made it current"}
     found = compare(current, candidate, test, {text for part in parts for text in part.texts})
     better, reason = found.verdict(margin)
-    registry.decide(models, name, "promoted" if better else "refused", reason, current)
+    registry.record_decision(models, name, "promoted" if better else "refused", reason, current)
     return {"candidate": name, "promoted": better, "reason": reason}

@@ -4,13 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sentiment_core.inference.tolerances import RESCORED_BF16_TOLERANCE, RESCORED_INT8_TOLERANCE
 from sentiment_core.scoring.records import Run
 from sentiment_core.scoring.rows import ScoredRows
 from sentiment_core.text.status import ABSTAINED, STATUS_NAMES
 
-# How much a probability may differ when other hardware, or batches of other rows, computed it. Narrower than what a
-# backend is allowed on its probe: there a wrong model is to be found, here a changed file.
-BF16_TOLERANCE, INT8_TOLERANCE = 0.02, 0.12
 COMPUTED = ("label", "confidence", "probabilities")  # columns that may differ within the tolerance
 SHOWN_CHARACTERS = 60  # of a value in a message
 
@@ -51,7 +49,7 @@ def _check_copied(output: pa.Table, expected: pa.Table, rows: ScoredRows) -> Non
 
 def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run) -> None:
     """Check label, confidence, probabilities and abstention within the tolerance."""
-    tolerance = INT8_TOLERANCE if run.int8 else BF16_TOLERANCE
+    tolerance = RESCORED_INT8_TOLERANCE if run.int8 else RESCORED_BF16_TOLERANCE
     abstained, probabilities = _abstained(output), rows.probabilities
     label_index = pc.fill_null(pc.index_in(output["label"].cast(pa.string()), pa.array(rows.labels)), -1).to_numpy()
     confidence = output["confidence"].to_numpy()

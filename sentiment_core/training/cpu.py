@@ -19,7 +19,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from sentiment_core.model.classifier import PLAIN_ATTENTION, Classifier
+from sentiment_core.model.classifier import Classifier
+from sentiment_core.model.families import PLAIN_ATTENTION
 from sentiment_core.text.batching import longest_first
 from sentiment_core.training.gradients import LossOfRows
 

@@ -294,7 +294,7 @@ def load_model(task: TrainingTask, device: torch.device) -> classifier.Classifie
     settings = task.settings
     with storage.unpack_files(ray.get(task.encoder)) as folder:
         model = classifier.from_encoder(folder, task.model_config, settings.head)
-    classifier.spare_other_tokens(model.eval(), model.encoder)
+    classifier.compute_first_token_only(model.eval(), model.encoder)
     if settings.classifier_dropout is not None:
         classifier.set_head_dropout(model, settings.classifier_dropout)
     if device.type == "cpu":

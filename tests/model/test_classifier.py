@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig
 
 from sentiment_core.errors import UserError
-from sentiment_core.model import classifier
+from sentiment_core.model import classifier, families
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.optimizer import make_optimizer
@@ -137,19 +137,19 @@ def test_last_layer_is_spared_what_the_head_does_not_see(config, head):
             module.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
     # not where all layers are one and the same, nor where padding is cut off behind the last
     spared = config.model_type not in ("albert", "longformer")
-    assert classifier.spare_other_tokens(model, model.encoder) == spared
+    assert classifier.compute_first_token_only(model, model.encoder) == spared
     seen.clear()
     torch.testing.assert_close(gradients(), expected)
     assert (1 in seen) == spared
 
 
-def test_what_is_more_than_an_encoder_is_refused():
+def test_a_model_with_a_decoder_is_refused():
     config = AutoConfig.for_model("bart", vocab_size=100, d_model=16, encoder_layers=1, decoder_layers=1)
-    with pytest.raises(UserError, match="bart, with a decoder"):
+    with pytest.raises(UserError, match="bart, which has a decoder"):
         classifier.check(config, "mlp", ["a", "b"], False)
 
 
 def test_families_that_count_no_positions_have_no_limit():
     config = AutoConfig.for_model("xlnet", vocab_size=100, d_model=16, n_layer=1, n_head=2, d_inner=32)
-    assert (config.max_position_embeddings, classifier.positions(config, 512)) == (-1, 512)
-    assert len(classifier.probe(config).ids)
+    assert (config.max_position_embeddings, families.count_positions(config, 512)) == (-1, 512)
+    assert len(families.make_probe(config).ids)

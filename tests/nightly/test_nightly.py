@@ -54,9 +54,9 @@ def test_a_bundle_is_promoted_and_gone_back_from(models):
     with pytest.raises(UserError, match="no bundle before the current one"):
         promote(PromoteSettings(models=place, back=True))
     with pytest.raises(UserError, match="first has become the current bundle meanwhile"):
-        registry.decide(place, "first", "back", "asked for twice at once")
+        registry.record_decision(place, "first", registry.ROLLED_BACK, "asked for twice at once")
     with pytest.raises(UserError, match="first has become the current bundle meanwhile"):
-        registry.decide(place, "second", "promoted", "better than what was current", current=f"{place}/second")
+        registry.record_decision(place, "second", "promoted", "better than what was current", current=f"{place}/second")
     assert registry.resolve(place) == f"{place}/first"
 
 

@@ -81,7 +81,7 @@ def test_folders_that_are_no_encoder_are_refused(tiny_encoder, labelled, tmp_pat
             if path.name not in without:
                 (tmp_path / name / path.name).write_bytes(path.read_bytes())
         refused(tmp_path / name, words)
-    refused(make_bundle(tiny_encoder, tmp_path / "mlp", head="mlp"), ["mlp head", "give its encoder"])
+    refused(make_bundle(tiny_encoder, tmp_path / "mlp", head="mlp"), ["mlp head", "Give its encoder"])
     (tmp_path / "c" / "config.json").write_text("{")
     (tmp_path / "c" / "model.safetensors").write_bytes(b"")
     refused(tmp_path / "c", ["cannot be loaded"])

@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs, in the number type the chip is good at or with 8-bit numbers."""
+"""OpenVINO on CPUs, in the chip's fast number type or with 8-bit numbers."""
 
 import os
 import re
@@ -14,70 +14,73 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from sentiment_core.inference.backends.base import CPU_STEP, PaddedRows, Parts, Unfit
-from sentiment_core.model.classifier import PLAIN_ATTENTION
+from sentiment_core.inference.backends.base import CPU_STEP, BackendUnavailable, PaddedRows, SplitClassifier
+from sentiment_core.model.families import PLAIN_ATTENTION
 from sentiment_core.runtime import hardware
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 
-TOKENS = 1_024  # of a batch, padding included: half of what is best for two threads that share one
+BATCH_TOKENS = 1_024  # of a batch, padding included: half of what is best for two threads that share one
 # Shapes of batches whose preparations are kept: by default it is 5,000, which takes hundreds of MB in the end and
 # saves no time that could be measured.
-SHAPES = 100
+CACHED_SHAPES = 100
 # Kernels that oneDNN, which the plugin computes with, keeps for all shapes. By default it is 1,024, for which a service
 # grew by 40 MB in its first minutes; as fast with these, and not with none.
-KERNELS = 128
-CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # the environment's variable for it, which is looked at once
+CACHED_KERNELS = 128
+KERNEL_CACHE_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # read once, when oneDNN is first used
 # numbers of an activation that share a scale when multiplied in 8 bits: with 384, 1 in 600 labels was another; less
 # than 128 was slower
-INT8_GROUP = 128
+INT8_GROUP_SIZE = 128
 # What 8 bits leave alone: with the attention's layers in 8 bits too, a model of three classes changed 0.56 % of the
 # labels of 8,000 texts instead of 0.34 %, for 16 % more speed.
 IN_ATTENTION = re.compile(r"att(entio)?n")
 
 
 class OpenVino(PaddedRows):
-    """OpenVINO's CPU plugin: fuses what torch runs one by one, 1.3 to 1.6 times as fast.
+    """OpenVINO's CPU plugin: fuses operations that torch runs one by one, 1.3 to 1.6 times as fast.
 
-    Each thread computes a batch of its own: 10 % faster than sharing one, 17 % beside other processes, for whom the
-    threads that share one wait at every layer.
+    Each thread computes a batch of its own. That is 10 % faster than sharing one, and 17 % where other processes run
+    too, because threads that share a batch wait for each other at every layer.
     """
 
-    def __init__(self, parts: Parts, dtype: torch.dtype, config: Any, threads: int | None, int8: bool) -> None:
+    def __init__(
+        self, classifier: SplitClassifier, dtype: torch.dtype, config: Any, threads: int | None, int8: bool
+    ) -> None:
         # importing and converting report to OpenVINO's makers over the network, unless this module is missing
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         try:
             import openvino
         except ImportError:
-            raise Unfit("not installed; the extra `cpu` brings it") from None
+            raise BackendUnavailable("not installed; install the extra `cpu`") from None
         super().__init__(torch.device("cpu"))
-        self.budget = TOKENS
+        self.budget = BATCH_TOKENS
         self.name = f"openvino {'int8' if int8 else hardware.dtype_name(dtype)}"
         self.pad_id = config.pad_token_id or 0
         example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
         example["attention_mask"][0, -1] = 0  # with nothing to hide transformers would leave out the mask
         with warnings.catch_warnings(), aligned_attention(config):
-            warnings.simplefilter("ignore")  # the tracer's, about shapes it takes for constant; `choose` checks them
-            model = openvino.convert_model(parts.encoder, example_input=example)
+            warnings.simplefilter("ignore")  # the tracer's, about shapes it takes for constant; `selection` checks them
+            model = openvino.convert_model(classifier.encoder, example_input=example)
         threads = threads or torch.get_num_threads()
         options = {
             "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float32: "f32"}[dtype],
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": threads,
             "ENABLE_CPU_PINNING": False,  # else two processes sit on the same core
-            "CPU_RUNTIME_CACHE_CAPACITY": SHAPES,
+            "CPU_RUNTIME_CACHE_CAPACITY": CACHED_SHAPES,
         }
         if int8:
             to_int8(model)
-            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = INT8_GROUP
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = INT8_GROUP_SIZE
         with few_kernels():
             compiled = openvino.Core().compile_model(model, "CPU", options)
         self.new_streams = lambda: openvino.AsyncInferQueue(compiled, threads)
         self.streams = self.new_streams()
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
-        found: dict[int, np.ndarray] = {}
-        self.streams.set_callback(lambda request, i: found.update({i: request.get_output_tensor().data.copy()}))
+        """Compute the rows of all batches."""
+        outputs: dict[int, np.ndarray] = {}
+        self.streams.set_callback(lambda request, i: outputs.update({i: request.get_output_tensor().data.copy()}))
         try:
             for i, rows in enumerate(batches):
                 self.streams.start_async(list(pad(tokens, rows, self.pad_id)), i)
@@ -85,7 +88,7 @@ class OpenVino(PaddedRows):
         except Exception:
             self.streams = self.new_streams()  # the others may still be busy with requests
             raise
-        return torch.from_numpy(np.concatenate([found[i] for i in range(len(batches))]))
+        return torch.from_numpy(np.concatenate([outputs[i] for i in range(len(batches))]))
 
 
 def attend(
@@ -97,17 +100,20 @@ def attend(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in transformers' interface, all (rows, heads, tokens, width), to keys whose number is filled up to a
-    multiple of 16 with some that the mask hides. Without them the plugin's fused attention takes up to three times as
-    long on an AMX chip, where 1.1 times as many rows are scored so; filling up the whole rows would cost as much."""
+    """Compute attention to keys whose number is filled up to a multiple of 16, by transformers' interface.
+
+    All arguments are (rows, heads, tokens, width); the mask hides the added keys. Without them the plugin's fused
+    attention takes up to three times as long on an AMX chip, where this scores 1.1 times as many rows. Filling up whole
+    rows would cost as much as it gains.
+    """
     missing = -key.size(2) % CPU_STEP
     # in the order in which the projections give them, the transposition is fused too
     keys, values = (
-        nn.functional.pad(states.transpose(1, 2), (0, 0, 0, 0, 0, missing)).transpose(1, 2) for states in (key, value)
+        nn.functional.pad(part.transpose(1, 2), (0, 0, 0, 0, 0, missing)).transpose(1, 2) for part in (key, value)
     )
     mask = nn.functional.pad(attention_mask, (0, missing), value=False)
-    found = nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=scaling)
-    return found.transpose(1, 2).contiguous(), None
+    states = nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=scaling)
+    return states.transpose(1, 2).contiguous(), None
 
 
 ATTENTION = "sentiment_core_aligned"
@@ -117,7 +123,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 @contextmanager
 def aligned_attention(config: Any) -> Iterator[None]:
-    """Within it a model of this configuration takes the attention above, if its family's own does no more."""
+    """Use the attention above inside the block, for families whose own attention does nothing beyond it."""
     before = config._attn_implementation
     if config.model_type in PLAIN_ATTENTION:
         config._attn_implementation = ATTENTION
@@ -129,24 +135,26 @@ def aligned_attention(config: Any) -> Iterator[None]:
 
 @contextmanager
 def few_kernels() -> Iterator[None]:
-    """A oneDNN that is first used within it keeps `KERNELS`, or what the user has set. Torch's own, used before or
-    after, keeps its many."""
-    if CAPACITY in os.environ:
+    """Limit the kernels that oneDNN keeps to `CACHED_KERNELS`, unless the user has set a limit.
+
+    It holds for a oneDNN that is first used inside the block; torch's own, used before or after, keeps its default.
+    """
+    if KERNEL_CACHE_VARIABLE in os.environ:
         yield
         return
-    os.environ[CAPACITY] = str(KERNELS)
+    os.environ[KERNEL_CACHE_VARIABLE] = str(CACHED_KERNELS)
     try:
         yield
     finally:
-        del os.environ[CAPACITY]
+        del os.environ[KERNEL_CACHE_VARIABLE]
 
 
 def to_int8(model) -> None:
-    """Keep the weights of linear layers, but those of the attention, as 8-bit numbers, scale and zero point for each
-    output.
+    """Store the weights of linear layers, except those of the attention, as 8-bit numbers.
 
-    The CPU plugin then also quantises what they are multiplied with, by groups of `INT8_GROUP` as it comes along, so
-    that no calibration text is needed (dynamic quantisation; see DYNAMIC_QUANTIZATION_GROUP_SIZE in OpenVINO's manual).
+    Each output has its own scale and zero point. The CPU plugin then also quantizes what they are multiplied with, in
+    groups of `INT8_GROUP_SIZE`, at run time, so that no calibration text is needed (dynamic quantization; see
+    DYNAMIC_QUANTIZATION_GROUP_SIZE in OpenVINO's manual).
     """
     import openvino.opset13 as ops
 

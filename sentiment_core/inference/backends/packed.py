@@ -1,4 +1,4 @@
-"""Rows packed one behind the other: what GPUs compute."""
+"""Rows packed one behind the other, for GPUs."""
 
 from typing import Any
 
@@ -7,29 +7,33 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from sentiment_core.inference.backends.base import Parts, Unfit, budget_for, in_precision
+from sentiment_core.inference.backends.base import BackendUnavailable, SplitClassifier, in_precision, token_budget
 from sentiment_core.runtime import hardware
 from sentiment_core.text.batching import packs_by_tokens
 from sentiment_core.text.token_lists import TokenLists
 
 
 class Packed:
-    """Torch on the tokens of many rows one behind the other: all but the attention treats tokens alone, and that keeps
-    to each row's own (`torch.nn.attention.varlen`). A step is filled up to the budget (a longer row to a multiple), so
-    that one compiled shape serves. Meant for GPUs; a CPU gets the same the slow way, in smaller steps."""
+    """Torch on the tokens of many rows, one row behind the other, without padding between them.
 
-    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, pad_id: int, compiled: bool) -> None:
-        if parts.whole:
-            raise Unfit("this family's head looks at more than the first token")
-        if not getattr(parts.encoder.encoder, "_supports_attention_backend", False):
-            raise Unfit("this family brings its own attention")
+    All layers but the attention treat tokens one by one, and the attention keeps to each row's own tokens
+    (`torch.nn.attention.varlen`). A step is filled up to the budget (a longer row to a multiple of it), so that one
+    compiled shape serves. Meant for GPUs; a CPU computes the same slowly, in smaller steps.
+    """
+
+    def __init__(
+        self, classifier: SplitClassifier, device: torch.device, dtype: torch.dtype, pad_id: int, compiled: bool
+    ) -> None:
+        if classifier.is_whole:
+            raise BackendUnavailable("this family's head looks at more than the first token")
+        if not getattr(classifier.encoder.encoder, "_supports_attention_backend", False):
+            raise BackendUnavailable("this family brings its own attention")
         if device.type == "cuda" and dtype == torch.float32:
-            raise Unfit("attention of packed rows needs a GPU with bfloat16")
+            raise BackendUnavailable("attention of packed rows needs a GPU with bfloat16")
         self.name = f"{'compiled' if compiled else 'packed'} {hardware.dtype_name(dtype)}"
         self.device, self.pad_id = device, pad_id
-        self.budget = budget_for(device)
-        whole: Any = parts.encoder.encoder
-        encoder: Any = in_precision(whole, dtype)
+        self.budget = token_budget(device)
+        encoder: Any = in_precision(classifier.encoder.encoder, dtype)  # type: ignore[arg-type]
         encoder.config._attn_implementation = PACKED_ATTENTION
         # RoBERTa and its kin count positions from behind the padding id
         embeddings = getattr(encoder, "embeddings", None)
@@ -39,9 +43,11 @@ class Packed:
             self.encoder = torch.compile(self.encoder, fullgraph=True)
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Pack rows into steps within the budget."""
         return packs_by_tokens(lengths, self.budget)
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
+        """Compute the rows of all batches."""
         return torch.cat([self._step(tokens, rows) for rows in batches])
 
     def _step(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
@@ -64,6 +70,7 @@ class Packed:
         return states[offsets[: len(rows)].long()]
 
     def padding(self, lengths: np.ndarray) -> int:
+        """Count the tokens that fill up a step."""
         return -int(lengths.sum()) % self.budget
 
 
@@ -76,23 +83,25 @@ def attend_packed(
     longest: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """`query`, `key` and `value`, (tokens, heads, size): the tokens from one of the `offsets`, (rows + 1) int32, to the
-    next attend to each other only. `longest`, on the CPU: the greatest distance of two offsets. Gives (tokens, heads,
-    size)."""
+    """Compute attention of packed rows, each token to those of its own row.
+
+    `query`, `key` and `value` are (tokens, heads, size); a row goes from one of the `offsets`, (rows + 1) int32, to the
+    next. `longest` is the length of the longest row, on the CPU. Returns (tokens, heads, size).
+    """
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn  # takes a second, which CPUs need not spend
 
-        most = int(longest)
-        found: torch.Tensor = varlen_attn(query, key, value, offsets, offsets, most, most, scale=scale)  # type: ignore[assignment]
-        return found.contiguous()
+        length = int(longest)
+        states: torch.Tensor = varlen_attn(query, key, value, offsets, offsets, length, length, scale=scale)  # type: ignore[assignment]
+        return states.contiguous()
     sizes = torch.diff(offsets).tolist()
-    rows = zip(*(states.transpose(0, 1).split(sizes, dim=1) for states in (query, key, value)), strict=True)
+    rows = zip(*(part.transpose(0, 1).split(sizes, dim=1) for part in (query, key, value)), strict=True)
     attend = nn.functional.scaled_dot_product_attention
     return torch.cat([attend(q, k, v, scale=scale) for q, k, v in rows], dim=1).transpose(0, 1).contiguous()
 
 
 @attend_packed.register_fake
-def _(query, key, value, offsets, longest, scale):
+def _attend_packed_shape(query, key, value, offsets, longest, scale):
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
@@ -109,10 +118,12 @@ def packed_attention(
     sliding_window: int | None = None,
     **_,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in transformers' interface: `query`, `key` and `value` are (1, heads, tokens, size), each row's tokens
-    attend to that row's only; gives (1, tokens, heads, size)."""
+    """Compute attention of packed rows, by transformers' interface.
+
+    `query`, `key` and `value` are (1, heads, tokens, size); returns (1, tokens, heads, size).
+    """
     if sliding_window is not None:
-        raise Unfit("this family attends within a sliding window")
+        raise BackendUnavailable("this family attends within a sliding window")
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None
 

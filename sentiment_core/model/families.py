@@ -1,0 +1,44 @@
+"""What is known of encoder families: the names of their settings, their positions, their attention."""
+
+from typing import Any
+
+import numpy as np
+
+from sentiment_core.text.token_lists import TokenLists
+
+# names of the dropouts inside the encoder
+ENCODER_DROPOUTS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
+    "mlp_dropout",
+)  # fmt: skip
+# families whose attention is the plain one; others may have fewer keys than queries, caps, sinks, ...
+PLAIN_ATTENTION = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+# families that number positions from behind the padding id, so that no token takes the first two
+POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+RESERVED_POSITIONS = 2  # in those
+PROBE_LENGTHS = (1, 2, 15, 16, 40)  # in tokens, of the rows that backends are checked with
+
+
+def count_positions(config: Any, unbounded: int) -> int:
+    """Return how many positions the encoder has; `unbounded` where it has no fixed number of them."""
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    return positions if positions > 0 else unbounded  # XLNet: -1
+
+
+def longest_text(config: Any, unbounded: int) -> int:
+    """Return how many tokens of a text the encoder takes; `unbounded` where it has no fixed limit."""
+    reserved = RESERVED_POSITIONS if config.model_type in POSITIONS_BEHIND_PADDING else 0
+    return count_positions(config, unbounded) - reserved
+
+
+def make_probe(config: Any) -> TokenLists:
+    """Make random token lists of several lengths, without special tokens, to check a backend with.
+
+    Vocabularies keep special tokens at either end, so ids are drawn from the middle.
+    """
+    limit = count_positions(config, 512) - RESERVED_POSITIONS
+    offsets = np.cumsum([0, *(min(length, limit) for length in PROBE_LENGTHS)])
+    quarter = config.vocab_size // 4
+    ids = np.random.default_rng(0).integers(quarter, 3 * quarter, offsets[-1], dtype=np.int32)
+    ids[ids == (config.pad_token_id or 0)] += 1
+    return TokenLists(ids, offsets)

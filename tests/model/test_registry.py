@@ -1,0 +1,50 @@
+"""Which bundle of a registry is current, by the decisions on it."""
+
+import json
+
+import pytest
+
+from sentiment_core.errors import UserError
+from sentiment_core.model import registry
+from sentiment_core.model.registry import Decision, promotion_stack
+
+
+def decision(name: str, kind: str) -> Decision:
+    return Decision(name, "0" * 64, "2026-01-01T00:00:00+00:00", kind, "")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def models(tiny_bundle, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).symlink_to(tiny_bundle, target_is_directory=True)
+    return str(tmp_path)
+
+
+def test_a_rollback_makes_the_bundle_before_current_again_and_refused_ones_never_are():
+    decisions = [decision("a", "promoted"), decision("b", "promoted"), decision("c", "refused")]
+    assert promotion_stack(decisions) == ["a", "b"]
+    assert promotion_stack([*decisions, decision("a", "rolled_back")]) == ["a"]
+    assert promotion_stack([*decisions, *[decision("a", "rolled_back")] * 3]) == ["a"]
+
+
+def test_a_rollback_is_stored_under_the_name_that_older_versions_read(models):
+    for name in ("first", "second"):
+        registry.record_decision(models, name, "promoted", "")
+    registry.record_decision(models, "first", registry.ROLLED_BACK, "worse")
+    with open(f"{models}/{registry.CURRENT}") as file:
+        stored = json.load(file)["decisions"]
+    assert [record["kind"] for record in stored] == ["promoted", "promoted", "back"]
+    assert list(stored[0]) == ["bundle", "digest", "when", "kind", "reason"]
+    assert [decision.kind for decision in registry.history(models)] == ["promoted", "promoted", "rolled_back"]
+    assert registry.resolve(models) == f"{models}/first"
+
+
+def test_a_folder_without_decisions_is_a_bundle_itself(tmp_path):
+    assert registry.resolve(str(tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"decisions": [{"bundle": "a"}]}'])
+def test_a_damaged_registry_is_refused(tmp_path, content):
+    (tmp_path / registry.CURRENT).write_text(content)
+    with pytest.raises(UserError, match=r"current.json is damaged. Delete it"):
+        registry.resolve(str(tmp_path))
