@@ -1,4 +1,4 @@
-"""Plain words: rejected phrases in docstrings, messages and documents; the length of sentences in documents."""
+"""Plain words: rejected phrases in docstrings, messages and documents, vague names, sentences that are too long."""
 
 import ast
 import re
@@ -18,6 +18,7 @@ REJECTED = re.compile(
     r"some such|the like of|in words\b|put by|taken for dead)\b",
     re.IGNORECASE,
 )
+VAGUE_NAMES = {*["found", "told", "some", "one", "other", "each", "given", "kept", "known", "whole", "what", "place"]}
 MEAN_WORDS, MOST_WORDS = 16, 25  # of a page's sentences; of one sentence
 WAITING = ("inference", "model", "nightly")
 
@@ -42,6 +43,19 @@ def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def vague_names(tree: ast.Module) -> set[str]:
+    """Return the names of locals and parameters that name nothing; `other` may be what is added or merged."""
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
+    names = {node.arg for function in functions for node in ast.walk(function.args) if isinstance(node, ast.arg)}
+    names -= {"other"}
+    for function in functions:
+        stored = (node for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        names |= {node.id for node in stored}
+    return names & VAGUE_NAMES
+
+
 def sentences(page: str) -> list[str]:
     """Split a page's prose into sentences, without code, tables, headings and the page's front matter."""
     page = re.sub(r"\A---\n.*?\n---\n", "", page, flags=re.DOTALL)
@@ -57,7 +71,7 @@ def sentences(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_docstrings_and_messages_are_in_plain_words(path):
+def test_docstrings_messages_and_names_are_plain(path):
     if path.relative_to(REPO / "sentiment_core").parts[0] in WAITING:
         pytest.skip("not yet rewritten")
     tree = ast.parse(path.read_text())
@@ -65,6 +79,7 @@ def test_docstrings_and_messages_are_in_plain_words(path):
         f"{line}: begins with {text.split()[0]!r}" for line, text in docstrings(tree) if text.split()[0] in FIRST_WORDS
     ]
     wrong += [f"{line}: {match[0]!r}" for line, text in texts(tree) for match in REJECTED.finditer(text)]
+    wrong += [f"the name {name!r}" for name in sorted(vague_names(tree))]
     assert not wrong, f"{named(path)}: " + "; ".join(wrong)
 
 

@@ -81,7 +81,7 @@ def make_title(info: "BundleInfo") -> str:
 def describe_preprocessing(info: "BundleInfo") -> str:
     """Describe how the bundle cleans and cuts a text, in a sentence or two."""
     tokens = info.max_length
-    kept = {
+    truncation = {
         "head": f"Texts longer than {tokens} tokens are cut: the first {tokens} tokens are kept.",
         "tail": f"Texts longer than {tokens} tokens are cut: the last {tokens} tokens are kept.",
         "head_tail": f"Texts longer than {tokens} tokens are cut: {tokens} tokens are kept, a quarter of them from the "
@@ -90,4 +90,4 @@ def describe_preprocessing(info: "BundleInfo") -> str:
         "are averaged.",
     }
     cleaned = {"none": "", "markup": "HTML tags and character references are replaced first. "}
-    return cleaned[info.clean] + kept[info.truncation]
+    return cleaned[info.clean] + truncation[info.truncation]

@@ -8,9 +8,9 @@ from sentiment_core.scoring.task_table import STAGES, TaskRecord
 class Meters:
     """The counters of one run; their tag `what` is the run's kind, "score" or "verify"."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, kind: str) -> None:
         """Register the counters for a run of this kind."""
-        self.tags = {"what": what}
+        self.tags = {"what": kind}
         self.rows = _counter("rows_total", "rows done")
         self.failed = _counter("failed_units_total", "units that failed; a shard has one unit or more")
         self.tokens = _counter("tokens_total", "tokens computed, padding apart")

@@ -58,14 +58,14 @@ class Stream:
     task_minutes: float
     deadline: float | None = None  # by `time.monotonic()`: the first block that comes later is the last
 
-    def run(self, what: str, units: list[Unit], tally: Tally) -> None:
+    def run(self, kind: str, units: list[Unit], tally: Tally) -> None:
         """Work on all units and add what comes of them to the tally.
 
-        Unless the run stops, the tally then says of each unit that it is done, or why it failed. `what` ("score",
+        Unless the run stops, the tally then says of each unit that it is done, or why it failed. `kind` ("score",
         "verify") stands before the progress.
         """
-        with Progress(what, sum(unit.rows for unit in units), "rows", cluster.describe_wait) as progress:
-            guard, meters = TaskGuard.start(60 * self.task_minutes), Meters(what)
+        with Progress(kind, sum(unit.rows for unit in units), "rows", cluster.describe_wait) as progress:
+            guard, meters = TaskGuard.start(60 * self.task_minutes), Meters(kind)
             tasks = list(gather_units(units, self.workers))
             random.Random(0).shuffle(tasks)
             self._run_tasks(tasks, guard, tally, meters, progress)

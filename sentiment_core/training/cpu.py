@@ -46,9 +46,9 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
         numbers = _random(x.shape)
         # all bits of what is kept: `and` takes a twentieth of the time of `where`
-        kept = torch.ge(numbers, _threshold(p), out=torch.empty_like(numbers)).neg_().to(INTEGERS[x.element_size()])
-        ctx.save_for_backward(kept)
-        return _and(x, kept)
+        mask = torch.ge(numbers, _threshold(p), out=torch.empty_like(numbers)).neg_().to(INTEGERS[x.element_size()])
+        ctx.save_for_backward(mask)
+        return _and(x, mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -44,6 +44,6 @@ class TrimmedVocabulary:
     def restore(self, model: Classifier) -> dict[str, torch.Tensor]:
         """Return the model's weights with all embeddings, on the CPU."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        whole = self.whole.clone()
-        whole[self.token_ids] = state[self.name]
-        return state | {self.name: whole}
+        embeddings = self.whole.clone()
+        embeddings[self.token_ids] = state[self.name]
+        return state | {self.name: embeddings}
