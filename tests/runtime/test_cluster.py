@@ -158,6 +158,7 @@ def test_actors_leave_room_for_the_tasks_and_never_reserve_the_same(ray_here):
         assert cluster.actor_resources(workers, (share, room - share))["num_cpus"] == share - 0.01
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("noted", "origin"), [(False, "RAY_ADDRESS"), (True, "noted here by `ray start`")], ids=["asked for", "noted"]
 )
