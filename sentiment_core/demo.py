@@ -208,7 +208,6 @@ def summarize(
         shares[kind] = {name: labels.count(name) / len(labels) for name in NAMES}
     sentences = choose_sentences(rows)
 
-    run = scored.summary["run"]
     lines = [describe_metrics(held_out), "", f"{'label shares':>15} " + " ".join(f"{name:>9}" for name in NAMES)]
     lines += [
         f"{kind:>15} " + " ".join(f"{100 * share:7.1f} %" for share in kind_shares.values())
@@ -220,7 +219,7 @@ def summarize(
     lines += [
         "",
         f"training {trained.info.training.rows_per_second:,.0f} rows/s, "
-        f"scoring {run['rows_per_second']:,.0f} rows/s with start-up; {seconds:.0f} s in all",
+        f"scoring {scored.record.run.rows_per_second:,.0f} rows/s with start-up; {seconds:.0f} s in all",
         f"report: {(out / 'report.html').resolve()}",
     ]
     (out / "report.html").write_text(make_page(trained, held_out, scored, shares, sentences), encoding="utf-8")
@@ -247,7 +246,7 @@ def make_page(
         "Loss": figures.draw_loss_curve([record.to_json() for record in trained.log]),
         "Confusion matrix": figures.draw_confusion_matrix(held_out),
         "Reliability diagram": figures.draw_reliability_diagram(held_out),
-        "Confidence histogram": figures.draw_confidence_histogram(scored.summary["confidence_histogram"]),
+        "Confidence histogram": figures.draw_confidence_histogram(scored.record.confidence_histogram),
         "Label shares by kind of text": figures.draw_label_shares(shares),
     }
     return html.render(
@@ -255,7 +254,7 @@ def make_page(
         title="sentiment-core demo",
         training=trained.info.training,
         held_out=held_out,
-        summary=scored.summary,
+        summary=scored.record,
         images={title: figures.to_png(figure) for title, figure in drawn.items()},
         sentences=sentences,
     )

@@ -9,6 +9,11 @@ import pytest
 
 from sentiment_core import demo
 from sentiment_core.errors import UserError
+from sentiment_core.scoring.job import ScoreResult
+from sentiment_core.scoring.summary import RunSummary, Summary
+from sentiment_core.training.epochs import EpochRecord
+from sentiment_core.training.job import TrainResult
+from tests.report.examples import LABELS, bundle_info, epoch_log, held_out_metrics
 
 
 def test_the_texts_are_fetched_checked_and_cached(tmp_path, monkeypatch):
@@ -60,3 +65,22 @@ def test_only_a_folder_of_the_demo_is_removed(tmp_path):
     (out / "mine.txt").write_text("")
     with pytest.raises(UserError, match=r"holds mine.txt, which is not part of a demo. Choose another folder."):
         demo.remove_earlier_demo(out)
+
+
+def test_the_report_shows_metrics_figures_and_sentences():
+    made_up = {"selected_by": 0.8, "device": "AMD EPYC", "dtype": "float32"}
+    log = [EpochRecord.from_json(record | made_up) for record in epoch_log()]
+    run = RunSummary(23_703, 8, 29.5, 802.5, 9_000.0, None, None, 1, {}, 0.9, 1.0, ["openvino"])
+    summary = Summary(23_703, 23_703, 8, {}, {}, [0] * 10 + [5] * 10, 9, 0.01, "", False, [], [], 0, run, "c0ffee", {})
+    sentence = {"label": "positive", "confidence": 0.99, "rating": 2.5, "kind": "tweets", "text": "Lovely <3"}
+    page = demo.make_page(
+        TrainResult("bundle", bundle_info(), log),
+        held_out_metrics(3_000),
+        ScoreResult("scored", summary),
+        {kind: dict(zip(LABELS, (0.2, 0.3, 0.5), strict=True)) for kind in demo.KINDS},
+        {"most confident": [sentence], "least confident": [sentence]},
+    )
+    assert page.count("<img ") == 5
+    assert page.count("<td>Lovely &lt;3</td>") == 2
+    assert "fine-tuned on 8,100 sentences, evaluated on\n3,000 that it never saw" in page
+    assert '<td>scoring rows/s with start-up</td><td class="number">802.5</td>' in page
