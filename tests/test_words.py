@@ -12,7 +12,8 @@ SOURCES = sorted((REPO / "sentiment_core").rglob("*.py"))
 PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").rglob("*.md"))]
 FIRST_WORDS = ("What", "Of", "Whether", "How", "Where", "Which", "Who", "That", "Those", "By", "As", "In", "To")
 REJECTED = re.compile(
-    r"\b(?:(?:is|are|was) told|(?:goes|go|went|gone|going) on with|mend(?:s|ed|ing)?|anew|such an? one|of which|"
+    r"\b(?:(?:is|are|was) told|(?:goes|go|went|gone|going) on with|mend(?:s|ed|ing)?|anew|such an? one|"
+    r"(?<!each )(?<!one )of which|"
     r"(?<!there )(?:is|are|was) no (?:\w+ )?(?:folder|bundle|file|path|table|column|number)s?|asked for something else|"
     r"belongs behind|asks who is there|as fast as in past|what is committed|it may concern|nobody knows|"
     r"some such|the like of|in words\b|put by|taken for dead)\b",
@@ -20,7 +21,7 @@ REJECTED = re.compile(
 )
 VAGUE_NAMES = {*["found", "told", "some", "one", "other", "each", "given", "kept", "known", "whole", "what", "place"]}
 MEAN_WORDS, MOST_WORDS = 16, 25  # of a page's sentences; of one sentence
-WAITING = ("inference", "model", "nightly")
+WAITING = ("nightly",)
 
 
 def named(path: Path) -> str:

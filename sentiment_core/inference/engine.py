@@ -71,8 +71,8 @@ class Engine:
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Compute the probabilities of all rows.
 
-        Rows with the same tokens are computed once. When memory runs out, the engine goes on with half the tokens in a
-        batch, and keeps to that.
+        Rows with the same tokens are computed once. When memory runs out, the engine halves the tokens of a batch and
+        keeps to that.
 
         Returns:
             Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens; and the number of
@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def remarks(self) -> list[str]:
-        """What users should know of how it computes: backends passed over, batches made smaller."""
+        """List what users should know of the computation: backends passed over, batches made smaller."""
         is_halved = self.backend.budget < self._initial_budget
         return [*self.passed_over, *[f"out of memory, so batches of {self.backend.budget:,} tokens"] * is_halved]
 

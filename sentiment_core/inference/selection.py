@@ -28,7 +28,7 @@ REASON_CHARACTERS = 200  # of why a backend was passed over
 
 @dataclass(frozen=True)
 class BackendInputs:
-    """What a backend is made of: the model, where it runs, and in which number type."""
+    """Ingredients of a backend: the model, its device and its number type."""
 
     classifier: Classifier
     split: SplitClassifier
@@ -134,10 +134,10 @@ def select_backend(
         return float(np.abs(_probabilities(backend, head, probe, objective) - expected).max())
 
     with torch.inference_mode():
-        whole = SplitClassifier(model.to(device), nn.Identity(), is_whole=True)
-        plain = Padded(whole, device, torch.float32, config.pad_token_id or 0, threads)
-        expected = _probabilities(plain, whole.head, probe, objective)
-        split = _split(model, device, difference) or whole
+        unsplit = SplitClassifier(model.to(device), nn.Identity(), is_whole=True)
+        plain = Padded(unsplit, device, torch.float32, config.pad_token_id or 0, threads)
+        expected = _probabilities(plain, unsplit.head, probe, objective)
+        split = _split(model, device, difference) or unsplit
         inputs = BackendInputs(model, split, device, hardware.compute_dtype(device), threads)
         passed_over: list[str] = []
         for entry in entries:

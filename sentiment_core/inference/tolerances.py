@@ -1,4 +1,4 @@
-"""By how much computed probabilities may differ, and why there are two sets of limits."""
+"""Limit how much computed probabilities may differ; say why there are two sets of limits."""
 
 # Greatest difference from plain torch in float32, on random token ids, for a backend to count as right. Random ids
 # bring numbers to extremes that texts do not reach; a wrong backend differs by far more. Used by `selection`.

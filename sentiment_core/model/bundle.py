@@ -85,17 +85,17 @@ class BundleInfo:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the bundle's texts are cleaned and cut."""
+        """Return how the bundle's texts are cleaned and cut."""
         return Preprocessing(self.max_length, self.truncation, self.clean)
 
     @property
     def objective(self) -> Objective:
-        """What the model was trained for: how logits become labels."""
+        """Return what the model was trained for: how logits become labels."""
         return Objective(self.ordinal)
 
     @property
     def numbered(self) -> bool:
-        """Whether the label column that it was trained on held class numbers, counted as in `labels`."""
+        """Return whether the label column that it was trained on held class numbers, counted as in `labels`."""
         return self.training.data.numbered
 
 

@@ -1,4 +1,4 @@
-"""What is known of encoder families: the names of their settings, their positions, their attention."""
+"""List what differs between encoder families: the names of their settings, their positions, their attention."""
 
 from typing import Any
 

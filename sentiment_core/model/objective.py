@@ -1,4 +1,4 @@
-"""What a model is trained for: everything between its logits and a row's label.
+"""Define what a model is trained for: everything between its logits and a row's label.
 
 Training, calibration, inference and scoring ask the objective instead of calling softmax or argmax themselves, so a
 second kind of objective is one more class with these methods.

@@ -1,7 +1,7 @@
 """Records in `sentiment.json` and `metrics.json`: what a bundle's model can do, and how it was made.
 
 Each has `from_json`, which ignores keys that it does not know and gives missing ones their default, so that bundles of
-other versions load; and `to_json`, which leaves out what is not known. A record of which nothing is known is `{}`.
+other versions load; and `to_json`, which leaves out what is not known. An empty record is `{}`.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ Head = Literal["standard", "mlp"]  # see `classifier`
 
 @dataclass(frozen=True)
 class Record:
-    """What the records have in common: reading and writing JSON."""
+    """Base of the records: reading and writing JSON."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -131,7 +131,7 @@ class EvaluationRows(DataOrigin):
 
 @dataclass(frozen=True)
 class TrainingRecord(Record):
-    """How a model was trained."""
+    """Settings, data and course of a training."""
 
     settings: dict[str, Any] = field(default_factory=dict)  # of the command, by their names
     encoder: EncoderOrigin = field(default_factory=EncoderOrigin)
@@ -174,7 +174,7 @@ class ReferenceStatistics(Record):
 
 @dataclass(frozen=True)
 class Int8Check(Record):
-    """How 8-bit numbers change the labels, or the reason why that is not known."""
+    """Agreement of labels in 8-bit numbers, or the reason why it is not known."""
 
     agreement: float | None = None  # share of rows with the same label as in the default number type
     rows: int | None = None

@@ -1,4 +1,4 @@
-"""What all backends share: the protocol, the classifier cut behind its encoder, batches of padded rows.
+"""Define what all backends share: the protocol, the classifier cut behind its encoder, batches of padded rows.
 
 A backend runs an encoder: batches of token lists in, one vector per row out. `inference.selection` lists the backends.
 """
