@@ -31,6 +31,7 @@ def engine_probabilities(place: str) -> np.ndarray:
     return engine.probabilities(bundle.load_tokenizer(place).encode(TEXTS)[0])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_transformers_gives_the_same(real_bundle, dtype):
     ours = engine_probabilities(real_bundle)
@@ -42,6 +43,7 @@ def test_plain_transformers_gives_the_same(real_bundle, dtype):
     np.testing.assert_allclose(ours, theirs, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_pipeline_gives_the_same(real_bundle, dtype):
     ours = engine_probabilities(real_bundle)
