@@ -91,11 +91,12 @@ def _schema_of_record(record: type) -> dict[str, Any]:
     kinds, comments = typing.get_type_hints(record), _comments(record)
     properties, required = {}, []
     for field in dataclasses.fields(record):
-        properties[field.name] = schema_of(kinds[field.name])
+        key = field.metadata.get("json_name", field.name)
+        properties[key] = schema_of(kinds[field.name])
         if field.name in comments:
-            properties[field.name]["description"] = comments[field.name]
+            properties[key]["description"] = comments[field.name]
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            required.append(field.name)
+            required.append(key)
     return {"type": "object", "description": _first_line(record), "properties": properties, "required": required}
 
 

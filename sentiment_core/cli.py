@@ -151,18 +151,18 @@ def _verify(settings: Any) -> int:
 
 
 def _nightly(settings: Any) -> int:
-    from sentiment_core.nightly.job import make_plan, nightly, report
-    from sentiment_core.nightly.record import AtWork
+    from sentiment_core.nightly.job import describe_night, make_plan, nightly
+    from sentiment_core.nightly.lock import AlreadyRunning
 
     if settings.dry_run:
         print(make_plan(settings).describe())
         return EXIT_OK
     try:
         night = nightly(settings)
-    except AtWork:
-        print(f"another run is at work on {settings.out}; nothing done")
+    except AlreadyRunning:
+        print(f"another run is at work on {settings.out}; nothing was done")
         return EXIT_OK
-    print(report(night))
+    print(describe_night(night))
     return night.exit_code or EXIT_OK
 
 
@@ -252,7 +252,7 @@ Exit code 0: all is well. 1: it is not. 3: it is, but some shards are unreadable
 All flags of `score` hold. Records and pages are in OUT/_nights; open index.html there. It is safe to start twice and
 to start again. Exit code 0: done. 1: a fault. 2: the request is wrong. 3: some shards could not be scored. 4: done, but
 someone should look.""",
-        "sentiment_core.nightly.job:NightlySettings",
+        "sentiment_core.nightly.settings:NightlySettings",
         _nightly,
     ),
     "promote": Command(

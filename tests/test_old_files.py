@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentiment_core import Classifier, score, verify
-from sentiment_core.nightly.job import NightlySettings, nightly
+from sentiment_core.nightly.job import nightly
+from sentiment_core.nightly.settings import NightlySettings
 from tests.conftest import sentences
 
 DATA = Path(__file__).parent / "data" / "27de93b"

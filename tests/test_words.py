@@ -21,7 +21,6 @@ REJECTED = re.compile(
 )
 VAGUE_NAMES = {*["found", "told", "some", "one", "other", "each", "given", "kept", "known", "whole", "what", "place"]}
 MEAN_WORDS, MOST_WORDS = 16, 25  # of a page's sentences; of one sentence
-WAITING = ("nightly",)
 
 
 def named(path: Path) -> str:
@@ -73,8 +72,6 @@ def sentences(page: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_docstrings_messages_and_names_are_plain(path):
-    if path.relative_to(REPO / "sentiment_core").parts[0] in WAITING:
-        pytest.skip("not yet rewritten")
     tree = ast.parse(path.read_text())
     wrong = [
         f"{line}: begins with {text.split()[0]!r}" for line, text in docstrings(tree) if text.split()[0] in FIRST_WORDS

@@ -1,4 +1,5 @@
 """Score what is new every night, compare it with past nights, renew the model.
 
-`job` runs a night, `record` keeps it, `drift` compares it, `pages` shows it.
+`settings` has the flags, `plan` chooses what to do, `job` does it. `record` keeps a night, `drift` compares it, `pages`
+shows it. `lock` excludes a second run, `alert` calls people, `renewal` trains and promotes a candidate.
 """

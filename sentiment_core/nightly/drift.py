@@ -1,15 +1,19 @@
-"""How far the texts of a night, and what the model says of them, are from others: from those the bundle was evaluated
-on, or from those of past nights.
+"""Measure drift: how far a night's texts, and what the model says of them, are from other rows.
 
-Distributions (label shares, confidence, text length) are compared by the population stability index, the sum over
-bins of (p - q) ln(p / q). By common usage in credit scoring, where it comes from (Siddiqi 2006, Credit Risk
-Scorecards), 0.1 to 0.25 is a change to look at and more a change to act on. Of few rows chance alone gives much: of n
-and m rows in B bins about a chi-square variable with B - 1 degrees of freedom times 1/n + 1/m (Yurdakul 2018,
-Statistical Properties of Population Stability Index). Both limits must be passed.
+The other rows are those that the bundle was evaluated on, or those of past nights. To add a statistic, add an entry to
+`DISTRIBUTIONS` or `SHARES` below; nights whose records lack it are not compared by it.
+
+Distributions are compared by the population stability index, the sum over bins of (p - q) ln(p / q). It comes from
+credit scoring, where by common usage 0.1 to 0.25 is a change to look at and more a change to act on (Siddiqi 2006,
+Credit Risk Scorecards). Chance alone gives large values when rows are few: for n and m rows in B bins the index is
+about a chi-square variable with B - 1 degrees of freedom times 1/n + 1/m (Yurdakul 2018, Statistical Properties of
+Population Stability Index). A value is drift if it is above both its limit and this noise limit.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import chdtri, ndtri
@@ -18,142 +22,244 @@ from sentiment_core.model.records import ReferenceStatistics
 from sentiment_core.scoring.statistics import Counts
 from sentiment_core.text import distinct_sketch
 
-LEAST_ROWS = 200  # of fewer nothing is said
-CHANCE = 1e-3  # how seldom a comparison passes the limit of chance by chance
-# By how much a share may rise; 0.01 is a percentage point
-UNKNOWN = "unknown tokens"
-SHARE_LIMITS = {UNKNOWN: 0.01, "empty texts": 0.05, "repeated texts": 0.2}
-LENGTHS, CONFIDENCES, LABELS = "text length", "confidence", "labels"
+MIN_ROWS = 200  # with fewer, nothing is compared
+ALPHA = 1e-3  # probability that chance alone passes the noise limit
+
+LABELS, CONFIDENCES, LENGTHS = "labels", "confidence", "text length"
+UNKNOWN, EMPTY, REPEATED = "unknown tokens", "empty texts", "repeated texts"
+
+DecidedBy = Literal[
+    "model", "tokenizer", "text"
+]  # what must be the same on both sides for a statistic to mean the same
+ShareValue = tuple[float, float, float]  # part, total, standard error of the part
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A statistic whose value is a histogram: rows by bin."""
+
+    name: str
+    decided_by: DecidedBy
+    from_counts: Callable[[Counts], Iterable[int]]
+    from_reference: Callable[[ReferenceStatistics, Sequence[str]], Sequence[float] | None]  # None: not noted
+
+
+@dataclass(frozen=True)
+class Share:
+    """A statistic whose value is a part of a total. It drifts if it rises."""
+
+    name: str
+    decided_by: DecidedBy
+    limit: float  # by how much it may rise; 0.01 is a percentage point
+    from_counts: Callable[[Counts], ShareValue]
+    from_reference: Callable[[ReferenceStatistics], ShareValue | None] = lambda reference: None
+
+
+def _binomial_share(part: float, total: float) -> ShareValue:
+    return part, total, (part * (1 - part / total)) ** 0.5 if total else 0.0
+
+
+def _label_rows(reference: ReferenceStatistics, labels: Sequence[str]) -> list[float] | None:
+    return [reference.predicted_shares[label] * reference.rows for label in labels] if reference.rows else None
+
+
+def _unknown_tokens(counts: Counts) -> ShareValue:
+    unknown = counts.unknown_tokens.value
+    return unknown, counts.tokens.value, unknown**0.5
+
+
+def _unknown_tokens_in_reference(reference: ReferenceStatistics) -> ShareValue | None:
+    if reference.length_histogram is None:
+        return None
+    tokens = reference.tokens or 0
+    return _binomial_share((reference.unknown_token_share or 0.0) * tokens, tokens)
+
+
+def _repeated_texts(counts: Counts) -> ShareValue:
+    scored, sketch = sum(counts.length_histogram.value), counts.texts.value
+    distinct = min(scored, distinct_sketch.estimate_distinct(sketch))
+    return scored - distinct, scored, distinct * distinct_sketch.relative_error(sketch)
+
+
+DISTRIBUTIONS = (
+    Distribution(LABELS, "model", lambda counts: counts.labels.value.values(), _label_rows),
+    Distribution(
+        CONFIDENCES,
+        "model",
+        lambda counts: counts.confidence_histogram.value,
+        lambda reference, labels: reference.confidence_histogram if reference.rows else None,
+    ),
+    Distribution(
+        LENGTHS,
+        "tokenizer",
+        lambda counts: counts.length_histogram.value,
+        lambda reference, labels: reference.length_histogram,
+    ),
+)
+SHARES = (
+    Share(UNKNOWN, "tokenizer", 0.01, _unknown_tokens, _unknown_tokens_in_reference),
+    Share(
+        EMPTY,
+        "text",
+        0.05,
+        lambda counts: _binomial_share(counts.status.value["empty"] + counts.status.value["null"], counts.rows),
+    ),
+    Share(REPEATED, "text", 0.2, _repeated_texts),
+)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What is compared, of any number of rows."""
+    """The values of all statistics over a number of rows."""
 
     rows: int = 0
     distributions: dict[str, list[float]] = field(default_factory=dict)  # rows by bin
-    shares: dict[str, list[float]] = field(default_factory=dict)  # part, whole, standard error of the part
+    shares: dict[str, ShareValue] = field(default_factory=dict)  # part, total, standard error of the part
 
     @classmethod
-    def of(cls, counts: Counts) -> "Profile":
-        lengths, status, tokens, texts = (
-            counts.length_histogram.value,
-            counts.status.value,
-            counts.tokens.value,
-            counts.texts.value,
-        )
-        unknown = counts.unknown_tokens.value
-        scored = sum(lengths)
-        different = min(scored, distinct_sketch.estimate_distinct(texts))
+    def from_counts(cls, counts: Counts) -> "Profile":
+        """Build the profile of scored rows."""
+        distributions = {
+            distribution.name: [float(rows) for rows in distribution.from_counts(counts)]
+            for distribution in DISTRIBUTIONS
+        }
+        return cls(counts.rows, distributions, {share.name: share.from_counts(counts) for share in SHARES})
+
+    @classmethod
+    def from_reference(cls, reference: ReferenceStatistics, labels: Sequence[str]) -> "Profile":
+        """Build the profile of a bundle's evaluation rows, without what an older version did not note."""
+        distributions = {
+            distribution.name: distribution.from_reference(reference, labels) for distribution in DISTRIBUTIONS
+        }
+        shares = {share.name: share.from_reference(reference) for share in SHARES}
         return cls(
-            counts.rows,
-            {
-                LABELS: [*map(float, counts.labels.value.values())],
-                CONFIDENCES: [*map(float, counts.confidence_histogram.value)],
-                LENGTHS: [*map(float, lengths)],
-            },
-            {
-                UNKNOWN: [unknown, tokens, unknown**0.5],
-                "empty texts": [*_binomial(status["empty"] + status["null"], counts.rows)],
-                "repeated texts": [
-                    scored - different,
-                    scored,
-                    different * distinct_sketch.relative_error(texts),
-                ],
-            },
+            reference.rows,
+            {name: [*rows] for name, rows in distributions.items() if rows is not None},
+            {name: value for name, value in shares.items() if value is not None},
         )
 
     @classmethod
-    def of_reference(cls, reference: ReferenceStatistics, labels: list[str]) -> "Profile":
-        """Of a bundle's reference statistics; without what an older version did not note."""
-        found: dict[str, list[float]] = {}
-        if reference.rows:
-            shares = [reference.predicted_shares[label] * reference.rows for label in labels]
-            found = {LABELS: shares, CONFIDENCES: [*reference.confidence_histogram]}
-        unknown = {}
-        if reference.length_histogram is not None:
-            found[LENGTHS] = [*reference.length_histogram]
-            tokens = reference.tokens or 0
-            unknown = {UNKNOWN: [*_binomial((reference.unknown_token_share or 0.0) * tokens, tokens)]}
-        return cls(reference.rows, found, unknown)
+    def from_json(cls, content: dict[str, Any]) -> "Profile":
+        """Build the profile from a night's record. Raises TypeError or AttributeError for other content."""
+        shares = {name: (part, total, error) for name, (part, total, error) in content.get("shares", {}).items()}
+        return cls(content.get("rows", 0), dict(content.get("distributions", {})), shares)
 
-    def of_texts(self, tokens: bool) -> "Profile":
-        """Without what a model says of them, which another model says otherwise; with or without what is counted in
-        `tokens`."""
-        texts = {what: bins for what, bins in self.distributions.items() if what == LENGTHS and tokens}
-        shares = {what: share for what, share in self.shares.items() if what != UNKNOWN or tokens}
-        return Profile(self.rows, texts, shares)
+    def without_model(self, same_tokenizer: bool) -> "Profile":
+        """Leave out the statistics that depend on the model, and on the tokenizer unless it is the same."""
+        comparable = {"text", "tokenizer"} if same_tokenizer else {"text"}
+        names = {statistic.name for statistic in (*DISTRIBUTIONS, *SHARES) if statistic.decided_by in comparable}
+        return Profile(
+            self.rows,
+            {name: rows for name, rows in self.distributions.items() if name in names},
+            {name: value for name, value in self.shares.items() if name in names},
+        )
 
-    def __add__(self, more: "Profile") -> "Profile":
-        def both(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:
-            return {
-                name: (np.array(one.get(name, 0)) + np.array(other.get(name, 0))).tolist() for name in {**one, **other}
-            }
-
-        shares = both(self.shares, more.shares)
-        for name, share in shares.items():
-            share[2] = math.hypot(*(one.shares.get(name, [0.0, 0.0, 0.0])[2] for one in (self, more)))
-        return Profile(self.rows + more.rows, both(self.distributions, more.distributions), shares)
+    def __add__(self, other: "Profile") -> "Profile":
+        distributions = {
+            name: (np.array(self.distributions.get(name, 0.0)) + np.array(other.distributions.get(name, 0.0))).tolist()
+            for name in self.distributions | other.distributions
+        }
+        shares = {}
+        for name in self.shares | other.shares:
+            part, total, error = self.shares.get(name, (0.0, 0.0, 0.0))
+            other_part, other_total, other_error = other.shares.get(name, (0.0, 0.0, 0.0))
+            shares[name] = (part + other_part, total + other_total, math.hypot(error, other_error))
+        return Profile(self.rows + other.rows, distributions, shares)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing compared, and the two limits that it must pass to be drift."""
+    """A statistic of some rows beside that of others, and the two limits that it must pass to be drift."""
 
-    what: str
-    of: str  # which rows
-    against: str  # which others
-    value: float  # population stability index, or how much a share has risen
-    limit: float  # that matters
-    chance: float  # that chance alone seldom passes
-    before: float | None = None  # shares: then and now
-    now: float | None = None
+    statistic: str = field(metadata={"json_name": "what"})
+    rows: str = field(metadata={"json_name": "of"})  # whose they are, in a few words
+    against: str  # the same of the others
+    value: float  # population stability index, or by how much a share has risen
+    limit: float  # of a change that matters
+    noise_limit: float = field(metadata={"json_name": "chance"})  # which chance alone rarely passes
+    before: float | None = None  # a share in the other rows
+    now: float | None = None  # a share in the rows
+    drifted: bool = False  # whether the value is above both limits
+    sentence: str = field(default="", metadata={"json_name": "told"})  # for people
 
-    @property
-    def drifted(self) -> bool:
-        return self.value > max(self.limit, self.chance)
+    @classmethod
+    def of_distribution(
+        cls, statistic: str, rows: str, against: str, value: float, limit: float, noise_limit: float
+    ) -> "Comparison":
+        """Judge a population stability index."""
+        sentence = f"{statistic}: {rows} is unlike {against} (stability index {value:.2f}, limit {limit:g})"
+        drifted = value > max(limit, noise_limit)
+        return cls(statistic, rows, against, value, limit, noise_limit, drifted=drifted, sentence=sentence)
+
+    @classmethod
+    def of_share(
+        cls, statistic: str, rows: str, against: str, limit: float, noise_limit: float, before: float, now: float
+    ) -> "Comparison":
+        """Judge by how much a share has risen."""
+        value = now - before
+        sentence = f"{statistic}: {100 * now:.1f} % in {rows}, {100 * before:.1f} % in {against}"
+        drifted = value > max(limit, noise_limit)
+        return cls(statistic, rows, against, value, limit, noise_limit, before, now, drifted, sentence)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Comparison":
+        """Build the comparison from a night's record. Raises TypeError for other content."""
+        names = {item.metadata.get("json_name", item.name): item.name for item in fields(cls)}
+        return cls(**{names[key]: value for key, value in content.items() if key in names})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as it stands in a night's record."""
+        return {item.metadata.get("json_name", item.name): getattr(self, item.name) for item in fields(self)}
 
     def __str__(self) -> str:
-        if self.now is None:
-            told = f"stability index {self.value:.2f}, limit {self.limit:g}"
-            return f"{self.what}: {self.of} is unlike {self.against} ({told})"
-        before, now = (f"{100 * (share or 0):.1f} %" for share in (self.before, self.now))
-        return f"{self.what}: {now} in {self.of}, {before} in {self.against}"
+        return self.sentence
 
 
-def stability_index(one: list[float], other: list[float], seldom: float = CHANCE) -> tuple[float, float]:
-    """The population stability index of two histograms with the same bins, and what chance alone passes as `seldom`, a
-    probability. Bins empty in both are left out; half a row is added to each of the others."""
-    a, b = np.array(one, float), np.array(other, float)
+def stability_index(counts: Sequence[float], others: Sequence[float], alpha: float = ALPHA) -> tuple[float, float]:
+    """Compute the population stability index of two histograms with the same bins.
+
+    Bins that are empty in both are left out; half a row is added to each of the others.
+
+    Returns:
+        The index, and its noise limit, which chance alone passes with the probability `alpha`.
+    """
+    a, b = np.array(counts, float), np.array(others, float)
     used = (a > 0) | (b > 0)
     a, b = a[used] + 0.5, b[used] + 0.5
     p, q = a / a.sum(), b / b.sum()
-    chance = float(chdtri(max(1, len(a) - 1), seldom) * (1 / a.sum() + 1 / b.sum()))
-    return float(((p - q) * np.log(p / q)).sum()), chance
+    noise_limit = float(chdtri(max(1, len(a) - 1), alpha) * (1 / a.sum() + 1 / b.sum()))
+    return float(((p - q) * np.log(p / q)).sum()), noise_limit
 
 
-def compare(now: Profile, before: Profile, of: str, against: str, limit: float, among: int = 1) -> list[Comparison]:
-    """Of each thing that both profiles know; nothing where either has fewer than `LEAST_ROWS` rows. Where it is one
-    `among` many, chance gets no more chances for that: they all share in `CHANCE` (Bonferroni's correction)."""
-    seldom = CHANCE / among
-    if min(now.rows, before.rows) < LEAST_ROWS:
+def compare(now: Profile, before: Profile, rows: str, against: str, limit: float, tests: int = 1) -> list[Comparison]:
+    """Compare all statistics that both profiles have; none if either has fewer than `MIN_ROWS` rows.
+
+    Args:
+        now: The profile to judge.
+        before: The profile to compare it with.
+        rows: Whose rows `now` is about, in a few words.
+        against: The same for `before`.
+        limit: Population stability index from which a difference matters.
+        tests: How many such comparisons share `ALPHA` (Bonferroni's correction), so that many partitions raise no more
+            false alarms than one.
+    """
+    if min(now.rows, before.rows) < MIN_ROWS:
         return []
-    found = []
-    for what, histogram in now.distributions.items():
-        others = before.distributions.get(what, [])
-        if sum(histogram) and sum(others):
-            value, chance = stability_index(histogram, others, seldom)
-            found.append(Comparison(what, of, against, value, limit, chance))
-    for what, (part, whole, error) in now.shares.items():
-        part_before, whole_before, error_before = before.shares.get(what, (0.0, 0.0, 0.0))
-        if whole and whole_before:
-            here, there = part / whole, part_before / whole_before
-            spread = ((error / whole) ** 2 + (error_before / whole_before) ** 2) ** 0.5
-            chance = float(-ndtri(seldom) * spread)
-            found.append(Comparison(what, of, against, here - there, SHARE_LIMITS[what], chance, there, here))
-    return found
-
-
-def _binomial(part: float, whole: float) -> tuple[float, float, float]:
-    """Part, whole, and the standard error of the part."""
-    return part, whole, (part * (1 - part / whole)) ** 0.5 if whole else 0.0
+    alpha = ALPHA / tests
+    comparisons = []
+    for distribution in DISTRIBUTIONS:
+        counts, others = (profile.distributions.get(distribution.name, []) for profile in (now, before))
+        if sum(counts) and sum(others):
+            value, noise_limit = stability_index(counts, others, alpha)
+            comparisons.append(Comparison.of_distribution(distribution.name, rows, against, value, limit, noise_limit))
+    for share in SHARES:
+        part, total, error = now.shares.get(share.name, (0.0, 0.0, 0.0))
+        part_before, total_before, error_before = before.shares.get(share.name, (0.0, 0.0, 0.0))
+        if total and total_before:
+            spread = ((error / total) ** 2 + (error_before / total_before) ** 2) ** 0.5
+            noise_limit = float(-ndtri(alpha) * spread)
+            share_before, share_now = part_before / total_before, part / total
+            comparisons.append(
+                Comparison.of_share(share.name, rows, against, share.limit, noise_limit, share_before, share_now)
+            )
+    return comparisons

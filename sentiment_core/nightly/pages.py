@@ -1,8 +1,8 @@
 """Write the pages of nights beside their records.
 
 `NIGHT.html` and `index.html`, over all nights, are for people, `nights.jsonl` (one line a night) for other tools. All
-are static files, rebuilt from the records, and open from a disk or a bucket. To add a figure of a night, add an entry to `draw_night`; to add one over
-all nights, to `draw_trends`.
+are static files, rebuilt from the records, and open from a disk or a bucket. To add a figure of a night, add an entry
+to `draw_night`; to add one over all nights, to `draw_trends`.
 """
 
 import json
@@ -11,8 +11,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from sentiment_core.nightly.drift import CONFIDENCES, LABELS, LENGTHS
-from sentiment_core.nightly.record import FOLDER, PAST, REFERENCE, WHOLE, Night, compared_with, past_profile
+from sentiment_core.nightly.drift import CONFIDENCES, LABELS, LENGTHS, Profile
+from sentiment_core.nightly.record import (
+    FOLDER,
+    PAST,
+    REFERENCE,
+    WHOLE,
+    Night,
+    Renewal,
+    baseline_nights,
+    baseline_profile,
+)
 from sentiment_core.report import html
 from sentiment_core.report.figures import BLUE, GREY, LIGHT, RED, escape_dollars, new_figure, to_png
 from sentiment_core.runtime import storage
@@ -61,9 +70,9 @@ def make_night_page(night: Night, before: Sequence[Night]) -> str:
         outcome=name_outcome(night),
         badges=BADGES,
         rate=_rows_per_second(night),
-        renewal=describe_renewal(night) if night.renewal else "",
+        renewal=describe_renewal(night.renewal) if night.renewal else "",
         images=_images(draw_night(night, before)) if night.rows else {},
-        partitions=[(name, profile["rows"], _label_shares(profile)) for name, profile in partitions],
+        partitions=[(name, profile.rows, _label_shares(profile)) for name, profile in partitions],
     )
 
 
@@ -74,7 +83,7 @@ def make_index_page(nights: Sequence[Night]) -> str:
         {
             "night": night,
             "outcome": name_outcome(night),
-            "renewal": describe_renewal(night) if night.renewal else "",
+            "renewal": describe_renewal(night.renewal) if night.renewal else "",
             "rate": _rows_per_second(night),
         }
         for night in reversed(nights)
@@ -90,18 +99,18 @@ def make_index_page(nights: Sequence[Night]) -> str:
     )
 
 
-def describe_renewal(night: Night) -> str:
+def describe_renewal(renewal: Renewal) -> str:
     """Describe what became of the candidate that a night trained."""
-    decision = "promoted" if night.renewal["promoted"] else "refused"
-    return f"{night.renewal['candidate']} {decision}: {night.renewal['reason']}"
+    decision = "promoted" if renewal.promoted else "refused"
+    return f"{renewal.candidate} {decision}: {renewal.reason}"
 
 
 def draw_night(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
     """Draw a night's distributions beside those that it is compared with, by title."""
     distributions_of = {
-        REFERENCE: night.reference.get("distributions", {}),
-        PAST: past_profile(compared_with(before), night).distributions,
-        WHOLE: night.profile["distributions"],
+        REFERENCE: (night.reference or Profile()).distributions,
+        PAST: baseline_profile(baseline_nights(before), night).distributions,
+        WHOLE: (night.profile or Profile()).distributions,
     }
     drawn = {}
     for distribution, title in DISTRIBUTIONS.items():
@@ -123,7 +132,7 @@ def draw_trends(nights: Sequence[Night]) -> dict[str, Figure]:
     axes.yaxis.set_major_formatter("{x:,.0f}")
     drawn["Labels"], axes = new_figure("Labels", "", "share of rows")
     for label in dict.fromkeys(label for night in nights for label in night.labels):
-        shares = [dict(zip(night.labels, _label_shares(night.profile), strict=True)) for night in nights]
+        shares = [dict(zip(night.labels, _label_shares(night.profile or Profile()), strict=True)) for night in nights]
         axes.plot(positions, [share.get(label, np.nan) for share in shares], marker=".", label=escape_dollars(label))
     axes.set_ylim(0, 1)
     axes.legend(frameon=False)
@@ -133,7 +142,7 @@ def draw_trends(nights: Sequence[Night]) -> dict[str, Figure]:
     drawn["Drift"], axes = new_figure("Drift from past nights", "", "population stability index")
     for distribution in DISTRIBUTIONS:
         axes.plot(positions, [_drift(night, distribution) for night in nights], marker=".", label=distribution)
-    limits = [comparison["limit"] for night in nights for comparison in night.comparisons if comparison["now"] is None]
+    limits = [comparison.limit for night in nights for comparison in night.comparisons if comparison.now is None]
     if limits:
         axes.axhline(limits[-1], color=RED, linestyle="--", linewidth=1, label="limit")
     axes.legend(frameon=False)
@@ -176,26 +185,26 @@ def _images(drawn: Mapping[str, Figure]) -> dict[str, bytes]:
 
 def _rows_per_second(night: Night) -> float:
     """Return the rate of the last run that scored any rows; 0 if there is none."""
-    return next((float(run["rows_per_second"]) for run in reversed(night.runs) if run.get("rows")), 0.0)
+    return next((run.rows_per_second or 0.0 for run in reversed(night.runs) if run.rows), 0.0)
 
 
-def _label_shares(profile: dict) -> list[float]:
-    """Return the share of each label in a profile as JSON, in label order."""
-    rows = np.array(profile["distributions"][LABELS], float)
+def _label_shares(profile: Profile) -> list[float]:
+    """Return the share of each label in a profile, in label order."""
+    rows = np.array(profile.distributions.get(LABELS, ()), float)
     return (rows / max(1, rows.sum())).tolist()
 
 
 def _mean_confidence(night: Night) -> float:
     """Compute the mean confidence from the middles of the histogram's bins."""
-    rows = np.array(night.profile["distributions"][CONFIDENCES], float)
+    rows = np.array((night.profile or Profile()).distributions.get(CONFIDENCES, ()), float)
     return float((rows * (np.arange(len(rows)) + 0.5) / len(rows)).sum() / max(1, rows.sum()))
 
 
 def _drift(night: Night, distribution: str) -> float:
     """Return the stability index of a distribution from past nights, NaN without one."""
     values = (
-        comparison["value"]
+        comparison.value
         for comparison in night.comparisons
-        if (comparison["what"], comparison["of"], comparison["against"]) == (distribution, WHOLE, PAST)
+        if (comparison.statistic, comparison.rows, comparison.against) == (distribution, WHOLE, PAST)
     )
     return next(values, np.nan)

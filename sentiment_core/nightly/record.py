@@ -1,86 +1,156 @@
-"""The records of nights, in `_nights/` of the output folder: one JSON file a night, and who is at work on one.
+"""Read and write the records of nights: one JSON file for each, in `_nights/` of the output folder.
 
-A night is a name, by default the day's date. Running it again goes on with its record.
+A night has a name, by default the day's date. Running it again continues its record.
 """
 
-import contextlib
 import json
-import os
-import socket
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
+from sentiment_core.data.shards import FailedShard
 from sentiment_core.errors import UserError
-from sentiment_core.nightly.drift import LEAST_ROWS, Profile
+from sentiment_core.nightly.drift import MIN_ROWS, Comparison, Profile
 from sentiment_core.runtime import storage
-from sentiment_core.runtime.progress import repeat_every
 
 FOLDER = "_nights"
-CLAIM = "_running.json"  # who is at work
-# Seconds between two signs of life; without one, until a run is taken for dead; until a claim is seen by all.
-BEAT_S, SILENT_S, SETTLE_S = 20, 60, 1
 SUFFIX = ".json"
-WHOLE, PAST, REFERENCE = "this night", "past nights", "the bundle's evaluation rows"  # what is compared with what
-PAST_NIGHTS = 14  # that a night is compared with
-NEW_NORMAL = 7  # nights in a row that must have drifted until they are what others are compared with
+WHOLE, PAST, REFERENCE = "this night", "past nights", "the bundle's evaluation rows"  # rows, as comparisons name them
+PAST_NIGHTS = 14  # at most, in a baseline
+NEW_NORMAL = 7  # drifting nights in a row, after which these are the baseline
+
+State = Literal["running", "done", "failed", "stopped"]  # a run that was killed leaves "running"
+
+
+@dataclass(frozen=True)
+class NightRun:
+    """A run of a night. The last five fields are absent if it did not get through scoring."""
+
+    begun: str  # start, UTC
+    seconds: float
+    outcome: str  # "exit code N", or the state if it is not "done"
+    rows: int = 0  # that this run scored
+    rows_per_second: float | None = None  # start-up included
+    scoring_seconds: float | None = None
+    out_of_time: bool | None = None  # whether --time-limit ended it
+    computed_by: list[str] | None = None  # backends, and why nothing faster computed
+    padding_share: float | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "NightRun":
+        """Build the record from JSON. Raises TypeError for other content."""
+        return cls(**{item.name: content[item.name] for item in fields(cls) if item.name in content})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in a night's record."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """The outcome of a candidate that a night trained."""
+
+    candidate: str  # name of its folder
+    promoted: bool
+    reason: str
+    rows: int = 0  # labelled rows to train on
+    fingerprint: str = ""  # of these rows
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Renewal":
+        """Build the record from JSON. Raises TypeError for other content."""
+        return cls(**{item.name: content[item.name] for item in fields(cls) if item.name in content})
 
 
 @dataclass
 class Night:
-    """What is known of a night. `Profile`s stand in it as JSON."""
+    """Content of a night's record. The job fills it in step by step."""
 
-    night: str
-    state: str = "running"  # then "done", "failed" or "stopped"; a run that was killed leaves "running"
+    night: str  # its name
+    state: State = "running"
     exit_code: int | None = None
     since_ns: int = 0  # outputs written from then on are this night's, by the clock of their disk or store
-    model: str = ""
+    model: str = ""  # path of the bundle
     bundle: str = ""  # digest
     tokens_by: str = ""  # digest of what decides the tokens of a text
     labels: list[str] = field(default_factory=list)
     rows: int = 0  # scored in this night
-    left: int = 0  # rows that wait for the next, for want of time or by choice of partitions
+    left: int = 0  # rows left for the next night, for lack of time or because their partition was not chosen
     corpus_rows: int = 0
     tokens: int = 0
     removed: int = 0  # outputs of shards that have changed, or are gone
-    failed_shards: list[dict] = field(default_factory=list)
+    failed_shards: list[FailedShard] = field(default_factory=list)
     verified: dict[str, int] = field(default_factory=dict)  # findings by kind
-    profile: dict = field(default_factory=dict)
-    reference: dict = field(default_factory=dict)  # the bundle's evaluation rows, as they were compared with
-    partitions: dict[str, dict] = field(default_factory=dict)  # profiles of those that had rows to score
-    comparisons: list[dict] = field(default_factory=list)
+    profile: Profile | None = None  # {} in JSON if nothing was scored
+    reference: Profile | None = None  # of the bundle's evaluation rows, as it was compared with
+    partitions: dict[str, Profile] = field(default_factory=dict)  # of those that had rows to score
+    comparisons: list[Comparison] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
-    renewal: dict = field(default_factory=dict)
-    runs: list[dict] = field(default_factory=list)  # begun, seconds, rows, rows_per_second, computed_by, outcome
+    renewal: Renewal | None = None  # {} in JSON if no candidate was trained
+    runs: list[NightRun] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Night":
+        """Build the record from JSON of any version: unknown keys are ignored, missing ones get their default.
+
+        Raises KeyError, ValueError, TypeError or AttributeError for content that is not a night's record.
+        """
+        values = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        for name in ("profile", "reference"):
+            values[name] = Profile.from_json(content[name]) if content.get(name) else None
+        values["renewal"] = Renewal.from_json(content["renewal"]) if content.get("renewal") else None
+        values["partitions"] = {
+            name: Profile.from_json(profile) for name, profile in content.get("partitions", {}).items()
+        }
+        values["failed_shards"] = [
+            FailedShard(shard["source"], shard["reason"]) for shard in content.get("failed_shards", [])
+        ]
+        values["comparisons"] = [Comparison.from_json(comparison) for comparison in content.get("comparisons", [])]
+        values["runs"] = [NightRun.from_json(run) for run in content.get("runs", [])]
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in the night's file."""
+        content = asdict(self)
+        for name in ("profile", "reference", "renewal"):
+            content[name] = content[name] or {}
+        content["comparisons"] = [comparison.to_json() for comparison in self.comparisons]
+        content["runs"] = [run.to_json() for run in self.runs]
+        return content
 
     @property
     def drifted(self) -> bool:
-        """Whether this night as a whole was unlike those before it."""
-        return any(one["drifted"] and (one["of"], one["against"]) == (WHOLE, PAST) for one in self.comparisons)
+        """True if this night as a whole differed from those before it."""
+        pair = (WHOLE, PAST)
+        return any(
+            comparison.drifted and (comparison.rows, comparison.against) == pair for comparison in self.comparisons
+        )
 
     @property
-    def line(self) -> dict:
-        """The night in a line for other tools."""
+    def line(self) -> dict[str, Any]:
+        """The night in short, for other tools: a line of `nights.jsonl`."""
         left_out = ("reference", "partitions", "comparisons", "failed_shards", "since_ns")
-        short = {name: value for name, value in asdict(self).items() if name not in left_out}
+        short = {name: value for name, value in self.to_json().items() if name not in left_out}
         return short | {"failed_shards": len(self.failed_shards)}
 
 
-def read_all(place: str) -> list[Night]:
-    """All nights of an output folder, by name. Raises `UserError` if they cannot be read, or one is damaged."""
-    folder = storage.join(place, FOLDER)
+def read_nights(output_folder: str) -> list[Night]:
+    """Read all nights of an output folder, by name.
+
+    Raises UserError if they cannot be read, or if one is damaged.
+    """
+    folder = storage.join(output_folder, FOLDER)
     if not storage.is_folder(folder):
         return []
 
     def read(name: str) -> Night:
         content = storage.read_file(storage.join(folder, name))
         try:
-            return Night(**json.loads(content))
-        except (ValueError, TypeError):
+            return Night.from_json(json.loads(content))
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(
-                f"{folder}/{name} is not the record of a night; expected one that jobs/nightly.py wrote; move it away"
+                f"{folder}/{name} is not the record of a night; expected one that sentiment-core nightly wrote. "
+                "Move it out of the folder."
             ) from None
 
     try:
@@ -88,110 +158,62 @@ def read_all(place: str) -> list[Night]:
         records = [name for name in names if name.endswith(SUFFIX) and not name.startswith("_")]
         return list(storage.map_in_threads(read, records))
     except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error}; check the place and the credentials") from None
+        raise UserError(f"{folder} cannot be read: {error}. Check the path and the credentials.") from None
 
 
-def compared_with(before: Sequence[Night]) -> list[Night]:
-    """Of the nights before one, those that it is compared with: the last ones that had not drifted from those before
-    them; but once `NEW_NORMAL` in a row have, these, and what comes after them."""
-    usual: list[Night] = []
-    unusual: list[Night] = []  # in a row
+def write_night(output_folder: str, night: Night) -> None:
+    """Write the record of a night."""
+    content = json.dumps(night.to_json(), indent=1, ensure_ascii=False) + "\n"
+    storage.write_file(storage.join(output_folder, FOLDER, night.night + SUFFIX), content.encode())
+
+
+def baseline_nights(before: Sequence[Night]) -> list[Night]:
+    """Select the baseline: the latest nights without drift.
+
+    After `NEW_NORMAL` drifting nights in a row, those become the baseline, and what comes after them.
+    """
+    baseline: list[Night] = []
+    drifting: list[Night] = []  # in a row
     for night in before:
         if night.state == "done" and night.rows:
             if night.drifted:
-                unusual.append(night)
+                drifting.append(night)
             else:
-                usual.append(night)
-                if night.rows >= LEAST_ROWS:  # else it was not judged
-                    unusual = []
-            if len(unusual) == NEW_NORMAL:
-                usual, unusual = unusual, []
-    return usual[-PAST_NIGHTS:]
+                baseline.append(night)
+                if night.rows >= MIN_ROWS:  # with fewer it was not judged
+                    drifting = []
+            if len(drifting) == NEW_NORMAL:
+                baseline, drifting = drifting, []
+    return baseline[-PAST_NIGHTS:]
 
 
-def past_profile(past: Sequence[Night], night: Night, partition: str | None = None) -> Profile:
-    """What `night`, or a partition of it, is compared with: the sum over the `past` nights. What a model says of texts
-    counts only where it is the same model, and tokens only where they are made the same way."""
-    found = Profile()
-    for other in past:
-        known = other.profile if partition is None else other.partitions.get(partition)
-        if known:
-            profile = Profile(**known)
-            if other.bundle != night.bundle:
-                profile = profile.of_texts(tokens=other.tokens_by == night.tokens_by)
-            found += profile
-    return found
+def baseline_profile(baseline: Sequence[Night], night: Night, partition: str | None = None) -> Profile:
+    """Sum up the baseline of `night`, or of one of its partitions.
+
+    Nights of another bundle count by what does not depend on the model, and by tokens only if both make them alike.
+    """
+    total = Profile()
+    for past in baseline:
+        profile = past.profile if partition is None else past.partitions.get(partition)
+        if profile is not None:
+            if past.bundle != night.bundle:
+                profile = profile.without_model(same_tokenizer=past.tokens_by == night.tokens_by)
+            total += profile
+    return total
 
 
-def latest(nights: Sequence[Night]) -> Night | None:
-    """The night that was begun last. One that goes on with another that broke off has its beginning, and then counts as
-    the later one."""
+def latest_night(nights: Sequence[Night]) -> Night | None:
+    """Return the night that began last.
+
+    A night that continues one that broke off has the same beginning, and then counts as the later one.
+    """
     return max(reversed(nights), key=lambda night: (night.since_ns, night.state == "done"), default=None)
 
 
-def write(place: str, night: Night) -> None:
-    content = json.dumps(asdict(night), indent=1, ensure_ascii=False) + "\n"
-    storage.write_file(storage.join(place, FOLDER, night.night + SUFFIX), content.encode())
-
-
-def now_ns(place: str) -> int:
-    """The time by the clock that stamps the folder's files."""
+def storage_clock_ns(output_folder: str) -> int:
+    """Read the time of the clock that stamps the folder's files."""
     name = storage.temporary_name()
-    storage.write_file(storage.join(place, FOLDER, name), b"")
-    stamp = storage.read_stamp(place, f"{FOLDER}/{name}")
-    storage.delete_file(storage.join(place, FOLDER, name))
+    storage.write_file(storage.join(output_folder, FOLDER, name), b"")
+    stamp = storage.read_stamp(output_folder, f"{FOLDER}/{name}")
+    storage.delete_file(storage.join(output_folder, FOLDER, name))
     return stamp.mtime_ns
-
-
-class AtWork(Exception):
-    """Another run is at work on the same folder."""
-
-
-@contextlib.contextmanager
-def alone(place: str) -> Iterator[None]:
-    """Work on an output folder with no other run at work on it. Raises `AtWork` if there is one that shows signs of
-    life; one that is not known to be dead is given `SILENT_S` to show some. Where two runs come through all the same,
-    which takes stalls at the wrong moments, they do work twice and no harm."""
-    claim = storage.join(place, FOLDER, CLAIM)
-    mine: dict[str, Any] = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beats": 0}
-    first = other = _read_claim(claim)
-    deadline = time.monotonic() + SILENT_S
-    while other and not _is_dead(other) and time.monotonic() < deadline:
-        time.sleep(SETTLE_S)
-        other = _read_claim(claim)
-        if other and other != first:
-            raise AtWork
-
-    def is_mine() -> bool:
-        return (_read_claim(claim) or {}).get("run") == mine["run"]
-
-    def beat() -> None:
-        with contextlib.suppress(OSError):  # the next one may come through
-            if is_mine():  # else taken for dead: another run is at work now
-                mine["beats"] += 1
-                storage.write_file(claim, json.dumps(mine).encode())
-
-    storage.write_file(claim, json.dumps(mine).encode())
-    time.sleep(SETTLE_S)
-    if _read_claim(claim) != mine:
-        raise AtWork
-    try:
-        with repeat_every(BEAT_S, beat):
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            if is_mine():
-                storage.delete_file(claim)
-
-
-def _read_claim(place: str) -> dict | None:
-    try:
-        return json.loads(storage.read_file(place))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-
-
-def _is_dead(claim: dict) -> bool:
-    """Whether its process is known to have ended."""
-    here = claim.get("host") == socket.gethostname() and os.path.exists("/proc/self")
-    return here and not os.path.exists(f"/proc/{claim.get('pid')}")

@@ -1,4 +1,4 @@
-"""Renewing the model: trains a candidate when there are new labels, and makes it current if it is surely better."""
+"""Renew the model: train a candidate when there are new labels, and promote it if it is significantly better."""
 
 import hashlib
 import json
@@ -12,75 +12,89 @@ from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
+from sentiment_core.nightly.record import Renewal
 from sentiment_core.runtime import storage
 from sentiment_core.training.job import train
 from sentiment_core.training.resume import RESUME_MAY_CHANGE
 from sentiment_core.training.settings import TrainSettings
 
-SURE = 0.05  # the most that chance may explain of a candidate's being better
+MAX_P_VALUE = 0.05  # above, chance may explain that a candidate looks better
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two bundles on the same rows."""
+class CandidateComparison:
+    """The current bundle and a candidate on the same rows."""
 
     rows: int
-    left_out: int  # test rows whose texts the candidate was trained on
-    accuracy: float  # of the current one
+    rows_left_out: int  # test rows whose texts the candidate was trained on
+    accuracy: float  # of the current bundle
     candidate_accuracy: float
-    only_current: int  # rows that it alone gets right
+    only_current: int  # rows that only the current bundle labels correctly
     only_candidate: int
-    p_value: float  # exact one-sided McNemar test: that chance makes the candidate look so good
+    p_value: float  # exact one-sided McNemar test: probability that chance makes the candidate look so good
 
-    def verdict(self, margin: float) -> tuple[bool, str]:
-        """Whether the candidate is to be promoted, and why."""
+    def decide(self, margin: float) -> tuple[bool, str]:
+        """Decide whether to promote the candidate, and say why."""
         gain = (self.only_candidate - self.only_current) / self.rows
-        seen = f", {self.left_out:,} more left out since it was trained on them" if self.left_out else ""
-        told = (
-            f"accuracy {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows{seen} (alone "
-            f"right: {self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
+        left_out = (
+            f", {self.rows_left_out:,} more left out because it was trained on them" if self.rows_left_out else ""
+        )
+        numbers = (
+            f"accuracy {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows{left_out} (only "
+            f"one correct: {self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
         )
         if gain < margin - 1e-9:
-            return False, f"{told}; expected at least {margin:g} more"
-        if self.p_value > SURE:
-            return False, f"{told}; too few rows to be sure of that: p may be {SURE} at most"
-        return True, told
+            return False, f"{numbers}; expected at least {margin:g} more"
+        if self.p_value > MAX_P_VALUE:
+            return False, f"{numbers}; too few rows to be sure: p may be at most {MAX_P_VALUE}"
+        return True, numbers
 
 
 def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
-    """The same for the same training rows and settings that matter: a night goes on with the candidate that a killed
-    one has begun."""
-    told = json.dumps([fingerprint, {k: v for k, v in asdict(settings).items() if k not in RESUME_MAY_CHANGE}])
-    return f"candidate-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    """Name a candidate by its training rows and the settings that matter.
+
+    A night thereby resumes the candidate that a killed one began to train.
+    """
+    request = {name: value for name, value in asdict(settings).items() if name not in RESUME_MAY_CHANGE}
+    return f"candidate-{hashlib.sha256(json.dumps([fingerprint, request]).encode()).hexdigest()[:12]}"
 
 
 def train_candidate(settings: TrainSettings, models: str, name: str) -> None:
-    """Into the folder `name` of the registry; if it is there, it has been trained by a run that broke off later."""
-    place = storage.join(models, name)
-    if not storage.exists(storage.join(place, bundle.CARD)):
-        train(replace(settings, out=place))
+    """Train into the folder `name` of the registry, unless a run that broke off later has done so."""
+    path = storage.join(models, name)
+    if not storage.exists(storage.join(path, bundle.CARD)):
+        train(replace(settings, out=path))
 
 
-def compare(current: str, candidate: str, test: LabelledTexts, seen: set[str]) -> Comparison:
-    """Both bundles on the rows of `test` whose texts are not among those `seen` in training. Raises `UserError` if
-    there are none."""
-    unseen = test.take(np.flatnonzero([text not in seen for text in test.texts]))
+def compare(current: str, candidate: str, test: LabelledTexts, training_texts: set[str]) -> CandidateComparison:
+    """Compare two bundles on the rows of `test` whose texts are not among the `training_texts`.
+
+    Raises UserError if there are none.
+    """
+    unseen = test.take(np.flatnonzero([text not in training_texts for text in test.texts]))
     if not len(unseen):
-        raise UserError("all texts of --test-data are also in the training data; expected others")
-    right = [_right(place, unseen) for place in (current, candidate)]
-    only_current = int((right[0] & ~right[1]).sum())
-    only_candidate = int((right[1] & ~right[0]).sum())
-    differ = only_current + only_candidate
-    p = float(binomtest(only_candidate, differ, alternative="greater").pvalue) if differ else 1.0
-    accuracy, candidate_accuracy = (float(r.mean()) for r in right)
-    left_out = len(test) - len(unseen)
-    return Comparison(len(unseen), left_out, accuracy, candidate_accuracy, only_current, only_candidate, p)
+        raise UserError("all texts of --test-data are also in the training data. Give texts that are not.")
+    current_correct, candidate_correct = (_is_correct(path, unseen) for path in (current, candidate))
+    only_current = int((current_correct & ~candidate_correct).sum())
+    only_candidate = int((candidate_correct & ~current_correct).sum())
+    differing = only_current + only_candidate
+    p_value = float(binomtest(only_candidate, differing, alternative="greater").pvalue) if differing else 1.0
+    return CandidateComparison(
+        rows=len(unseen),
+        rows_left_out=len(test) - len(unseen),
+        accuracy=float(current_correct.mean()),
+        candidate_accuracy=float(candidate_correct.mean()),
+        only_current=only_current,
+        only_candidate=only_candidate,
+        p_value=p_value,
+    )
 
 
-def _right(place: str, test: LabelledTexts) -> np.ndarray:
-    """Which rows the bundle labels right, (n,) bool."""
-    probabilities = Classifier.load(place).predict_proba(test.texts)
-    return np.nan_to_num(probabilities).argmax(axis=1) == test.labels
+def _is_correct(path: str, test: LabelledTexts) -> np.ndarray:
+    """Return for each row whether the bundle labels it correctly, (n,) bool."""
+    classifier = Classifier.load(path)
+    probabilities = np.nan_to_num(classifier.predict_proba(test.texts))  # without tokens: the first label
+    return classifier.info.objective.decide(probabilities)[0] == test.labels
 
 
 def renew(
@@ -90,16 +104,24 @@ def renew(
     name: str,
     test_data: str,
     margin: float,
-) -> dict:
-    """Train the candidate `name`, compare it with the current bundle on `test_data`, and decide. `parts`: what
-    `settings` train and evaluate on."""
+) -> Renewal:
+    """Train a candidate, compare it with the current bundle, and promote or refuse it.
+
+    Args:
+        settings: How to train it.
+        parts: The rows that these settings train and evaluate on.
+        models: Folder of bundles.
+        name: Name of the candidate's folder there.
+        test_data: Labelled text to compare on.
+        margin: Accuracy by which the candidate must be better.
+    """
     info = bundle.read_info(registry.resolve(models))
     test = labelled.read(test_data, settings.text_column, settings.label_column, info.labels, info.numbered)
     train_candidate(settings, models, name)
-    current, candidate = registry.resolve(models), storage.join(models, name)  # by now it may be another one
+    current, candidate = registry.resolve(models), storage.join(models, name)  # it may have changed meanwhile
     if current == candidate:
-        return {"candidate": name, "promoted": True, "reason": "another run has made it current"}
-    found = compare(current, candidate, test, {text for part in parts for text in part.texts})
-    better, reason = found.verdict(margin)
-    registry.record_decision(models, name, "promoted" if better else "refused", reason, current)
-    return {"candidate": name, "promoted": better, "reason": reason}
+        return Renewal(name, promoted=True, reason="another run has promoted it")
+    comparison = compare(current, candidate, test, {text for part in parts for text in part.texts})
+    promoted, reason = comparison.decide(margin)
+    registry.record_decision(models, name, "promoted" if promoted else "refused", reason, current)
+    return Renewal(name, promoted, reason)

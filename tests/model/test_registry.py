@@ -1,12 +1,14 @@
 """Which bundle of a registry is current, by the decisions on it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import registry
-from sentiment_core.model.registry import Decision, promotion_stack
+from sentiment_core.model.registry import Decision, PromoteSettings, promote, promotion_stack
+from tests.conftest import make_bundle
 
 
 def decision(name: str, kind: str) -> Decision:
@@ -48,3 +50,37 @@ def test_a_damaged_registry_is_refused(tmp_path, content):
     (tmp_path / registry.CURRENT).write_text(content)
     with pytest.raises(UserError, match=r"current.json is damaged. Delete it"):
         registry.resolve(str(tmp_path))
+
+
+def test_a_promotion_and_its_rollback_decide_what_is_current(models):
+    promote(PromoteSettings(models=models, bundle="first"))
+    assert registry.resolve(models) == f"{models}/first"
+    assert registry.resolve(f"{models}/second") == f"{models}/second"
+    assert promote(PromoteSettings(models=models, bundle="second", reason="better")).endswith("current: second")
+    assert registry.resolve(models) == f"{models}/second"
+    history = promote(PromoteSettings(models=models, back=True))
+    assert history.endswith("current: first")
+    assert [line.split()[1:3] for line in history.splitlines()[:-1]] == [
+        ["promoted", "first"],
+        ["promoted", "second"],
+        ["rolled_back", "first"],
+    ]
+    with pytest.raises(UserError, match="no bundle before the current one"):
+        promote(PromoteSettings(models=models, back=True))
+    with pytest.raises(UserError, match="first has become the current bundle meanwhile"):
+        registry.record_decision(models, "first", registry.ROLLED_BACK, "asked for twice at once")
+    with pytest.raises(UserError, match="first has become the current bundle meanwhile"):
+        registry.record_decision(
+            models, "second", "promoted", "better than what was current", current=f"{models}/second"
+        )
+    assert registry.resolve(models) == f"{models}/first"
+
+
+def test_a_missing_bundle_and_one_with_other_labels_cannot_be_promoted(models, tiny_encoder):
+    promote(PromoteSettings(models=models, bundle="first"))
+    with pytest.raises(UserError, match="is not a bundle"):
+        promote(PromoteSettings(models=models, bundle="third"))
+    make_bundle(tiny_encoder, Path(models) / "topics", labels=("a", "b", "c"))
+    with pytest.raises(UserError, match="has the labels a, b, c; expected those of the current one"):
+        promote(PromoteSettings(models=models, bundle="topics"))
+    assert registry.resolve(models) == f"{models}/first"

@@ -15,34 +15,38 @@ from sentiment_core.text import distinct_sketch
 
 
 def test_the_stability_index_is_that_of_its_definition():
-    one, other = [30.0, 70.0, 0.0], [50.0, 50.0, 0.0]
+    counts, others = [30.0, 70.0, 0.0], [50.0, 50.0, 0.0]
     p, q = np.array([30.5, 70.5]) / 101, np.array([50.5, 50.5]) / 101  # half a row more in each bin that is not empty
-    value, chance = stability_index(one, other)
+    value, noise_limit = stability_index(counts, others)
     assert value == pytest.approx(((p - q) * np.log(p / q)).sum())
-    assert chance == pytest.approx(10.828 * 2 / 101, rel=1e-3)  # of chi-square with one degree, 0.1 % are above
-    assert stability_index(one, one)[0] == 0
+    assert noise_limit == pytest.approx(10.828 * 2 / 101, rel=1e-3)  # of chi-square with one degree, 0.1 % are above
+    assert stability_index(counts, counts)[0] == 0
 
 
-def test_chance_passes_its_limit_about_as_often_as_said():
+def test_chance_passes_the_noise_limit_about_as_often_as_alpha_says():
     rng = np.random.default_rng(0)
     shares = [0.05, 0.1, 0.25, 0.4, 0.2]
     pairs = (rng.multinomial(rows, shares).astype(float) for _ in range(4000) for rows in (3000, 5000))
-    above = [value > chance for value, chance in (stability_index(a, b) for a, b in zip(pairs, pairs, strict=True))]
-    assert 0 < np.mean(above) < 4 * drift.CHANCE
+    above = [
+        value > noise_limit for value, noise_limit in (stability_index(a, b) for a, b in zip(pairs, pairs, strict=True))
+    ]
+    assert 0 < np.mean(above) < 4 * drift.ALPHA
 
 
-def test_however_many_are_compared_chance_alarms_no_more_often():
+def test_many_comparisons_raise_no_more_false_alarms_than_one():
     rng = np.random.default_rng(0)
     usual = Profile(5000, {"labels": [2500.0, 2500.0]})
 
-    def alarms(among: int) -> int:
+    def alarms(tests: int) -> int:
         nights = (
             Profile(200, {"labels": rng.multinomial(200, [0.5, 0.5]).astype(float).tolist()}) for _ in range(8000)
         )
-        return sum(found.drifted for night in nights for found in compare(night, usual, "a", "b", 0.01, among))
+        return sum(
+            comparison.drifted for night in nights for comparison in compare(night, usual, "a", "b", 0.01, tests)
+        )
 
-    assert alarms(among=1) > 0
-    assert alarms(among=8000) == 0
+    assert alarms(tests=1) > 0
+    assert alarms(tests=8000) == 0
 
 
 def counted(rows, positive=0.5, length=20, unknown=0.0, empty=0, texts=None):
@@ -60,11 +64,11 @@ def counted(rows, positive=0.5, length=20, unknown=0.0, empty=0, texts=None):
         UnknownTokens(round(unknown * lengths.sum())),
         DistinctTexts(distinct_sketch.sketch_texts(names)),
     )
-    return Profile.of(replace(counts, unknown_tokens=unknown_tokens, texts=distinct_texts))
+    return Profile.from_counts(replace(counts, unknown_tokens=unknown_tokens, texts=distinct_texts))
 
 
 @pytest.mark.parametrize(
-    ("changed", "what"),
+    ("changed", "statistic"),
     [
         ({"positive": 0.8}, "labels"),
         ({"length": 90}, "text length"),
@@ -73,27 +77,27 @@ def counted(rows, positive=0.5, length=20, unknown=0.0, empty=0, texts=None):
         ({"texts": [f"text {i % 300}" for i in range(1000)]}, "repeated texts"),
     ],
 )
-def test_what_has_changed_is_told(changed, what):
-    found = compare(counted(1000, **changed), counted(3000), "now", "before", 0.25)
-    assert [one.what for one in found if one.drifted] == [what]
-    told = next(str(one) for one in found if one.drifted)
-    assert told.startswith(f"{what}: ")
-    assert "before" in told
+def test_a_changed_statistic_drifts_and_is_described(changed, statistic):
+    comparisons = compare(counted(1000, **changed), counted(3000), "now", "before", 0.25)
+    assert [comparison.statistic for comparison in comparisons if comparison.drifted] == [statistic]
+    sentence = next(str(comparison) for comparison in comparisons if comparison.drifted)
+    assert sentence.startswith(f"{statistic}: ")
+    assert "before" in sentence
 
 
-def test_what_has_hardly_changed_or_is_of_few_rows_is_no_drift():
-    found = compare(counted(1000, positive=0.55, unknown=0.005), counted(3000), "now", "before", 0.25)
-    assert len(found) == 6
-    assert not any(one.drifted for one in found)
+def test_small_changes_and_few_rows_are_no_drift():
+    comparisons = compare(counted(1000, positive=0.55, unknown=0.005), counted(3000), "now", "before", 0.25)
+    assert len(comparisons) == 6
+    assert not any(comparison.drifted for comparison in comparisons)
     assert compare(counted(100, positive=1.0), counted(3000), "now", "before", 0.25) == []
 
 
-def test_a_bundle_of_an_older_version_is_compared_as_far_as_it_tells():
+def test_a_bundle_of_an_older_version_is_compared_by_what_it_noted():
     reference = {
         "rows": 1000, "predicted_shares": {"negative": 0.5, "positive": 0.5},
         "confidence_histogram": counted(1000).distributions["confidence"], "unknown_token_share": 0.0,
     }  # fmt: skip
-    before = Profile.of_reference(ReferenceStatistics.from_json(reference), ["negative", "positive"])
-    found = compare(counted(1000, positive=1.0, length=90), before, "now", "before", 0.25)
-    assert [one.what for one in found if one.drifted] == ["labels"]
-    assert compare(counted(1000), Profile.of_reference(ReferenceStatistics(), ["a"]), "now", "before", 0.25) == []
+    before = Profile.from_reference(ReferenceStatistics.from_json(reference), ["negative", "positive"])
+    comparisons = compare(counted(1000, positive=1.0, length=90), before, "now", "before", 0.25)
+    assert [comparison.statistic for comparison in comparisons if comparison.drifted] == ["labels"]
+    assert compare(counted(1000), Profile.from_reference(ReferenceStatistics(), ["a"]), "now", "before", 0.25) == []

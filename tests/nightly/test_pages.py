@@ -1,7 +1,7 @@
 """The pages of nights."""
 
 from sentiment_core.nightly import pages
-from sentiment_core.nightly.record import Night
+from sentiment_core.nightly.record import Night, NightRun
 from tests.report.examples import nights
 
 
@@ -38,7 +38,7 @@ def test_a_night_with_drift_shows_why_someone_should_look():
     assert page.count("<li>") == len(series[-1].alarms) == 3
     assert '<span class="badge warning">attention</span>' in page
     assert page.count("<img ") == 3
-    drifted = [row for row in series[-1].comparisons if row["drifted"]]
+    drifted = [row for row in series[-1].comparisons if row.drifted]
     assert page.count('<tr class="flagged">') == len(drifted) == 2
     assert "kind=&lt;tweets&gt;" in page
     assert "<td>kind=b/part-7.parquet</td><td>Couldn&#39;t deserialize thrift: damaged</td>" in page
@@ -53,7 +53,7 @@ def test_a_night_without_rows_has_a_page():
 
 
 def test_the_rate_of_a_night_is_that_of_its_last_run_with_rows():
-    runs = [{"rows": 100, "rows_per_second": 9.0}, {"rows": 50, "rows_per_second": 7.0}, {"rows": 0}]
+    runs = [NightRun("", 1.0, "", rows, rate) for rows, rate in ((100, 9.0), (50, 7.0), (0, None))]
     assert '<td class="number">7</td>' in pages.make_index_page([Night("n", runs=runs)])
     assert '<td class="number">7</td>' not in pages.make_index_page([Night("n", runs=runs[2:])])
 

@@ -7,7 +7,7 @@ import pytest
 
 from sentiment_core.data import labelled as dataset
 from sentiment_core.errors import UserError
-from sentiment_core.nightly.renewal import Comparison, candidate_name, compare
+from sentiment_core.nightly.renewal import CandidateComparison, candidate_name, compare
 from sentiment_core.training.settings import TrainSettings
 from tests.conftest import make_bundle
 
@@ -22,37 +22,37 @@ from tests.conftest import make_bundle
         ((60, 30), False, "expected at least 0.005 more"),
     ],
 )
-def test_a_candidate_must_be_better_and_surely_so(alone_right, better, words):
+def test_a_candidate_must_be_significantly_better(alone_right, better, words):
     from scipy.stats import binomtest
 
     current, candidate = alone_right
     p = binomtest(candidate, current + candidate, alternative="greater").pvalue
-    found = Comparison(1000, 0, 0.8, 0.8 + (candidate - current) / 1000, current, candidate, p)
-    assert found.verdict(0.005)[0] is better
-    assert words in found.verdict(0.005)[1]
+    comparison = CandidateComparison(1000, 0, 0.8, 0.8 + (candidate - current) / 1000, current, candidate, p)
+    assert comparison.decide(0.005)[0] is better
+    assert words in comparison.decide(0.005)[1]
 
 
-def test_bundles_are_compared_on_rows_that_were_not_for_training(tiny_encoder, tiny_bundle, labelled, tmp_path):
+def test_bundles_are_compared_on_rows_they_were_not_trained_on(tiny_encoder, tiny_bundle, labelled, tmp_path):
     other = make_bundle(tiny_encoder, tmp_path / "other", labels=("negative", "positive"), max_length=8)
     data = dataset.read(labelled, "text", "label", ["negative", "positive"])
     seen = set(data.texts[:50])
     same = compare(tiny_bundle, tiny_bundle, data, seen)
-    left = [text for text in data.texts if text not in seen]
-    assert (same.rows, same.left_out) == (len(left), len(data) - len(left))
+    unseen = [text for text in data.texts if text not in seen]
+    assert (same.rows, same.rows_left_out) == (len(unseen), len(data) - len(unseen))
     assert (same.only_current, same.only_candidate, same.p_value) == (0, 0, 1.0)
-    assert not same.verdict(0.0)[0]
-    found = compare(tiny_bundle, other, data, seen)
-    assert found.candidate_accuracy - found.accuracy == pytest.approx(
-        (found.only_candidate - found.only_current) / found.rows
+    assert not same.decide(0.0)[0]
+    comparison = compare(tiny_bundle, other, data, seen)
+    assert comparison.candidate_accuracy - comparison.accuracy == pytest.approx(
+        (comparison.only_candidate - comparison.only_current) / comparison.rows
     )
     with pytest.raises(UserError, match="also in the training data"):
         compare(tiny_bundle, other, data, set(data.texts))
 
 
-def test_the_same_labels_and_settings_make_the_same_candidate():
+def test_the_same_labels_and_settings_name_the_same_candidate():
     settings = TrainSettings(data="d", model="m", out="one")
     name = candidate_name(settings, "f")
     assert name == candidate_name(replace(settings, out="another", checkpoint_minutes=1.0), "f")
     assert name != candidate_name(settings, "g")
     assert name != candidate_name(replace(settings, lr=1e-3), "f")
-    assert re.fullmatch(r"[a-z0-9-]+", name)  # in a path or an address it stands as it is
+    assert re.fullmatch(r"[a-z0-9-]+", name)  # needs no quoting in a path or an address

@@ -1,15 +1,25 @@
 """A bundle's records and a series of nights, made up, as the pages for people get them."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
+from sentiment_core.data.shards import FailedShard
 from sentiment_core.model import metrics
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.records import Calibration, Int8Check, Metrics, ReferenceStatistics, TrainingRecord
 from sentiment_core.nightly import drift
 from sentiment_core.nightly.drift import Profile
-from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, Night, compared_with, past_profile
+from sentiment_core.nightly.record import (
+    PAST,
+    REFERENCE,
+    WHOLE,
+    Night,
+    NightRun,
+    Renewal,
+    baseline_nights,
+    baseline_profile,
+)
 
 LABELS = ["negative", "neutral", "positive"]
 COMMAND = "python jobs/train.py --data reviews.csv --model distilbert-base-uncased --out models/reviews"
@@ -102,31 +112,28 @@ def nights(number: int = 20) -> list[Night]:
             corpus_rows=60_000 * day,
             tokens=1_900_000,
             verified={"missing": 0, "doubled": 0, "stale": 0, "orphaned": 0, "unreadable": int(drifted)},
-            profile=asdict(halves[0] + halves[1]),
-            reference=asdict(reference),
-            partitions={f"kind={name}": asdict(half) for name, half in zip(("<tweets>", "b"), halves, strict=True)},
+            profile=halves[0] + halves[1],
+            reference=reference,
+            partitions={f"kind={name}": half for name, half in zip(("<tweets>", "b"), halves, strict=True)},
             runs=[
-                {
-                    "begun": f"2026-09-{day:02}T02:00:00+00:00",
-                    "seconds": 241.5,
-                    "rows": 60_000,
-                    "rows_per_second": 250.5 + day,
-                    "outcome": f"exit code {4 if drifted else 0}",
-                    "computed_by": ["openvino bfloat16, 2 threads"],
-                }
+                NightRun(
+                    begun=f"2026-09-{day:02}T02:00:00+00:00",
+                    seconds=241.5,
+                    outcome=f"exit code {4 if drifted else 0}",
+                    rows=60_000,
+                    rows_per_second=250.5 + day,
+                    computed_by=["openvino bfloat16, 2 threads"],
+                )
             ],
         )
-        found = drift.compare(Profile(**night.profile), reference, WHOLE, REFERENCE, 0.25)
-        baseline = past_profile(compared_with(past), night)
-        found += drift.compare(Profile(**night.profile), baseline, WHOLE, PAST, 0.25)
-        night.comparisons = [asdict(one) | {"drifted": one.drifted, "told": str(one)} for one in found]
+        night.comparisons = drift.compare(halves[0] + halves[1], reference, WHOLE, REFERENCE, 0.25)
+        baseline = baseline_profile(baseline_nights(past), night)
+        night.comparisons += drift.compare(halves[0] + halves[1], baseline, WHOLE, PAST, 0.25)
         if drifted:
-            night.alarms = [f"drift: {one}" for one in found if one.drifted]
+            night.alarms = [f"drift: {comparison}" for comparison in night.comparisons if comparison.drifted]
             night.alarms.append("scoring stopped: <script>alert('x')</script>")
-            night.failed_shards = [
-                {"source": "kind=b/part-7.parquet", "reason": "Couldn't deserialize thrift: damaged"}
-            ]
-            night.renewal = {"promoted": True, "candidate": "20260920-c0ffee", "reason": "accuracy 0.91, before 0.89"}
+            night.failed_shards = [FailedShard("kind=b/part-7.parquet", "Couldn't deserialize thrift: damaged")]
+            night.renewal = Renewal("20260920-c0ffee", promoted=True, reason="accuracy 0.91, before 0.89")
         past.append(night)
     return past
 
@@ -143,5 +150,5 @@ def _profile(rng: np.random.Generator, rows: int, shift: int) -> Profile:
             drift.CONFIDENCES: [*map(float, confidences)],
             drift.LENGTHS: [*map(float, lengths)],
         },
-        {drift.UNKNOWN: [100.0, 950_000.0, 10.0]},
+        {drift.UNKNOWN: (100.0, 950_000.0, 10.0)},
     )

@@ -1,0 +1,158 @@
+"""Plan a night: which partitions are scored, and how the model would be renewed."""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sentiment_core.config import parse
+from sentiment_core.data.shards import Corpus
+from sentiment_core.errors import UserError
+from sentiment_core.model import registry
+from sentiment_core.nightly import record
+from sentiment_core.nightly.record import Night
+from sentiment_core.nightly.settings import NightlySettings
+from sentiment_core.scoring.plan import ScorePlan, plan_scoring
+
+if TYPE_CHECKING:
+    from sentiment_core.training.settings import TrainSettings
+
+BYTES_PER_TOKEN = 4.5  # of English text; used until past nights tell the corpus's own
+
+
+@dataclass(frozen=True)
+class NightPlan:
+    """Plan of a night: what is scored, compared with and trained."""
+
+    settings: NightlySettings
+    name: str
+    scoring: ScorePlan  # of the chosen partitions
+    corpus: Corpus  # all partitions
+    rows_not_chosen: int  # to be scored, in partitions that were not chosen
+    has_units_not_chosen: bool  # those may be without rows
+    before: list[Night]  # all nights that have a record
+    retraining: "TrainSettings | None"  # None: no renewal
+
+    @property
+    def baseline(self) -> list[Night]:
+        """The nights that this one is compared with."""
+        return record.baseline_nights([night for night in self.before if night.night != self.name])
+
+    def describe(self) -> str:
+        """Say what would be done, for the terminal."""
+        lines = [f"night {self.name}, model {self.scoring.model}", self.scoring.describe(), self._describe_tokens()]
+        if self.scoring.rows_to_score:
+            lines.append(self._describe_time())
+        if self.retraining:
+            lines.append(f"then the model is renewed if {self.retraining.data} has new labels")
+        return "\n".join(lines)
+
+    def _describe_tokens(self) -> str:
+        baseline, rows = self.baseline, self.scoring.rows_to_score
+        past_rows = sum(night.rows for night in baseline)
+        if past_rows:
+            tokens = rows * sum(night.tokens for night in baseline) / past_rows
+        else:
+            tokens = sum(unit.text_bytes for unit in self.scoring.units_to_score) / BYTES_PER_TOKEN
+        left = f"; rows left for other nights: {self.rows_not_chosen:,}" if self.rows_not_chosen else ""
+        return f"about {tokens:,.0f} tokens{left}"
+
+    def _describe_time(self) -> str:
+        """Estimate time and cost from the baseline."""
+        runs = [run for night in self.baseline for run in night.runs if run.rows]
+        seconds = sum(run.seconds if run.scoring_seconds is None else run.scoring_seconds for run in runs)
+        if not seconds:
+            return "no estimate of the time before the first night is done"
+        rows_per_second = sum(night.rows for night in self.baseline) / seconds
+        minutes = self.scoring.rows_to_score / rows_per_second / 60
+        cost = self.settings.cost_per_hour
+        return f"about {minutes:,.{0 if minutes >= 10 else 1}f} minutes at past nights' speed" + (
+            "" if cost is None else f", cost {cost * minutes / 60:,.2f}"
+        )
+
+
+def make_plan(settings: NightlySettings) -> NightPlan:
+    """Plan a night. Writes nothing. Raises UserError."""
+    decisions = registry.history(settings.model)
+    scoring = plan_scoring(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
+    is_chosen = _choose_partitions(settings)
+    units = [unit for unit in scoring.units_to_score if is_chosen(unit.source)]
+    failed = [shard for shard in scoring.corpus.failed if is_chosen(shard.source)]
+    if not failed and not any(is_chosen(unit.source) for unit in scoring.corpus.units):
+        _refuse_empty_choice(settings)
+    name = settings.night or datetime.datetime.now(datetime.UTC).date().isoformat()
+    retraining = _plan_retraining(settings, scoring.info.labels if decisions else None)
+    before = record.read_nights(scoring.output_folder)
+    last = record.latest_night(before)
+    if last and last.night != name and name in (night.night for night in before):
+        raise UserError(f"--night {name} is over: {last.night} has started since. Give that name, or a new one.")
+    chosen = replace(
+        scoring,
+        units_to_score=units,
+        stale=[path for path in scoring.stale if is_chosen(path)],  # outputs have the folders of their shards
+        corpus=replace(scoring.corpus, failed=failed),
+    )
+    return NightPlan(
+        settings=settings,
+        name=name,
+        scoring=chosen,
+        corpus=scoring.corpus,
+        rows_not_chosen=scoring.rows_to_score - chosen.rows_to_score,
+        has_units_not_chosen=len(units) < len(scoring.units_to_score),
+        before=before,
+        retraining=retraining,
+    )
+
+
+def _choose_partitions(settings: NightlySettings) -> Callable[[str], bool]:
+    """Return the function that tells by a shard's path whether --date or --since choose it."""
+    prefix = settings.date_key + "="
+
+    def date_of(path: str) -> str | None:
+        folders = path.split("/")[:-1]
+        return next((folder.removeprefix(prefix) for folder in folders if folder.startswith(prefix)), None)
+
+    if settings.date:
+        return lambda path: date_of(path) == settings.date
+    if settings.since:
+        return lambda path: (date_of(path) or "") >= (settings.since or "")
+    return lambda path: True
+
+
+def _refuse_empty_choice(settings: NightlySettings) -> None:
+    """Raise UserError if --date or --since choose nothing."""
+    key, folder = settings.date_key, f"--input {settings.input}"
+    if settings.date:
+        raise UserError(
+            f"--date {settings.date}: {folder} has no folder {key}={settings.date}. Check the date and --date-key."
+        )
+    if settings.since:
+        raise UserError(
+            f"--since {settings.since}: {folder} has no folder {key}=... from then on. Check the date and --date-key."
+        )
+
+
+def _plan_retraining(settings: NightlySettings, labels: list[str] | None) -> "TrainSettings | None":
+    """Return the settings to train a candidate with; None without --train-config.
+
+    `labels` are those of the current bundle, None if --model is not a folder of bundles. Raises UserError.
+    """
+    if not settings.train_config:
+        return None
+    if not settings.test_data:
+        raise UserError("--train-config needs --test-data. Give labelled text to compare the models on.")
+    if labels is None:
+        raise UserError(
+            f"--train-config renews the model, and --model {settings.model} is not a folder of bundles. Make one, and "
+            "make a bundle in it current: sentiment-core promote --models DIR --bundle NAME."
+        )
+    # imports torch and transformers: seconds that nights without a renewal do without
+    from sentiment_core.training.settings import TrainSettings
+
+    train = parse(TrainSettings, None, ["--config", settings.train_config, "--out", settings.model])
+    if train.label_names and list(train.label_names) != labels:
+        raise UserError(
+            f"--train-config {settings.train_config} has the label_names {','.join(train.label_names)}; expected those "
+            f"of the current bundle, {','.join(labels)}, or none"
+        )
+    return replace(train, label_names=tuple(labels))
