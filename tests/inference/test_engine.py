@@ -110,6 +110,7 @@ def test_packing_serves_the_common_families(family_bundle, family):
     assert padding == CPU_TOKENS - lists.lengths.sum()  # a step always has as many
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("c++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
     reason="needs a C++ compiler and Python's headers, for torch.compile",
@@ -159,6 +160,7 @@ def test_a_row_gets_the_same_in_any_company_and_order(engine, lengths, seed, dat
     np.testing.assert_allclose(engine.probabilities(lists.take(rows))[0], together[rows], atol=by_company(engine))
 
 
+@pytest.mark.slow
 def test_long_rows_get_the_same_in_any_company(engine):
     lists = random_lists([512, 511, 300, 256, 255, 187, 160, 150, 40] * 2)
     together, _ = engine.probabilities(lists)
