@@ -39,16 +39,16 @@ class NightlySettings(ScoreSettings):
         None,
         "renew the model when there are new labels: a --config file of train, without out",
         "FILE.yaml",
-        group="optimization",
+        group="model",
     )
     test_data: str | None = setting(
-        None, "labelled text on which a candidate must beat the current bundle", "D", group="optimization"
+        None, "labelled text on which a candidate must beat the current bundle", "D", group="model"
     )
     renew_rows: int = setting(
-        1, "labelled rows that must be new for a renewal; after drift one is enough", group="optimization"
+        1, "labelled rows that must be new for a renewal; after drift one is enough", group="model"
     )
     margin: float = setting(
-        0.005, "accuracy by which a candidate must beat the current bundle, significantly", group="optimization"
+        0.005, "accuracy by which a candidate must beat the current bundle, significantly", group="model"
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Twelve nights on a cluster of two nodes, through submitted jobs, with what happens to nights.
+"""Twelve nights on a cluster of two nodes, through submitted jobs, with the mishaps that nights have.
 
 make chaos MINUTES=10
 """
@@ -22,21 +22,21 @@ from tests.conftest import make_bundle, sentences, shard
 from tests.nodes import submit, two_nodes
 
 
-def labelled(place: Path, rows: int, seed: int, right: bool = True) -> None:
-    """Different ones from call to call."""
+def write_labelled(path: Path, rows: int, seed: int, correct: bool = True) -> None:
+    """Write labelled sentences, which differ from seed to seed, with correct or shuffled labels."""
     table = sentences(rows, seed)
     texts = [f"{text}, said {seed * 10_000 + i}" for i, text in enumerate(table["text"].to_pylist())]
     table = table.set_column(0, "text", pa.array(texts))
-    if not right:
+    if not correct:
         shuffled = np.random.default_rng(seed).permutation(table["label"].to_pylist())
         table = table.set_column(1, "label", pa.array(shuffled))
-    pq.write_table(table, place)
+    pq.write_table(table, path)
 
 
 def test_twelve_nights(packaged_encoder, tmp_path):
     base, models, out = tmp_path, tmp_path / "models", tmp_path / "out"
     make_bundle(packaged_encoder, models / "first")
-    labelled(base / "test.parquet", 400, 100)
+    write_labelled(base / "test.parquet", 400, 100)
     training = {
         "data": str(base / "labelled.parquet"), "model": packaged_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3,
     }  # fmt: skip
@@ -54,8 +54,8 @@ def test_twelve_nights(packaged_encoder, tmp_path):
             record = json.loads((out / "_nights" / f"{name}.json").read_text())
             assert code == record["exit_code"], output
             assert record["state"] == "done"
-            found = verify(VerifySettings(input=str(base / "in"), out=str(out)))
-            assert (found.exit_code, found.rows_out) == (0, arrived), found.report()
+            findings = verify(VerifySettings(input=str(base / "in"), out=str(out)))
+            assert (findings.exit_code, findings.rows_out) == (0, arrived), findings.report()
             assert not any(record["verified"].values())
             return record
 
@@ -65,17 +65,17 @@ def test_twelve_nights(packaged_encoder, tmp_path):
             return output
 
         def made_by() -> dict[str, str]:
-            """Which bundle made each output."""
+            """Return the name of the bundle that made each output."""
             names = {
-                bundle.digest_of(bundle.read_files(str(place))[1]): place.name
-                for place in models.iterdir()
-                if place.is_dir()
+                bundle.digest_of(bundle.read_files(str(folder))[1]): folder.name
+                for folder in models.iterdir()
+                if folder.is_dir()
             }
-            read = {
+            origins = {
                 path.stem: json.loads(pq.read_metadata(path).metadata[b"sentiment_core.origin"])
                 for path in out.rglob("*.parquet")
             }
-            return {name: names[origin["run"]["bundle"]] for name, origin in read.items()}
+            return {name: names[origin["run"]["bundle"]] for name, origin in origins.items()}
 
         promoting("--bundle", "first")
         shard(base / "in", "1.parquet", 500, 1)
@@ -92,7 +92,7 @@ def test_twelve_nights(packaged_encoder, tmp_path):
         arrived += 50
         assert night("n03")["rows"] == 350
 
-        shard(base / "in", "4.parquet", 300, 5)  # n04 is missing
+        shard(base / "in", "4.parquet", 300, 5)  # n04 is missed
         shard(base / "in", "5.parquet", 300, 6)
         arrived += 600
         assert night("n05")["rows"] == 600
@@ -109,7 +109,7 @@ def test_twelve_nights(packaged_encoder, tmp_path):
         assert json.loads((out / "_nights" / "n06.json").read_text())["state"] == "running"
         shard(base / "in", "7.parquet", 300, 8)
         arrived += 300
-        assert night("n07")["rows"] == 6300  # of both nights, whatever the killed one had done
+        assert night("n07")["rows"] == 6300  # of both nights, whatever the killed one had scored
 
         shard(base / "in", "8.parquet", 400, 9, times=6)
         arrived += 400
@@ -117,14 +117,14 @@ def test_twelve_nights(packaged_encoder, tmp_path):
         assert drifted["exit_code"] == 4
         assert any(alarm.startswith("drift: text length") for alarm in drifted["alarms"])
 
-        labelled(base / "labelled.parquet", 100, 101, right=False)
+        write_labelled(base / "labelled.parquet", 100, 101, correct=False)
         shard(base / "in", "9.parquet", 400, 10)
         arrived += 400
         refused = night("n09", "renewing.yaml")
         assert (refused["exit_code"], refused["renewal"]["promoted"]) == (0, False), refused["renewal"]
         assert "current: first" in promoting()
 
-        labelled(base / "labelled.parquet", 640, 102)
+        write_labelled(base / "labelled.parquet", 640, 102)
         shard(base / "in", "10.parquet", 400, 11)
         arrived += 400
         promoted = night("n10", "renewing.yaml")
@@ -157,7 +157,7 @@ def test_twelve_nights(packaged_encoder, tmp_path):
 
 
 def kill_when_running(out: Path, night: str) -> None:
-    """The job's driver, as soon as it scores."""
+    """Kill the job's driver as soon as it scores."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
@@ -170,4 +170,4 @@ def kill_when_running(out: Path, night: str) -> None:
             os.kill(pid, signal.SIGKILL)
             return
         time.sleep(0.1)
-    raise AssertionError("the night did not begin")
+    raise AssertionError("the night did not start")

@@ -1,9 +1,12 @@
 """Plans of nights; those of nights that were run are in `test_job`."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sentiment_core.errors import UserError
-from sentiment_core.nightly.plan import make_plan
+from sentiment_core.nightly.plan import NightPlan, make_plan
+from sentiment_core.nightly.record import Night, NightRun
 from sentiment_core.nightly.settings import NightlySettings
 from tests.conftest import shard
 
@@ -27,3 +30,32 @@ def test_invalid_requests_are_refused(flags, words, models, tmp_path):
     with pytest.raises(UserError, match=words):
         make_plan(NightlySettings(**settings))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (90_000, "about 15 minutes at past nights' speed, cost 25.00"),
+        (12_000, "about 2.0 minutes at past nights' speed, cost 3.33"),
+    ],
+)
+def test_time_and_cost_are_estimated_from_past_nights(rows, line):
+    plan = plan_of(rows, [NightRun("", 99.0, "exit code 0", 6_000, 100.0, 60.0), NightRun("", 9.0, "failed")])
+    assert plan.describe().splitlines()[-1] == line
+
+
+def test_runs_of_old_versions_count_by_their_whole_time():
+    plan = plan_of(6_000, [NightRun("", 120.0, "exit code 0", 6_000, 50.0)])
+    assert plan.describe().splitlines()[-1] == "about 2.0 minutes at past nights' speed, cost 3.33"
+
+
+def test_the_first_night_has_no_estimate():
+    assert plan_of(10, []).describe().splitlines()[-1] == "no estimate of the time before the first night is done"
+
+
+def plan_of(rows: int, runs: list[NightRun]) -> NightPlan:
+    """Return a plan for so many rows, after a night of 6,000 rows with these runs."""
+    settings = NightlySettings(model="m", input="i", out="o", cost_per_hour=100.0)
+    scoring = SimpleNamespace(model="m", rows_to_score=rows, units_to_score=[], describe=lambda: "")
+    before = [Night("1", "done", rows=6_000, runs=runs)] if runs else []
+    return NightPlan(settings, "2", scoring, None, 0, False, before, None)
