@@ -16,6 +16,7 @@ from sentiment_core.training.job import TrainResult
 from tests.report.examples import LABELS, bundle_info, epoch_log, held_out_metrics
 
 
+@pytest.mark.slow
 def test_the_texts_are_fetched_checked_and_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cached = demo.TEXTS.cached

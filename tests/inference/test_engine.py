@@ -59,7 +59,7 @@ def family_bundle(packaged_encoder, tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="module", params=["openvino", "torch", "packed"])
+@pytest.fixture(scope="module", params=["openvino", "torch", pytest.param("packed", marks=pytest.mark.slow)])
 def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
     """The packaged encoder, three classes, on each backend."""
     place = tmp_path_factory.mktemp("engine") / "b"
@@ -160,7 +160,6 @@ def test_a_row_gets_the_same_in_any_company_and_order(engine, lengths, seed, dat
     np.testing.assert_allclose(engine.probabilities(lists.take(rows))[0], together[rows], atol=by_company(engine))
 
 
-@pytest.mark.slow
 def test_long_rows_get_the_same_in_any_company(engine):
     lists = random_lists([512, 511, 300, 256, 255, 187, 160, 150, 40] * 2)
     together, _ = engine.probabilities(lists)
@@ -206,6 +205,7 @@ def test_out_of_memory_is_met_by_smaller_batches(packaged_encoder, tmp_path):
         engine.probabilities(random_lists([800] * 2))
 
 
+@pytest.mark.slow
 def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
     """Random words on an untrained head lie closer to the boundary than text that the model was trained for."""
     place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
