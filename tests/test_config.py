@@ -72,4 +72,4 @@ def test_help_tells_every_default(capsys):
         parse(TrainSettings, "", ["--help"])
     told = capsys.readouterr().out
     assert told.count("(default: ") > 20
-    assert re.search(r"--seed N +seed of the split[^(]*\(default: 0\)", told)
+    assert re.search(r"--seed N +seed of [^(]*\(default:\s+0\)", told)
