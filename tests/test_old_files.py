@@ -98,7 +98,7 @@ def test_old_nights_go_on_and_are_compared_with(old, ray_here):
     assert night.state == "done"
     assert night.rows == 240
     assert not any(night.verified.values())
-    assert {comparison["against"] for comparison in night.comparisons} >= {"past nights"}
+    assert {comparison.against for comparison in night.comparisons} >= {"past nights"}
     after = contents(old / "nightly")
     assert {name: after[name] for name in before} == before
     first = json.loads((old / "nightly" / "_nights" / "2026-11-27.json").read_text())
