@@ -118,7 +118,7 @@ from sentiment_core import score, verify
 from sentiment_core.runtime.environment import VARIABLES
 model, source, out = sys.argv[1:]
 planned = score(model=model, input=source, out=out, dry_run=True)
-assert planned.rows_todo == 40 and not os.path.exists(out)
+assert planned.rows_to_score == 40 and not os.path.exists(out)
 result = score(model=model, input=source, out=out, keep=[])
 assert result.exit_code == 0 and result.summary["rows"] == 40, result.summary
 assert verify(input=source, out=out).exit_code == 0

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import jsonschema
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -23,8 +24,8 @@ def folder(request, ray_here, tiny_encoder, tmp_path_factory):
     assert blocks
     path = tmp_path_factory.mktemp("page")
     (path / "corpus").mkdir()
-    rows = sentences(200, seed=0)
-    pq.write_table(rows.append_column("id", rows["label"]), path / "corpus" / "part.parquet")
+    texts = sentences(200, seed=0)["text"]
+    pq.write_table(pa.table({"id": range(200), "text": texts}), path / "corpus" / "part.parquet")
     for name, seed in (("reviews.csv", 1), ("test.csv", 2)):
         pyarrow.csv.write_csv(sentences(200, seed), path / name)
     code = "\n".join(blocks).replace("distilbert-base-uncased", tiny_encoder)

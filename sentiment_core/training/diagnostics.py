@@ -7,6 +7,7 @@ import numpy as np
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import label_shares
 from sentiment_core.model.bundle import BundleInfo
+from sentiment_core.model.objective import Objective
 from sentiment_core.model.records import ReferenceStatistics
 from sentiment_core.text.token_lists import TokenLists, length_histogram
 
@@ -27,13 +28,17 @@ def find_warnings(info: BundleInfo) -> list[str]:
 
 
 def reference_statistics(
-    tokens: TokenLists, probabilities: np.ndarray, labels: list[str], unknown_id: int | None
+    objective: Objective,
+    tokens: TokenLists,
+    probabilities: np.ndarray,
+    labels: list[str],
+    unknown_id: int | None,
 ) -> ReferenceStatistics:
     """Describe the evaluation rows, to tell later whether a corpus has drifted from them."""
-    confidence = probabilities.max(axis=1)
+    predicted, confidence = objective.decide(probabilities)
     return ReferenceStatistics(
         rows=len(tokens),
-        predicted_shares=label_shares(probabilities.argmax(axis=1), labels),
+        predicted_shares=label_shares(predicted, labels),
         confidence_histogram=np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
         length_histogram=length_histogram(tokens.lengths),
         tokens=len(tokens.ids),
@@ -42,9 +47,9 @@ def reference_statistics(
     )
 
 
-def worst_mistakes(probabilities: np.ndarray, part: LabelledTexts) -> list[dict]:
+def worst_mistakes(objective: Objective, probabilities: np.ndarray, part: LabelledTexts) -> list[dict]:
     """Return the rows that got a wrong label with the most confidence: label, predicted, confidence, text."""
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    predicted, confidence = objective.decide(probabilities)
     wrong = np.flatnonzero(predicted != part.labels)
     return [
         {

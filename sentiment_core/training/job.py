@@ -242,7 +242,7 @@ def finish(
         metrics=scores,
         calibration=fitted,
         training=_describe_training(prepared, log, started),
-        reference=reference_statistics(prepared.eval_tokens, probabilities, labels, prepared.unknown_id),
+        reference=reference_statistics(objective, prepared.eval_tokens, probabilities, labels, prepared.unknown_id),
         int8=measure_int8_agreement(
             weights.model, len(labels), settings.max_length, objective, prepared.eval_tokens, prepared.train_tokens
         ),
@@ -250,7 +250,7 @@ def finish(
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save
 
     records = [record.to_json() for record in log]
-    mistakes = worst_mistakes(probabilities, prepared.eval_part)
+    mistakes = worst_mistakes(objective, probabilities, prepared.eval_part)
     extra = training_report.make_files(info, records, command_line("train", settings), mistakes)
     extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in records).encode()
     bundle.write(prepared.path, weights.model, prepared.model_config, prepared.tokenizer, info, extra)

@@ -73,7 +73,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     found = evaluate(
         EvaluateSettings(model=str(out), data=str(tmp_path / "held.parquet"), out=str(tmp_path / "m.json"))
     )
-    assert json.loads((tmp_path / "m.json").read_text()) == found
+    assert json.loads((tmp_path / "m.json").read_text()) == found.to_json()
     assert found.n == trained.info.metrics.n
     assert found.accuracy == trained.info.metrics.accuracy
     assert trained.info.calibration.temperature != pytest.approx(1.0, abs=0.01)
