@@ -53,7 +53,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
             for process in (*job.children(recursive=True), job):
                 process.kill()
             assert job.wait() == -signal.SIGKILL  # it was not done
-    with pytest.raises(UserError, match=r"unfinished run .*\(lr 0.1, then 0.0001\)"):
+    with pytest.raises(UserError, match=r"checkpoint made with other settings \(lr: 0.0001 there, 0.1 now\)"):
         train(TrainSettings(**flags | {"lr": 0.1}))
 
     def kill_worker() -> None:
