@@ -70,6 +70,6 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(ray_here, tiny
     again = train(TrainSettings(**flags))
     killer.join()
     assert len(killed) == 1
-    assert [record["losses"] for record in again.log] == [record["losses"] for record in calm.log]
+    assert [record.losses for record in again.log] == [record.losses for record in calm.log]
     assert again.info.metrics == calm.info.metrics
     assert not work.exists()
