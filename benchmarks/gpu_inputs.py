@@ -35,7 +35,7 @@ SMALL_SHAPES = {
 
 @dataclass(frozen=True)
 class TextLengths:
-    """How many tokens a kind of text has: a gamma distribution, cut at both ends."""
+    """A distribution of text lengths in tokens: gamma, cut at both ends."""
 
     mean: float
     gamma_shape: float

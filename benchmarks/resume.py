@@ -1,6 +1,6 @@
 """Time planning and resuming.
 
-Measured are the planning of very many shards, and a real run of which 1 % is missing. The many shards are planned
+It measures planning very many shards, and a real run with 1 % missing. The many shards are planned
 twice, before and after all of them are scored.
 
     python benchmarks/resume.py --model runs/demo/bundle --text runs/demo/corpus

@@ -1,5 +1,6 @@
 """Train a classifier: prepare the data, run the loop on Ray Train's workers, then calibrate and write the bundle."""
 
+import functools
 import json
 import os
 import time
@@ -102,7 +103,7 @@ class PreparedTraining:
         """The labels, in the order of the logits."""
         return self.train_part.label_names
 
-    @property
+    @functools.cached_property  # hashes all texts and weights
     def request(self) -> dict[str, Any]:
         """Return what decides the result: a resumed run must have the same."""
         return asdict(self.settings) | {

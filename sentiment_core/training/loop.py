@@ -232,7 +232,7 @@ class TrainingLoop:
         """Choose how gradients are computed here."""
         if self.workers > 1:
             return DistributedBackward(self.model, self.workers, self._leaves_parameters_unused())
-        # not where what is computed anew for checkpointed gradients would be dropped anew
+        # not with gradient checkpointing: the recomputed forward pass would draw another dropout
         sharded = self.device.type == "cpu" and self.task.threads > 1 and not self.settings.gradient_checkpointing
         if sharded and cpu.is_plain(self.model):
             return cpu.ShardedBackward(self.model, dtype, self.task.threads)
