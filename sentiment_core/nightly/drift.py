@@ -1,7 +1,9 @@
 """Measure drift: how far a night's texts, and what the model says of them, are from other rows.
 
 The other rows are those that the bundle was evaluated on, or those of past nights. To add a statistic, add an entry to
-`DISTRIBUTIONS` or `SHARES` below; nights whose records lack it are not compared by it.
+`DISTRIBUTIONS` or `SHARES` below: it is then compared, told and drawn. What it reads must be counted first: from scored
+rows by a class in `scoring/statistics.py`, from evaluation rows by `reference_statistics` in `training/diagnostics.py`.
+Nights whose records lack it are not compared by it.
 
 Distributions are compared by the population stability index, the sum over bins of (p - q) ln(p / q). It comes from
 credit scoring, where by common usage 0.1 to 0.25 is a change to look at and more a change to act on (Siddiqi 2006,
@@ -28,9 +30,8 @@ ALPHA = 1e-3  # probability that chance alone passes the noise limit
 LABELS, CONFIDENCES, LENGTHS = "labels", "confidence", "text length"
 UNKNOWN, EMPTY, REPEATED = "unknown tokens", "empty texts", "repeated texts"
 
-DecidedBy = Literal[
-    "model", "tokenizer", "text"
-]  # what must be the same on both sides for a statistic to mean the same
+# what must be the same on both sides for a statistic to mean the same
+DecidedBy = Literal["model", "tokenizer", "text"]
 ShareValue = tuple[float, float, float]  # part, total, standard error of the part
 
 
@@ -42,6 +43,9 @@ class Distribution:
     decided_by: DecidedBy
     from_counts: Callable[[Counts], Iterable[int]]
     from_reference: Callable[[ReferenceStatistics, Sequence[str]], Sequence[float] | None]  # None: not noted
+    x_label: str  # of its figure
+    bin_names: Callable[[Sequence[str], int], Sequence[str]]  # of the model's labels, and the number of bins
+    draw_empty_ends: bool = False  # or only from the first to the last bin with rows
 
 
 @dataclass(frozen=True)
@@ -82,18 +86,30 @@ def _repeated_texts(counts: Counts) -> ShareValue:
 
 
 DISTRIBUTIONS = (
-    Distribution(LABELS, "model", lambda counts: counts.labels.value.values(), _label_rows),
+    Distribution(
+        LABELS,
+        "model",
+        lambda counts: counts.labels.value.values(),
+        _label_rows,
+        "label",
+        lambda labels, bins: labels,
+        draw_empty_ends=True,
+    ),
     Distribution(
         CONFIDENCES,
         "model",
         lambda counts: counts.confidence_histogram.value,
         lambda reference, labels: reference.confidence_histogram if reference.rows else None,
+        "confidence, from",
+        lambda labels, bins: [f"{i / bins:.2f}" for i in range(bins)],
     ),
     Distribution(
         LENGTHS,
         "tokenizer",
         lambda counts: counts.length_histogram.value,
         lambda reference, labels: reference.length_histogram,
+        "tokens, from",
+        lambda labels, bins: [f"{2**i:,}" for i in range(bins)],
     ),
 )
 SHARES = (

@@ -1,8 +1,8 @@
 """Write the pages of nights beside their records.
 
 `NIGHT.html` and `index.html`, over all nights, are for people, `nights.jsonl` (one line a night) for other tools. All
-are static files, rebuilt from the records, and open from a disk or a bucket. To add a figure of a night, add an entry
-to `draw_night`; to add one over all nights, to `draw_trends`.
+are static files, rebuilt from the records, and open from a disk or a bucket. A night's figures are those of
+`drift.DISTRIBUTIONS`. To add one over all nights, draw it in `draw_trends`.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from sentiment_core.nightly.drift import CONFIDENCES, LABELS, LENGTHS, Profile
+from sentiment_core.nightly.drift import CONFIDENCES, DISTRIBUTIONS, LABELS, Distribution, Profile
 from sentiment_core.nightly.record import (
     FOLDER,
     PAST,
@@ -29,7 +29,6 @@ from sentiment_core.runtime import storage
 SHOWN_NIGHTS = 90  # in the trends
 SHOWN_PARTITIONS = 30
 COLORS = {REFERENCE: LIGHT, PAST: GREY, WHOLE: BLUE}
-DISTRIBUTIONS = {LABELS: "Labels", CONFIDENCES: "Confidence", LENGTHS: "Text length"}  # and their figures' titles
 BADGES = {"ok": "good", "attention": "warning", "shards failed": "warning", "running or killed": "plain"}  # else "bad"
 
 
@@ -113,13 +112,14 @@ def draw_night(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
         WHOLE: (night.profile or Profile()).distributions,
     }
     drawn = {}
-    for distribution, title in DISTRIBUTIONS.items():
+    for distribution in DISTRIBUTIONS:
         rows_of = {
-            name: np.array(distributions.get(distribution, ()), float)
+            name: np.array(distributions.get(distribution.name, ()), float)
             for name, distributions in distributions_of.items()
         }
         shares = {name: rows / rows.sum() for name, rows in rows_of.items() if rows.sum()}
-        drawn[title] = _draw_distribution(distribution, night.labels, shares)
+        title = distribution.name.capitalize()
+        drawn[title] = _draw_distribution(distribution, title, night.labels, shares)
     return drawn
 
 
@@ -141,7 +141,8 @@ def draw_trends(nights: Sequence[Night]) -> dict[str, Figure]:
     axes.ticklabel_format(axis="y", useOffset=False)
     drawn["Drift"], axes = new_figure("Drift from past nights", "", "population stability index")
     for distribution in DISTRIBUTIONS:
-        axes.plot(positions, [_drift(night, distribution) for night in nights], marker=".", label=distribution)
+        values = [_drift(night, distribution.name) for night in nights]
+        axes.plot(positions, values, marker=".", label=distribution.name)
     limits = [comparison.limit for night in nights for comparison in night.comparisons if comparison.now is None]
     if limits:
         axes.axhline(limits[-1], color=RED, linestyle="--", linewidth=1, label="limit")
@@ -153,18 +154,16 @@ def draw_trends(nights: Sequence[Night]) -> dict[str, Figure]:
     return drawn
 
 
-def _draw_distribution(distribution: str, labels: list[str], shares: Mapping[str, np.ndarray]) -> Figure:
+def _draw_distribution(
+    distribution: Distribution, title: str, labels: list[str], shares: Mapping[str, np.ndarray]
+) -> Figure:
     """Draw the shares of rows by bin, side by side for each name in `shares`."""
-    bins = len(labels) if distribution == LABELS else len(next(iter(shares.values()), ()))
-    bin_names = {
-        LABELS: labels,
-        CONFIDENCES: [f"{i / bins:.2f}" for i in range(bins)],
-        LENGTHS: [f"{2**i:,}" for i in range(bins)],
-    }[distribution]
+    bin_names = distribution.bin_names(labels, len(next(iter(shares.values()), ())))
     filled = np.flatnonzero(np.sum(list(shares.values()), axis=0) > 0)
-    shown = np.arange(filled[0], filled[-1] + 1) if len(filled) and distribution != LABELS else np.arange(bins)
-    x_label = {LABELS: "label", CONFIDENCES: "confidence, from", LENGTHS: "tokens, from"}[distribution]
-    figure, axes = new_figure(DISTRIBUTIONS[distribution], x_label, "share of rows")
+    shown = np.arange(len(bin_names))
+    if len(filled) and not distribution.draw_empty_ends:
+        shown = np.arange(filled[0], filled[-1] + 1)
+    figure, axes = new_figure(title, distribution.x_label, "share of rows")
     positions = np.arange(len(shown))
     width = 0.8 / max(1, len(shares))
     for i, (name, share) in enumerate(shares.items()):
