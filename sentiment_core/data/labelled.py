@@ -106,7 +106,7 @@ def read_json_lines(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Ta
 
 
 # A reader takes the open file, its path for messages, and the columns, and returns a table of just these columns. It
-# calls `columns.check` and may raise one of `failures.UNREADABLE`.
+# calls `columns.check`. For a damaged file it raises one of `failures.UNREADABLE`, whatever its library raises.
 READERS: dict[str, Callable[[pa.NativeFile, str, Columns], pa.Table]] = {
     ".parquet": read_parquet,
     ".pq": read_parquet,

@@ -1,6 +1,7 @@
 """The registry of backends, and which of them runs a model right here.
 
-To add a backend, write a module in `backends/` and an entry in `BACKENDS`.
+To add a backend, write a module in `backends/`, a function here that imports and makes it, and an entry in `BACKENDS`.
+A backend whose library is missing raises `BackendUnavailable`. A library that few need is an extra in `pyproject.toml`.
 """
 
 import functools
@@ -15,7 +16,7 @@ from torch import nn
 
 from sentiment_core.inference.backends.base import Backend, BackendUnavailable, FirstToken, SplitClassifier
 from sentiment_core.inference.backends.openvino import OpenVino
-from sentiment_core.inference.backends.padded import Padded
+from sentiment_core.inference.backends.torch_padded import Padded
 from sentiment_core.inference.tolerances import BF16_TOLERANCE, FP32_TOLERANCE, INT8_TOLERANCE
 from sentiment_core.model import classifier, families
 from sentiment_core.model.classifier import Classifier
@@ -68,7 +69,7 @@ class BackendEntry:
 
 
 def _make_packed(inputs: BackendInputs, compiled: bool = False) -> Backend:
-    from sentiment_core.inference.backends.packed import Packed  # two seconds, which CPUs need not spend
+    from sentiment_core.inference.backends.torch_packed import Packed  # two seconds, which CPUs need not spend
 
     return Packed(inputs.split, inputs.device, inputs.dtype, inputs.pad_id, compiled)
 
