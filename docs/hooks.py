@@ -19,7 +19,7 @@ MARK = re.compile(r"^<!-- generated: (command-line|schema) ?([\w-]*) -->$", re.M
 RECORDS = {  # records that are written as JSON: where, and the dataclasses whose fields stand there side by side
     "sentiment": ("sentiment.json", ["sentiment_core.model.bundle:BundleInfo"]),
     "metrics": ("metrics.json", ["sentiment_core.model.records:Evaluation"]),
-    "epoch": ("a line of training_log.jsonl", ["sentiment_core.training.epochs:EpochRecord"]),
+    "epoch": ("a line of training_log.jsonl", ["sentiment_core.model.records:EpochRecord"]),
     "decision": ("current.json, decisions", ["sentiment_core.model.registry:Decision"]),
     "run": ("_run.json", ["sentiment_core.scoring.records:Run", "sentiment_core.scoring.records:RunFile"]),
     "summary": ("_summary.json", ["sentiment_core.scoring.summary:Summary"]),

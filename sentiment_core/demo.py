@@ -243,7 +243,7 @@ def make_page(
 ) -> str:
     """Make the demo's report. `shares` are those of the labels in each kind of text."""
     drawn = {
-        "Loss": figures.draw_loss_curve([record.to_json() for record in trained.log]),
+        "Loss": figures.draw_loss_curve(trained.log),
         "Confusion matrix": figures.draw_confusion_matrix(held_out),
         "Reliability diagram": figures.draw_reliability_diagram(held_out),
         "Confidence histogram": figures.draw_confidence_histogram(scored.record.confidence_histogram),

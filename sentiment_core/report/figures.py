@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sentiment_core.model.records import Metrics
+from sentiment_core.model.records import EpochRecord, Metrics
 
 BLUE, GREY, LIGHT, RED = "#2f6db5", "#8a8f98", "#cdd2d9", "#c8553d"
 STACK_COLORS = (RED, "#d9dce1", BLUE, "#6aa56a", "#b58a2f")
@@ -21,16 +21,16 @@ SHOWN_COUNTS_LABELS = 12  # of more labels the confusion matrix is shaded only
 ANNOTATED_POINTS = 5  # of the risk-coverage curve
 
 
-def draw_loss_curve(log: Sequence[dict]) -> Figure:
+def draw_loss_curve(log: Sequence[EpochRecord]) -> Figure:
     """Draw the training loss of every step and the evaluation loss of every epoch."""
     figure, axes = new_figure("Loss", "step", "cross entropy (nats)")
-    losses = np.concatenate([record["losses"] for record in log])
+    losses = np.concatenate([record.losses for record in log])
     width = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-    steps = np.cumsum([len(record["losses"]) for record in log])
+    steps = np.cumsum([len(record.losses) for record in log])
     axes.plot(np.arange(len(losses)) + 1, losses, color=GREY, alpha=0.25, linewidth=0.5)
     axes.plot(np.arange(len(smooth)) + width, smooth, color=GREY, label=f"training, mean of {width} steps")
-    axes.plot(steps, [record["eval"]["loss"] for record in log], "o-", color=BLUE, label="evaluation")
+    axes.plot(steps, [record.eval.loss for record in log], "o-", color=BLUE, label="evaluation")
     axes.set_ylim(0, np.quantile(losses, 0.99) * 1.1)
     axes.legend(frameon=False)
     return figure

@@ -12,11 +12,12 @@ from sentiment_core.report.html import TEMPLATES
 
 if TYPE_CHECKING:
     from sentiment_core.model.bundle import BundleInfo
+    from sentiment_core.model.records import EpochRecord
 
 TASK = "text-classification"
 
 
-def make_model_card(info: "BundleInfo", log: Sequence[dict], figures: Mapping[str, str]) -> str:
+def make_model_card(info: "BundleInfo", log: Sequence["EpochRecord"], figures: Mapping[str, str]) -> str:
     """Make the model card of a bundle.
 
     Args:

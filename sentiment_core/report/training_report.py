@@ -11,6 +11,7 @@ from sentiment_core.report.model_card import describe_preprocessing, make_model_
 
 if TYPE_CHECKING:
     from sentiment_core.model.bundle import BundleInfo
+    from sentiment_core.model.records import EpochRecord
 
 PAGE, CARD = "report.html", "README.md"
 
@@ -20,7 +21,7 @@ class BundleFigure(NamedTuple):
 
     title: str
     file_name: str
-    draw: Callable[["BundleInfo", Sequence[dict]], Figure]  # from the bundle's info and its records of epochs
+    draw: Callable[["BundleInfo", Sequence["EpochRecord"]], Figure]  # from the bundle's info and its records of epochs
 
 
 # To add a figure, draw it in figures.py and add a line here.
@@ -41,7 +42,9 @@ FIGURES = (
 )
 
 
-def make_files(info: "BundleInfo", log: Sequence[dict], command: str, mistakes: Sequence[dict]) -> dict[str, bytes]:
+def make_files(
+    info: "BundleInfo", log: Sequence["EpochRecord"], command: str, mistakes: Sequence[dict]
+) -> dict[str, bytes]:
     """Make a bundle's report, model card and figures, by file name.
 
     Args:

@@ -1,47 +1,11 @@
-"""Record how far a training is: the epoch and step it is at, and what each epoch came to."""
+"""Keep how far a training is: the epoch and step it is at, and the records of the epochs before."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True)
-class EvaluationScores:
-    """Metrics of an epoch's weights on the evaluation rows, before calibration."""
-
-    loss: float  # mean cross entropy in nats
-    accuracy: float
-    macro_f1: float
-    ece: float  # expected calibration error
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """A line of `training_log.jsonl`."""
-
-    epoch: int
-    losses: list[float]  # of each step: mean loss of its global batch
-    seconds: float  # of the steps; evaluation and checkpoints apart
-    rows: int  # trained on
-    eval: EvaluationScores
-    selected_by: float  # the value by which epochs are compared; more is better
-    device: str
-    dtype: str
-    diverged_after: bool = False  # the next epoch gave no finite numbers
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as it stands in the file."""
-        content = asdict(self)
-        if not self.diverged_after:
-            del content["diverged_after"]
-        return content
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "EpochRecord":
-        """Read a record."""
-        return cls(**content | {"eval": EvaluationScores(**content["eval"])})
+from sentiment_core.model.records import EpochRecord
 
 
 class RunProgress:

@@ -20,7 +20,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import measure_int8_agreement
 from sentiment_core.model import bundle, classifier, encoder
 from sentiment_core.model.objective import SingleLabel
-from sentiment_core.model.records import EncoderOrigin, EvaluationRows, TrainingRecord, TrainingRows
+from sentiment_core.model.records import EncoderOrigin, EpochRecord, EvaluationRows, TrainingRecord, TrainingRows
 from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.text.preprocessing import Preprocessing
 from sentiment_core.text.token_lists import TokenLists
@@ -29,8 +29,8 @@ from sentiment_core.training import checkpoint, tracking, vocabulary
 from sentiment_core.training.checkpoint import LOGITS
 from sentiment_core.training.data import read_parts, tokenize_part
 from sentiment_core.training.diagnostics import find_warnings, reference_statistics, worst_mistakes
-from sentiment_core.training.epochs import EpochRecord
-from sentiment_core.training.ray_workers import run_workers, start_monitor
+from sentiment_core.training.monitor import start_monitor
+from sentiment_core.training.ray_workers import run_workers
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.task import TokenizedPart, TrainingTask
@@ -250,10 +250,9 @@ def finish(
     )
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save
 
-    records = [record.to_json() for record in log]
     mistakes = worst_mistakes(objective, probabilities, prepared.eval_part)
-    extra = training_report.make_files(info, records, command_line("train", settings), mistakes)
-    extra[bundle.LOG] = "".join(json.dumps(record) + "\n" for record in records).encode()
+    extra = training_report.make_files(info, log, command_line("train", settings), mistakes)
+    extra[bundle.LOG] = "".join(json.dumps(record.to_json()) + "\n" for record in log).encode()
     bundle.write(prepared.path, weights.model, prepared.model_config, prepared.tokenizer, info, extra)
     return TrainResult(prepared.path, info, log)
 

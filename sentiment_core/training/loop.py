@@ -2,8 +2,12 @@
 
 Each worker takes its share of the rows of every global batch, so the batches, and but for dropout the losses, are the
 same whatever the number of workers. Everything that the rest of a run depends on is in its checkpoints: a resumed run
-ends as if nothing had happened. To add a trick that keeps state, write it with `state_dict` and `load_state_dict` in a
-file of its own, make it in `__init__`, and name it there in `self.shared` or `self.own`.
+ends as if nothing had happened.
+
+To add a training trick, write it in a file of its own and call it here: a term of the loss in `_row_losses`, a change
+of the step in `_train_step`, a choice of rows in `_end_epoch`. A trick that keeps state has `state_dict` and
+`load_state_dict`, and is named in `self.shared` or `self.own`. One that draws random numbers draws them before
+`_add_gradients`, since `cpu.ShardedBackward` knows of no others than those of dropout.
 """
 
 import time
@@ -21,6 +25,7 @@ from torch import nn
 from sentiment_core.errors import UserError
 from sentiment_core.model import classifier
 from sentiment_core.model.objective import SingleLabel
+from sentiment_core.model.records import EpochRecord, EvaluationScores
 from sentiment_core.runtime import connection, hardware, storage
 from sentiment_core.text.batching import batches_by_length, batches_by_tokens
 from sentiment_core.training import cpu
@@ -34,7 +39,7 @@ from sentiment_core.training.checkpoint import (
     save_checkpoint,
 )
 from sentiment_core.training.data_pruning import DataPruning
-from sentiment_core.training.epochs import EpochRecord, EvaluationScores, RunProgress
+from sentiment_core.training.epochs import RunProgress
 from sentiment_core.training.forward import Forward
 from sentiment_core.training.gradients import Backward, DistributedBackward, PlainBackward
 from sentiment_core.training.optimizer import (

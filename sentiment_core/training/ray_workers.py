@@ -11,13 +11,13 @@ import ray.train.torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from sentiment_core.errors import UserError
+from sentiment_core.model.records import EpochRecord
 from sentiment_core.runtime import cluster, storage
 from sentiment_core.runtime.environment import variables_set
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.progress import Progress, repeat_every
 from sentiment_core.training import cpu
 from sentiment_core.training.checkpoint import SCORE
-from sentiment_core.training.epochs import EpochRecord
 from sentiment_core.training.loop import train_loop
 from sentiment_core.training.task import TrainingTask
 
@@ -31,33 +31,6 @@ VARIABLES = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody asks what it sees
 }
 POLL_EVERY_S = 0.5  # between two looks at the monitor
-
-
-class Monitor:
-    """An actor that keeps what the first worker reports until the driver asks."""
-
-    def __init__(self) -> None:
-        self.rows_before: int | None = None  # done when the run began or was resumed
-        self.rows = 0
-        self.curves: list[tuple[int, dict[str, float]]] = []  # steps done, values by name
-
-    def put(self, rows: int, step: int, values: dict[str, float]) -> None:
-        """Note rows and steps done, and values of the curves."""
-        if self.rows_before is None:
-            self.rows_before = rows
-        self.rows = rows
-        if values:
-            self.curves.append((step, values))
-
-    def take(self) -> tuple[int, int, list[tuple[int, dict[str, float]]]]:
-        """Return rows done at the beginning and now, and the curves since the last call."""
-        curves, self.curves = self.curves, []
-        return self.rows_before or 0, self.rows, curves
-
-
-def start_monitor() -> Any:
-    """Start the monitor's actor on the driver's node."""
-    return ray.remote(num_cpus=0)(Monitor).options(scheduling_strategy=cluster.pin_to_this_node()).remote()
 
 
 def run_workers(folder: str, task: TrainingTask, rows: int, track: Track) -> tuple[list[EpochRecord], Checkpoint]:

@@ -34,4 +34,4 @@ class TrainingTask:
     threads: int  # on a CPU
     encoder: ray.ObjectRef  # the files of the encoder's folder
     data: ray.ObjectRef  # training and evaluation part, a list of two `TokenizedPart`
-    monitor: Any  # actor handle of a `ray_workers.Monitor`
+    monitor: Any  # actor handle of a `monitor.Monitor`

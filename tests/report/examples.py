@@ -7,7 +7,15 @@ import numpy as np
 from sentiment_core.data.shards import FailedShard
 from sentiment_core.model import metrics
 from sentiment_core.model.bundle import BundleInfo
-from sentiment_core.model.records import Calibration, Int8Check, Metrics, ReferenceStatistics, TrainingRecord
+from sentiment_core.model.records import (
+    Calibration,
+    EpochRecord,
+    EvaluationScores,
+    Int8Check,
+    Metrics,
+    ReferenceStatistics,
+    TrainingRecord,
+)
 from sentiment_core.nightly import drift
 from sentiment_core.nightly.drift import Profile
 from sentiment_core.nightly.record import (
@@ -78,14 +86,14 @@ def bundle_info(data: str = "reviews.csv", revision: str | None = None) -> Bundl
     )
 
 
-def epoch_log() -> list[dict]:
+def epoch_log() -> list[EpochRecord]:
     """The records of three epochs, the second of which was kept."""
     rng = np.random.default_rng(0)
     log = []
     for epoch, (loss, accuracy) in enumerate([(0.50, 0.80), (0.40, 0.85), (0.45, 0.84)], 1):
         losses = (1.1 / epoch + rng.uniform(0, 0.2, 250)).tolist()
-        evaluated = {"loss": loss, "accuracy": accuracy, "macro_f1": accuracy - 0.05, "ece": 0.05}
-        log.append({"epoch": epoch, "losses": losses, "seconds": 48.0, "rows": 8_100, "eval": evaluated})
+        scores = EvaluationScores(loss, accuracy, macro_f1=accuracy - 0.05, ece=0.05)
+        log.append(EpochRecord(epoch, losses, 48.0, 8_100, scores, accuracy, "AMD EPYC", "float32"))
     return log
 
 

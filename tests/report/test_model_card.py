@@ -28,7 +28,7 @@ def test_the_numbers_are_those_of_the_bundle():
     assert next(value for name, value in rows.items() if name.startswith("ECE cross-fitted")) == ["0.0312"]
     assert rows["Brier score"] == [f"{info.metrics.brier:.4f}"]
     assert rows["mean absolute error, in labels"] == ["0.2500"]
-    mean_losses = [sum(record["losses"]) / len(record["losses"]) for record in log]
+    mean_losses = [sum(record.losses) / len(record.losses) for record in log]
     assert rows["1"] == [f"{mean_losses[0]:.4f}", "0.5000", "0.8000", "0.7500"]
     assert rows["2 (kept)"] == [f"{mean_losses[1]:.4f}", "0.4000", "0.8500", "0.8000"]
     assert rows["rows"] == ["8,100 of `reviews.csv`"]
