@@ -95,6 +95,7 @@ def _describe_thresholds(result: Metrics) -> list[str]:
             accuracy, confidence, coverage = max(reaching, key=lambda point: point[2])
             threshold = math.floor(confidence * 1e4) / 1e4
             lines.append(
-                f"--min-confidence {threshold} labels {100 * coverage:.0f} % of the rows, {accuracy:.3f} of them right"
+                f"--min-confidence {threshold} labels {100 * coverage:.0f} % of the rows; "
+                f"{100 * accuracy:.1f} % of those labels are right"
             )
     return lines
