@@ -100,6 +100,7 @@ def test_evaluate_takes_paths_and_returns_the_metrics(tiny_bundle, labelled, tmp
     assert (tmp_path / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_an_import_changes_nothing_and_loads_nothing_heavy():
     code = (
         "import os, sys; before = dict(os.environ); import sentiment_core;"

@@ -17,26 +17,31 @@ REPO = Path(__file__).resolve().parents[1]
 MARKED = re.compile(r"^<!-- run in a test -->\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module", params=["README.md", "docs/guides/python.md"])
-def folder(request, ray_here, tiny_encoder, tmp_path_factory):
-    """What the Python blocks of a page leave in an empty folder with labelled text and a corpus."""
-    blocks = MARKED.findall((REPO / request.param).read_text())
-    assert blocks
-    path = tmp_path_factory.mktemp("page")
+PAGES = ["README.md", "docs/guides/python.md"]  # the second uses what the first leaves
+
+
+@pytest.fixture(scope="module")
+def folder(ray_here, tiny_encoder, tmp_path_factory):
+    """What the Python blocks of the pages leave in a folder with labelled text and a corpus."""
+    path = tmp_path_factory.mktemp("pages")
     (path / "corpus").mkdir()
     texts = sentences(200, seed=0)["text"]
     pq.write_table(pa.table({"id": range(200), "text": texts}), path / "corpus" / "part.parquet")
     for name, seed in (("reviews.csv", 1), ("test.csv", 2)):
         pyarrow.csv.write_csv(sentences(200, seed), path / name)
-    code = "\n".join(blocks).replace("distilbert-base-uncased", tiny_encoder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        exec(compile(code, request.param, "exec"), {})
+        for page in PAGES:
+            blocks = MARKED.findall((REPO / page).read_text())
+            assert blocks
+            code = "\n".join(blocks).replace("distilbert-base-uncased", tiny_encoder)
+            exec(compile(code, page, "exec"), {})
     return path
 
 
 def test_python_in_pages_runs(folder):
-    assert len(pq.read_table(folder / "scored")) == 200
+    for name in ("scored", "scored-ids"):
+        assert len(pq.read_table(folder / name)) == 200
 
 
 def test_files_are_as_their_schemas_say(folder):

@@ -11,6 +11,8 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from timing import ContenderFailed, ContenderProcess, matrix_ceiling
 
+pytestmark = pytest.mark.slow
+
 
 def make_divider(dividend: int):
     """Make a contender that divides, unless it is asked to die or to hang."""

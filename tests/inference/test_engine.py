@@ -59,7 +59,9 @@ def family_bundle(packaged_encoder, tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="module", params=["openvino", "torch", pytest.param("packed", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "packed"))]
+)
 def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
     """The packaged encoder, three classes, on each backend."""
     place = tmp_path_factory.mktemp("engine") / "b"
@@ -91,6 +93,7 @@ def one_by_one(place: str, lists: TokenLists) -> np.ndarray:
     return torch.softmax(torch.cat(logits), dim=1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "head"), [*((family, "standard") for family in FAMILIES), ("roberta", "mlp")])
 def test_every_family_gets_what_plain_torch_gives(family_bundle, family, head):
     place = family_bundle(family, head)
@@ -186,6 +189,7 @@ def test_the_logits_of_a_list_s_pieces_are_averaged(tiny_bundle):
     assert np.isnan(found[2]).all()
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_met_by_smaller_batches(packaged_encoder, tmp_path):
     """Memory for 700 tokens at a time, as it were."""
     place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)

@@ -53,6 +53,7 @@ def test_the_pipeline_gives_the_same(real_bundle, dtype):
     np.testing.assert_allclose(ours, theirs, atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_mlp_head_comes_back_as_it_was(tiny_encoder, tmp_path):
     place = make_bundle(tiny_encoder, tmp_path / "b", head="mlp")
     first = engine_probabilities(place)

@@ -9,6 +9,7 @@ import pytest
 from sentiment_core.nightly import lock
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_holds_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
     monkeypatch.setattr(lock, "STALE_AFTER_S", 3)

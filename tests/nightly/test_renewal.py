@@ -32,6 +32,7 @@ def test_a_candidate_must_be_significantly_better(alone_right, better, words):
     assert words in comparison.decide(0.005)[1]
 
 
+@pytest.mark.slow
 def test_bundles_are_compared_on_rows_they_were_not_trained_on(tiny_encoder, tiny_bundle, labelled, tmp_path):
     other = make_bundle(tiny_encoder, tmp_path / "other", labels=("negative", "positive"), max_length=8)
     data = dataset.read(labelled, "text", "label", ["negative", "positive"])

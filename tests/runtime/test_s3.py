@@ -20,6 +20,7 @@ from sentiment_core.scoring.settings import ScoreSettings
 from tests import s3
 from tests.conftest import sentences
 
+pytestmark = pytest.mark.ray  # the store is a server in a process of its own
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -133,7 +134,6 @@ def s3_keys(port: int) -> list[str]:
     return [entry["Key"] for entry in s3.client(port).list_objects_v2(Bucket=s3.BUCKET).get("Contents", [])]
 
 
-@pytest.mark.ray
 def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path, monkeypatch):
     """A request is throttled and one dropped; credentials are in the environment."""
     (tmp_path / "in").mkdir()

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mlflow import MlflowClient
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
@@ -59,6 +58,8 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert curves["calibrated/ece"][0][1] == pytest.approx(trained.info.calibration.ece_after)
     assert curves["train/learning_rate"][-1] == (2 * steps, 0)
     assert curves["train/loss"][-1][1] < curves["train/loss"][0][1]
+    from mlflow import MlflowClient  # seconds, which other tests need not wait for
+
     client = MlflowClient()
     (run,) = client.search_runs(["0"])
     assert (run.info.run_name, run.info.status) == ("bundle", "FINISHED")
@@ -116,11 +117,11 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     def trained(workers: int) -> TrainResult:
         settings = TrainSettings(
             data=str(tmp_path / "d.parquet"), model=tiny_bundle, out=str(tmp_path / f"w{workers}"), workers=workers,
-            label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=1, max_length=8,
+            label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=2, max_length=8,
             truncation="window", clean="markup", dropout=0.0, classifier_dropout=0.0, batch_size=27, adversarial=0.5,
             lr=3e-4, head_lr=3e-3,
             ema_decay=0.9, layer_decay=0.9, label_smoothing=0.1, class_weights="balanced", focal_gamma=1.0,
-            gradient_checkpointing=True, ordinal=True,
+            gradient_checkpointing=True, ordinal=True, data_pruning=0.5,
         )  # fmt: skip
         return train(settings)
 
@@ -128,6 +129,11 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     losses = [run.log[0].losses for run in (one, two)]
     assert len(losses[0]) == len(losses[1]) >= 20
     np.testing.assert_allclose(losses[0][:15], losses[1][:15], atol=1e-3)
+    for run in (one, two):  # workers that did not leave out the same rows would wait for each other
+        first, second = run.log
+        assert second.rows < 0.95 * first.rows
+        assert [len(record.losses) for record in run.log] == [-(-record.rows // 27) for record in run.log]
+    assert two.log[1].rows == pytest.approx(one.log[1].rows, rel=0.02)
     start, end, other = (
         load_file(Path(place, bundle.WEIGHTS))[f"{prefix}.encoder.layer.1.output.dense.weight"]
         for place, prefix in ((tiny_bundle, "bert"), (one.place, "encoder"), (two.place, "encoder"))
