@@ -1,5 +1,5 @@
 # make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
-# make test     the tests
+# make test     the tests; but for those that kill (make chaos) and those of the rules (make lint)
 # make unit     the tests that need no Ray, in random order; takes less than a minute
 # make lint     ruff, mypy, the order of the packages, the words of docstrings and documents
 # make lock     renews constraints.txt; LOCK=FILE writes another file
@@ -22,10 +22,10 @@ demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
 
 test: .venv/.test
-	.venv/bin/python -m pytest -p no:randomly --durations=15
+	.venv/bin/python -m pytest -p no:randomly --durations=15 $(RULES:%=--ignore=%)
 
 unit: .venv/.test
-	.venv/bin/python -m pytest -m "not ray and not slow and not chaos"
+	.venv/bin/python -m pytest -m "not ray and not slow and not chaos" $(RULES:%=--ignore=%)
 
 chaos: .venv/.test
 	.venv/bin/python -m pytest -p no:randomly -s --chaos-minutes=$(MINUTES) tests/chaos

@@ -60,7 +60,7 @@ def family_bundle(packaged_encoder, tmp_path_factory):
 
 
 @pytest.fixture(
-    scope="module", params=["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "packed"))]
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "torch", "packed")]
 )
 def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
     """The packaged encoder, three classes, on each backend."""
@@ -142,6 +142,7 @@ def test_openvino_is_taken_by_itself_on_a_cpu(tiny_bundle):
     assert engine.passed_over == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [None, "7"])
 def test_what_openvino_is_started_with_does_not_stay(tiny_bundle, monkeypatch, own):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"

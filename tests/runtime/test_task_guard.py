@@ -45,6 +45,7 @@ def test_a_finished_task_does_not_count_against_later_runs(guard, tmp_path):
         ray.get(work.remote(guard, tmp_path / "log", 0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not task_guard.MEMORY_IN_USE.exists(), reason="only Linux bounds memory")
 def test_work_that_takes_too_much_memory_fails_and_its_process_goes_on(monkeypatch):
     monkeypatch.setattr(task_guard, "MEMORY_LIMIT_BYTES", 1 << 30)

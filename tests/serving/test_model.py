@@ -6,6 +6,8 @@ from sentiment_core.model import bundle
 from sentiment_core.serving import model
 from sentiment_core.serving.model import ServedModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def files(tiny_bundle):

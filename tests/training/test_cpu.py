@@ -79,6 +79,7 @@ def test_dropout_stands_the_extremes(p):
     assert (y.mean() == 1) == (p < 0.5)
 
 
+@pytest.mark.slow
 def test_attention_with_dropout_has_the_mean_of_that_without():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 2, 8, 4) for _ in range(3))
