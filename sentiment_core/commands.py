@@ -5,6 +5,7 @@ user's mistake raises `UserError` with the sentence that the command prints. A R
 is started on this machine.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from sentiment_core.config import from_keywords
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 def train(**settings: Any) -> "TrainResult":
     """Fine-tune an encoder on labelled text and write a calibrated model bundle.
 
+    What the command would warn of, such as a model that has not learned, is a Python warning here.
+
     Args:
         **settings: Flags of `sentiment-core train`; `data`, `model` and `out` are required.
 
@@ -33,7 +36,10 @@ def train(**settings: Any) -> "TrainResult":
         from sentiment_core.training import job
         from sentiment_core.training.settings import TrainSettings
 
-        return job.train(from_keywords(TrainSettings, "train", settings))
+        result = job.train(from_keywords(TrainSettings, "train", settings))
+    for text in result.warnings:
+        warnings.warn(text, stacklevel=2)
+    return result
 
 
 def evaluate(**settings: Any) -> dict[str, Any]:

@@ -136,12 +136,13 @@ def write(
     """
     import safetensors.torch
 
-    from sentiment_core.model.classifier import StandardClassifier
+    from sentiment_core.model.classifier import StandardClassifier, progress_bars_hidden
 
     with tempfile.TemporaryDirectory(prefix="sentiment-core-") as temporary:
         folder = Path(temporary)
         if isinstance(model, StandardClassifier):
-            model.model.save_pretrained(folder)  # type: ignore[operator]
+            with progress_bars_hidden():
+                model.model.save_pretrained(folder)  # type: ignore[operator]
         else:
             config.architectures = [type(model).__name__]
             config.save_pretrained(folder)

@@ -4,8 +4,10 @@ The head `standard` is that of transformers' own sequence-classification model (
 linear). The head `mlp` puts two layers on the first token of any encoder.
 """
 
+import contextlib
 import copy
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import families
@@ -132,11 +135,24 @@ def from_encoder(folder: str, config: PretrainedConfig, head: Head) -> Classifie
     """
     options = {"config": config, "local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     options["dtype"] = torch.float32
-    if head == "standard":
-        return StandardClassifier(
-            AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
-        )
-    return _with_mlp(AutoModel.from_pretrained(folder, **options), config)
+    with progress_bars_hidden():
+        if head == "standard":
+            return StandardClassifier(
+                AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
+            )
+        return _with_mlp(AutoModel.from_pretrained(folder, **options), config)
+
+
+@contextlib.contextmanager
+def progress_bars_hidden() -> Iterator[None]:
+    """Hide the progress bars of transformers, which it shows for a second's work too."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def from_config(config: PretrainedConfig, head: Head) -> Classifier:

@@ -49,6 +49,22 @@ class TrainResult:
         """The metrics on the evaluation rows, after calibration."""
         return self.info.metrics.to_json()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What to know before the model is trusted: one sentence each."""
+        found = []
+        if self.log[-1].diverged_after:
+            found.append(
+                f"epoch {len(self.log) + 1} diverged; the best one before it is kept. Lower --lr or --head-lr."
+            )
+        dropped = {  # by path: without --eval-data both parts have the same
+            f"{number:,} rows of {origin.place} dropped: {reason.replace('_', ' ')}": None
+            for origin in (self.info.training.data, self.info.training.eval_data)
+            for reason, number in origin.dropped.to_json().items()
+            if number
+        }
+        return [*found, *dropped, *find_warnings(self.info)]
+
     def summary(self) -> str:
         """Return a few lines for the terminal."""
         lines = ["epoch  train loss  eval loss  accuracy  macro-F1  rows/s"]
@@ -58,21 +74,10 @@ class TrainResult:
                 f"{record.epoch:5}  {np.mean(record.losses):10.4f}  {record.eval.loss:9.4f}  "
                 f"{record.eval.accuracy:8.4f}  {record.eval.macro_f1:8.4f}  {record.rows / record.seconds:6.1f}{best}"
             )
-        if self.log[-1].diverged_after:
-            lines.append(
-                f"epoch {len(self.log) + 1} diverged; the best one before it is kept. Lower --lr or --head-lr."
-            )
         fitted, scores = self.info.calibration, self.info.metrics
-        dropped = {  # by path: without --eval-data both parts have the same
-            f"{number:,} rows of {origin.place} dropped: {reason.replace('_', ' ')}": None
-            for origin in (self.info.training.data, self.info.training.eval_data)
-            for reason, number in origin.dropped.to_json().items()
-            if number
-        }
-        lines += dropped
         lines += [
             f"accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f} on {scores.n:,} held-out rows",
-            *find_warnings(self.info),
+            *self.warnings,
             f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} at temperature "
             f"{fitted.temperature:.2f}",
             f"bundle: {self.place} ({self.info.training.seconds:.0f} s, {self.info.training.dtype} on "

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import classifier, families
@@ -12,6 +13,7 @@ from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.optimizer import make_optimizer
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.vocabulary import TrimmedVocabulary, ids_in, remap
+from tests.conftest import make_bundle
 
 SMALL = {
     "vocab_size": 100,
@@ -153,3 +155,10 @@ def test_families_that_count_no_positions_have_no_limit():
     config = AutoConfig.for_model("xlnet", vocab_size=100, d_model=16, n_layer=1, n_head=2, d_inner=32)
     assert (config.max_position_embeddings, families.count_positions(config, 512)) == (-1, 512)
     assert len(families.make_probe(config).ids)
+
+
+def test_loading_and_writing_show_no_bars_and_leave_those_of_the_session(tiny_encoder, tmp_path, capsys):
+    logging.enable_progress_bar()
+    make_bundle(tiny_encoder, tmp_path / "b")
+    assert capsys.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()

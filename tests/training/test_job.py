@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
+import sentiment_core
 from sentiment_core.data import labelled as dataset
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.model import bundle, metrics
@@ -160,12 +162,13 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
     table["label"][5] = None
     for name in ("train", "eval"):
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
-    settings = TrainSettings(
-        data=str(tmp_path / "train.parquet"), eval_data=str(tmp_path / "eval.parquet"), model=tiny_bundle,
-        out=str(tmp_path / "b"), epochs=20, patience=1, lr=1e-2, head_lr=1e-2, select_by="loss", max_length=32,
-        ema_decay=0.5, batch_size=64,
-    )  # fmt: skip
-    trained = train(settings)
+    told = f"2 rows of {tmp_path}/train.parquet dropped: without tokens"
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        trained = sentiment_core.train(
+            data=tmp_path / "train.parquet", eval_data=tmp_path / "eval.parquet", model=tiny_bundle,
+            out=tmp_path / "b", epochs=20, patience=1, lr=1e-2, head_lr=1e-2, select_by="loss", max_length=32,
+            ema_decay=0.5, batch_size=64,
+        )  # fmt: skip
     losses = [record.eval.loss for record in trained.log]
     assert len(losses) < 20
     assert len(set(losses)) == len(losses)  # the averaged weights move, however few steps an epoch has
@@ -176,7 +179,7 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
         assert dropped == {"without_text": 3, "without_label": 1, "without_tokens": 2}
     assert trained.info.metrics.n == 394
     assert trained.info.labels == ["a", "b", "c"]
-    assert f"2 rows of {settings.data} dropped: without tokens" in trained.summary()
+    assert told in trained.summary()
     confusion = np.array(trained.info.metrics.confusion)
     right, most = np.trace(confusion), confusion.sum(axis=1).max()
     told = f"no better than always giving {trained.info.labels[confusion.sum(axis=1).argmax()]!r} ({most / 394:.4f})"
