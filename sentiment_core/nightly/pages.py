@@ -171,7 +171,7 @@ def _draw_distribution(
             positions + width * (i - (len(shares) - 1) / 2), share[shown], width=width, color=COLORS[name], label=name
         )
     step = max(1, -(-len(shown) // 8))  # more names would overlap
-    axes.set_xticks(positions[::step], [escape_dollars(bin_names[i]) for i in shown][::step])
+    axes.set_xticks(positions[::step], [escape_dollars(bin_names[i]) for i in shown.tolist()][::step])
     if shares:
         axes.set_ylim(0, 1.4 * max(share.max() for share in shares.values()))  # room for the legend
         axes.legend(frameon=False, loc="upper center")
