@@ -51,10 +51,10 @@ class TrainResult:
 
     @property
     def warnings(self) -> list[str]:
-        """What to know before the model is trusted: one sentence each."""
-        found = []
+        """Sentences to read before the model is trusted."""
+        diverged = []
         if self.log[-1].diverged_after:
-            found.append(
+            diverged.append(
                 f"epoch {len(self.log) + 1} diverged; the best one before it is kept. Lower --lr or --head-lr."
             )
         dropped = {  # by path: without --eval-data both parts have the same
@@ -63,7 +63,7 @@ class TrainResult:
             for reason, number in origin.dropped.to_json().items()
             if number
         }
-        return [*found, *dropped, *find_warnings(self.info)]
+        return [*diverged, *dropped, *find_warnings(self.info)]
 
     def summary(self) -> str:
         """Return a few lines for the terminal."""
