@@ -106,7 +106,8 @@ def read_json_lines(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Ta
 
 
 # A reader takes the open file, its path for messages, and the columns, and returns a table of just these columns. It
-# calls `columns.check`. For a damaged file it raises one of `failures.UNREADABLE`, whatever its library raises.
+# calls `columns.check`. For a damaged file it raises one of `failures.UNREADABLE`, whatever its library raises;
+# where its library is missing, a `UserError` that names the extra of `pyproject.toml`.
 READERS: dict[str, Callable[[pa.NativeFile, str, Columns], pa.Table]] = {
     ".parquet": read_parquet,
     ".pq": read_parquet,

@@ -1,7 +1,8 @@
 """The registry of backends, and which of them runs a model right here.
 
-To add a backend, write a module in `backends/`, a function here that imports and makes it, and an entry in `BACKENDS`.
-A backend whose library is missing raises `BackendUnavailable`. A library that few need is an extra in `pyproject.toml`.
+To add a backend, write a module in `backends/`, a function here that makes it, and an entry in `BACKENDS` at its place:
+they are tried in order. A backend whose library is missing raises `BackendUnavailable`, and imports it only when it is
+made. A library that few need is an extra in `pyproject.toml`.
 """
 
 import functools
@@ -51,7 +52,8 @@ class BackendInputs:
     def first_token_only(self) -> SplitClassifier:
         """The same model without work that the head does not look at.
 
-        This changes the encoder itself. Backends that compute all tokens take copies of it, and come before.
+        This changes the encoder itself. A backend that needs all tokens takes `split` and copies it, and stands in
+        `BACKENDS` before those that take this.
         """
         classifier.compute_first_token_only(self.split.encoder, self.classifier.encoder)
         return self.split

@@ -2,8 +2,9 @@
 
 The other rows are those that the bundle was evaluated on, or those of past nights. To add a statistic, add an entry to
 `DISTRIBUTIONS` or `SHARES` below: it is then compared, told and drawn. What it reads must be counted first: from scored
-rows by a class in `scoring/statistics.py`, from evaluation rows by `reference_statistics` in `training/diagnostics.py`.
-Nights whose records lack it are not compared by it.
+rows by a class in `scoring/statistics.py`, from evaluation rows by `reference_statistics` in `training/diagnostics.py`,
+in a field of `ReferenceStatistics` that older bundles may lack. Nights whose records lack a statistic are not compared
+by it.
 
 Distributions are compared by the population stability index, the sum over bins of (p - q) ln(p / q). It comes from
 credit scoring, where by common usage 0.1 to 0.25 is a change to look at and more a change to act on (Siddiqi 2006,

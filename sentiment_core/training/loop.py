@@ -7,7 +7,7 @@ ends as if nothing had happened.
 To add a training trick, write it in a file of its own and call it here: a term of the loss in `_row_losses`, a change
 of the step in `_train_step`, a choice of rows in `_end_epoch`. A trick that keeps state has `state_dict` and
 `load_state_dict`, and is named in `self.shared` or `self.own`. One that draws random numbers draws them before
-`_add_gradients`, since `cpu.ShardedBackward` knows of no others than those of dropout.
+`_add_gradients`, since `cpu.ShardedBackward` knows of no others than those of dropout. Its flag is in `settings.py`.
 """
 
 import time
