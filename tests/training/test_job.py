@@ -119,11 +119,11 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     def trained(workers: int) -> TrainResult:
         settings = TrainSettings(
             data=str(tmp_path / "d.parquet"), model=tiny_bundle, out=str(tmp_path / f"w{workers}"), workers=workers,
-            label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=2, max_length=8,
+            label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=1, max_length=8,
             truncation="window", clean="markup", dropout=0.0, classifier_dropout=0.0, batch_size=27, adversarial=0.5,
             lr=3e-4, head_lr=3e-3,
             ema_decay=0.9, layer_decay=0.9, label_smoothing=0.1, class_weights="balanced", focal_gamma=1.0,
-            gradient_checkpointing=True, ordinal=True, data_pruning=0.5,
+            gradient_checkpointing=True, ordinal=True,
         )  # fmt: skip
         return train(settings)
 
@@ -131,11 +131,6 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     losses = [run.log[0].losses for run in (one, two)]
     assert len(losses[0]) == len(losses[1]) >= 20
     np.testing.assert_allclose(losses[0][:15], losses[1][:15], atol=1e-3)
-    for run in (one, two):  # workers that did not leave out the same rows would wait for each other
-        first, second = run.log
-        assert second.rows < 0.95 * first.rows
-        assert [len(record.losses) for record in run.log] == [-(-record.rows // 27) for record in run.log]
-    assert two.log[1].rows == pytest.approx(one.log[1].rows, rel=0.02)
     start, end, other = (
         load_file(Path(place, bundle.WEIGHTS))[f"{prefix}.encoder.layer.1.output.dense.weight"]
         for place, prefix in ((tiny_bundle, "bert"), (one.place, "encoder"), (two.place, "encoder"))
@@ -162,8 +157,8 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
     table["label"][5] = None
     for name in ("train", "eval"):
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
-    told = f"2 rows of {tmp_path}/train.parquet dropped: without tokens"
-    with pytest.warns(UserWarning, match=re.escape(told)):
+    dropped_rows = f"2 rows of {tmp_path}/train.parquet dropped: without tokens"
+    with pytest.warns(UserWarning, match=re.escape(dropped_rows)):
         trained = sentiment_core.train(
             data=tmp_path / "train.parquet", eval_data=tmp_path / "eval.parquet", model=tiny_bundle,
             out=tmp_path / "b", epochs=20, patience=1, lr=1e-2, head_lr=1e-2, select_by="loss", max_length=32,
@@ -179,7 +174,7 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
         assert dropped == {"without_text": 3, "without_label": 1, "without_tokens": 2}
     assert trained.info.metrics.n == 394
     assert trained.info.labels == ["a", "b", "c"]
-    assert told in trained.summary()
+    assert dropped_rows in trained.summary()
     confusion = np.array(trained.info.metrics.confusion)
     right, most = np.trace(confusion), confusion.sum(axis=1).max()
     told = f"no better than always giving {trained.info.labels[confusion.sum(axis=1).argmax()]!r} ({most / 394:.4f})"
