@@ -22,7 +22,7 @@ PAGES = ["README.md", "docs/guides/python.md"]  # the second uses what the first
 
 @pytest.fixture(scope="module")
 def folder(ray_here, tiny_encoder, tmp_path_factory):
-    """What the Python blocks of the pages leave in a folder with labelled text and a corpus."""
+    """Run the Python blocks of the pages in a folder with labelled text and a corpus; return the folder."""
     path = tmp_path_factory.mktemp("pages")
     (path / "corpus").mkdir()
     texts = sentences(200, seed=0)["text"]

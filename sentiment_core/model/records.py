@@ -1,7 +1,8 @@
 """Records in a bundle and in `metrics.json`: what its model can do, and how it was made.
 
-Each has `from_json`, which ignores keys that it does not know and gives missing ones their default, so that bundles of
-other versions load; and `to_json`, which leaves out what is not known. An empty record is `{}`.
+Each `Record` has `from_json`, which ignores keys that it does not know and gives missing ones their default, so that
+bundles of other versions load; and `to_json`, which leaves out what is not known. An empty record is `{}`.
+An `EpochRecord` is read again only from the checkpoints of an unfinished training, and has all its keys.
 """
 
 from dataclasses import asdict, dataclass, field

@@ -52,18 +52,14 @@ class TrainResult:
     @property
     def warnings(self) -> list[str]:
         """Sentences to read before the model is trusted."""
-        diverged = []
-        if self.log[-1].diverged_after:
-            diverged.append(
-                f"epoch {len(self.log) + 1} diverged; the best one before it is kept. Lower --lr or --head-lr."
-            )
+        diverged = f"epoch {len(self.log) + 1} diverged; the best one before it is kept. Lower --lr or --head-lr."
         dropped = {  # by path: without --eval-data both parts have the same
             f"{number:,} rows of {origin.place} dropped: {reason.replace('_', ' ')}": None
             for origin in (self.info.training.data, self.info.training.eval_data)
             for reason, number in origin.dropped.to_json().items()
             if number
         }
-        return [*diverged, *dropped, *find_warnings(self.info)]
+        return [*([diverged] if self.log[-1].diverged_after else []), *dropped, *find_warnings(self.info)]
 
     def summary(self) -> str:
         """Return a few lines for the terminal."""
