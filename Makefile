@@ -6,7 +6,8 @@
 # make docs     the documentation site, in site/
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
 # make chaos    kills what scores at random, for MINUTES into a folder and into a store, what trains and what searches,
-#               and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there
+#               and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there;
+#               scores corpora made at random for MINUTES
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 
@@ -28,7 +29,7 @@ unit: .venv/.test
 	.venv/bin/python -m pytest -m "not ray and not slow and not chaos" $(RULES:%=--ignore=%)
 
 chaos: .venv/.test
-	.venv/bin/python -m pytest -p no:randomly -s --chaos-minutes=$(MINUTES) tests/chaos
+	.venv/bin/python -m pytest -p no:randomly -s --chaos-minutes=$(MINUTES) tests/chaos tests/scoring/test_fuzz.py
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from sentiment_core.cli import run_and_exit
 from sentiment_core.config import REQUIRED, parse, setting
 from sentiment_core.data import labelled
+from sentiment_core.data.labels import LabelScheme
 from sentiment_core.training.job import train
 from sentiment_core.training.settings import TrainSettings
 
@@ -95,7 +96,7 @@ class Augmentation:
 def main() -> None:
     """Run the trainings that have no line yet."""
     settings = parse(FewLabelsSettings, __doc__)
-    data = labelled.read(settings.data, "text", "label")
+    data = labelled.read(settings.data)
     augmentation = Augmentation(settings.model)
     results = Path(settings.results)
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -137,7 +138,7 @@ def run(
     train_settings |= {"epochs": EPOCHS[settings.rows] * epochs_factor, "seed": seed, "model": settings.model}
     with tempfile.TemporaryDirectory() as folder:
         data, eval_data = f"{folder}/train.parquet", f"{folder}/eval.parquet"
-        held_out = labelled.read(settings.eval_data, "text", "label", rows.label_names)
+        held_out = labelled.read(settings.eval_data, scheme=LabelScheme(rows.label_names))
         write(data, texts, labels, rows.label_names)
         write(eval_data, held_out.texts, held_out.labels, rows.label_names)
         trained = train(TrainSettings(data=data, eval_data=eval_data, out=f"{folder}/bundle", **train_settings))

@@ -107,7 +107,7 @@ def write_outputs(settings: ResumeSettings, folder: Path) -> None:
     rows = ScoredRows(plan.info.objective, labels, np.zeros(2, np.int8), probabilities, np.full(2, 8))
     counts = Counts.zero(labels).add_unit(rows)
     for unit in plan.units_to_score:
-        table = outputs.scored_table(unit, pa.table({}), rows, False)
+        table = outputs.scored_table(unit, pa.table({}), rows, plan.run)
         outputs.commit(plan.output_folder, plan.run, unit, table, counts)
 
 

@@ -35,6 +35,7 @@ from sentiment_core.cli import run_and_exit
 from sentiment_core.config import REQUIRED, parse, setting
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, classifier
 from sentiment_core.runtime import hardware
@@ -69,10 +70,10 @@ class TrainBenchmarkSettings:
 def main() -> None:
     """Run the benchmark, print its rates and write its report."""
     settings = parse(TrainBenchmarkSettings, __doc__)
-    data = labelled.read(settings.data, "text", "label")
+    data = labelled.read(settings.data)
     order = np.random.default_rng(0).permutation(len(data))
     if settings.eval_data:
-        eval_data = labelled.read(settings.eval_data, "text", "label", data.label_names)
+        eval_data = labelled.read(settings.eval_data, scheme=LabelScheme(data.label_names))
     else:
         if len(data) <= settings.rows:
             raise UserError(

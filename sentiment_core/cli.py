@@ -6,9 +6,13 @@ Modules are imported when a command runs, so that `--help` and mistakes take no 
 
 import contextlib
 import os
+import platform
+import shlex
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +22,8 @@ from sentiment_core import __version__
 from sentiment_core.config import parse, suggest
 from sentiment_core.errors import EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
 from sentiment_core.runtime import environment
+
+MAX_REASON_CHARACTERS = 500  # of an error in a message
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,26 @@ def run_and_exit(action: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAULT
+    except Exception as error:
+        print(f"fault: {_log_fault(error)}", file=sys.stderr)
+        code = EXIT_FAULT
     sys.exit(code)
+
+
+def _log_fault(error: Exception) -> str:
+    """Write the traceback of a fault of ours to a file, and return a sentence that says what to report."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_CHARACTERS]
+    lines = [f"sentiment-core {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    lines += [shlex.join(sys.argv), "".join(traceback.format_exception(error))]
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="sentiment-core-fault-", suffix=".log", delete=False) as log:
+            log.write("\n".join(lines))
+    except OSError as disk_error:
+        return f"{reason}; no log could be written ({disk_error})\n{lines[-1]}"
+    return (
+        f"{reason}. This is a fault of sentiment-core, not of your request. Please report it with the log "
+        f"{log.name}; finished files are kept"
+    )
 
 
 def _raise_interrupt(number: int, frame: object) -> NoReturn:

@@ -122,6 +122,11 @@ def parse_value(settings_class: type, name: str, text: str) -> Any:
     return _convert(text, name, value, typing.get_type_hints(settings_class)[name], written)
 
 
+def defaults_of(settings: Any) -> dict[str, Any]:
+    """Return the defaults of a settings dataclass, by name; required settings have none."""
+    return {item.name: item.default for item in dataclasses.fields(settings) if item.default is not dataclasses.MISSING}
+
+
 def command_line(command: str, settings: Any) -> str:
     """Return the command line that gives these settings to a command."""
     words = ["sentiment-core", command]

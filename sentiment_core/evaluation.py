@@ -9,12 +9,17 @@ import numpy as np
 from sentiment_core.api import Classifier
 from sentiment_core.config import REQUIRED, setting
 from sentiment_core.data import labelled
+from sentiment_core.data.labels import parse_mapping
+from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
 from sentiment_core.model.records import Evaluation, Metrics
 from sentiment_core.runtime import preflight, storage
 
 TARGET_ACCURACIES = (0.9, 0.95, 0.98, 0.99)  # for which `describe_metrics` gives a confidence threshold
+
+GROUP_METRICS = ("n", "accuracy", "macro_f1", "ece", "brier")
+SHOWN_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,34 @@ class EvaluateSettings:
     label_column: str = setting(
         "label", "column with the label: a label name of the bundle, or its number", group="data"
     )
+    label_map: tuple[str, ...] = setting(
+        (),
+        "labels of the data, and the bundle's names for them, such as pos=positive,neg=negative",
+        "A=B",
+        group="data",
+    )
+    csv_separator: str | None = setting(
+        None, "separator of CSV files; default: the one of , ; tab | that the first line has", group="data"
+    )
+    csv_encoding: str | None = setting(
+        None, "encoding of CSV files, such as cp1252; default: by the byte-order mark, else UTF-8", group="data"
+    )
+    by: str | None = setting(
+        None, "also give the metrics of each value of this column, or key of partition folders", "COLUMN", group="data"
+    )
     out: str | None = setting(
         None, "file for the metrics; without it they are only printed", "metrics.json", group="output"
     )
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of labelled files to read."""
+        return Columns(self.text_column, self.label_column, self.csv_separator, self.csv_encoding, self.by)
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises UserError."""
+        parse_mapping(self.label_map)
+        _ = self.columns  # which checks the separator
 
 
 def evaluate(settings: EvaluateSettings) -> Evaluation:
@@ -47,23 +77,35 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         The objective's metrics, the number of rows left out by reason (`dropped`), and the bundle's digest (`bundle`).
     """
     info, files = bundle.read_files(registry.resolve(settings.model))
-    data = labelled.read(settings.data, settings.text_column, settings.label_column, info.labels, info.numbered)
+    scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
+    data = labelled.read(settings.data, settings.columns, scheme)
     if settings.out:
-        preflight.check_lasting(settings.out)
-        if storage.is_folder(settings.out):
-            raise UserError(f"--out {settings.out} is a folder. Give a file, such as metrics.json in it.")
-        preflight.check_writable(storage.parent(settings.out))
+        preflight.check_file(settings.out, "--out")
     classifier = Classifier(files)
     probabilities = classifier.predict_proba(data.texts)
     has_score = ~np.isnan(probabilities).any(axis=1)
     if not has_score.any():
         raise UserError(f"{settings.data}: the tokenizer finds no token in any of its texts. Give labelled text.")
     metrics = info.objective.evaluate(probabilities[has_score], data.labels[has_score], info.labels)
+    groups = np.array(data.groups, object)[has_score] if settings.by else np.array([], object)
+    by = {
+        str(group): _summarize(
+            info.objective.evaluate(
+                probabilities[has_score][groups == group], data.labels[has_score][groups == group], info.labels
+            )
+        )
+        for group in sorted(set(groups))
+    }
     dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))
-    result = Evaluation(**vars(metrics), dropped=dropped, bundle=classifier.digest)
+    result = Evaluation(**vars(metrics), dropped=dropped, bundle=classifier.digest, by=by, remarks=data.origin.remarks)
     if settings.out:
         storage.write_file(settings.out, (json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
     return result
+
+
+def _summarize(metrics: Metrics) -> dict[str, float]:
+    """Return the metrics of a group that are single numbers."""
+    return {name: getattr(metrics, name) for name in GROUP_METRICS}
 
 
 def describe_metrics(result: Metrics) -> str:
@@ -81,7 +123,21 @@ def describe_metrics(result: Metrics) -> str:
     ]
     for name, counts in zip(result.labels, result.confusion, strict=True):
         lines.append(" ".join([f"{name:>{width}}", *(f"{count:9,}" for count in counts)]))
-    return "\n".join(lines + _describe_thresholds(result))
+    lines += _describe_thresholds(result)
+    if isinstance(result, Evaluation):
+        lines += [*_describe_groups(result), *result.remarks]
+    return "\n".join(lines)
+
+
+def _describe_groups(result: Evaluation) -> list[str]:
+    """Describe the metrics of the largest groups, a line each."""
+    largest = sorted(result.by.items(), key=lambda item: -item[1]["n"])
+    lines = [
+        f"{group}: {numbers['n']:,} rows, accuracy {numbers['accuracy']:.4f}, macro-F1 {numbers['macro_f1']:.4f}, "
+        f"calibration error {numbers['ece']:.4f}"
+        for group, numbers in largest[:SHOWN_GROUPS]
+    ]
+    return lines + [f"... {len(largest):,} groups in all; --out has them"] * (len(largest) > SHOWN_GROUPS)
 
 
 def _describe_thresholds(result: Metrics) -> list[str]:

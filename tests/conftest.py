@@ -114,6 +114,15 @@ def ray_here():
     ray.shutdown()
 
 
+@pytest.fixture
+def in_process(ray_here):
+    """Run the stages of scoring in this process, without the ten seconds that actors take to start."""
+    from tests.scoring.runs import stages_in_process
+
+    with stages_in_process():
+        yield
+
+
 def sentences(rows: int, seed: int) -> pa.Table:
     """Sentences whose label shows in one of their words, for models that must learn something in seconds."""
     rng = np.random.default_rng(seed)

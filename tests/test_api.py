@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import sentiment_core
@@ -98,6 +99,19 @@ def test_evaluate_takes_paths_and_returns_the_metrics(tiny_bundle, labelled, tmp
     metrics = evaluate(model=tiny_bundle, data=labelled, out=tmp_path / "metrics.json")
     assert metrics["n"] == 640
     assert (tmp_path / "metrics.json").exists()
+
+
+def test_evaluate_gives_the_metrics_of_each_group(tiny_bundle, labelled, tmp_path):
+    table = pq.read_table(labelled)
+    for lang, start in (("de", 0), ("en", 400)):
+        (tmp_path / f"lang={lang}").mkdir()
+        pq.write_table(table.slice(start, 400), tmp_path / f"lang={lang}" / "a.parquet")
+    metrics = evaluate(model=tiny_bundle, data=tmp_path, by="lang")
+    assert {lang: group["n"] for lang, group in metrics["by"].items()} == {"de": 400, "en": 240}
+    right = sum(group["n"] * group["accuracy"] for group in metrics["by"].values())
+    assert right / 640 == pytest.approx(metrics["accuracy"])
+    with pytest.raises(UserError, match="has no column 'country'; it has text, label; choose with --by"):
+        evaluate(model=tiny_bundle, data=labelled, by="country")
 
 
 @pytest.mark.slow

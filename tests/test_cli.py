@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from sentiment_core import __version__, cli
 from sentiment_core.config import GROUPS
+from sentiment_core.errors import EXIT_FAULT
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -83,3 +85,17 @@ def test_module_and_job_script_run_the_same_command(caller, tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: --models {tmp_path} has no current.json yet")
+
+
+def test_a_fault_is_one_sentence_and_the_place_of_a_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        cli.run_and_exit(lambda: [].pop())
+    assert stop.value.code == EXIT_FAULT
+    (log,) = tmp_path.glob("sentiment-core-fault-*.log")
+    line, end = capsys.readouterr().err.split("\n")
+    assert line.startswith("fault: IndexError: pop from empty list. This is a fault of sentiment-core")
+    assert str(log) in line
+    assert end == ""
+    assert "Traceback" in log.read_text()
+    assert f"sentiment-core {__version__}, Python" in log.read_text()

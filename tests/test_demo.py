@@ -70,7 +70,11 @@ def test_only_a_folder_of_the_demo_is_removed(tmp_path):
 
 def test_the_report_shows_metrics_figures_and_sentences():
     run = RunSummary(23_703, 8, 29.5, 802.5, 9_000.0, None, None, 1, {}, 0.9, 1.0, ["openvino"])
-    summary = Summary(23_703, 23_703, 8, {}, {}, [0] * 10 + [5] * 10, 9, 0.01, "", False, [], [], 0, run, "c0ffee", {})
+    summary = Summary(
+        rows_in=23_703, rows=23_703, complete=True, units=8, status={}, labels={}, confidence_histogram=[5] * 20,
+        tokens=9, padding_share=0.01, stopped="", out_of_time=False, failed_shards=[], column_drift=[], not_read=[],
+        hidden_partitions=0, orphans=0, run=run, bundle="c0ffee", libraries={},
+    )  # fmt: skip
     sentence = {"label": "positive", "confidence": 0.99, "rating": 2.5, "kind": "tweets", "text": "Lovely <3"}
     page = demo.make_page(
         TrainResult("bundle", bundle_info(), epoch_log()),

@@ -65,7 +65,7 @@ def test_an_old_bundle_gives_the_probabilities_that_it_gave(old):
         assert set(np.nanargmax(now[~np.isnan(now).any(axis=1)], axis=1)) == {0, 1}
 
 
-def test_an_old_output_is_whole_and_gets_only_what_is_new(old, ray_here):
+def test_an_old_output_is_whole_and_gets_only_what_is_new(old, in_process):
     request = {"model": old / "bundle", "input": old / "input", "out": old / "scored", **SCORED}
     before = contents(old / "scored")
     assert verify(input=old / "input", out=old / "scored").exit_code == 0
@@ -88,7 +88,7 @@ def test_an_old_output_is_whole_and_gets_only_what_is_new(old, ray_here):
     assert findings.rows_out == 90
 
 
-def test_old_nights_go_on_and_are_compared_with(old, ray_here):
+def test_old_nights_go_on_and_are_compared_with(old, in_process):
     part = old / "nightly-input" / "date=2026-11-28"
     part.mkdir()
     pq.write_table(sentences(240, seed=9).select(["text"]), part / "part-0.parquet")

@@ -1,11 +1,12 @@
 """Check the columns of shards and choose those that go into the output."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from sentiment_core.data.partitions import partition_values
 from sentiment_core.data.types import canonical_type
 from sentiment_core.errors import UserError
 from sentiment_core.text.arrow import is_text
@@ -36,7 +37,7 @@ def check_columns(schema: pa.Schema, path: str, text_column: str, keep: Sequence
     if not is_text(kind):
         raise UserError(f"column {text_column!r} of {path} holds {kind}; expected text; choose with --text-column")
     for name in keep or ():
-        if name not in names and name not in _partition_keys(path):
+        if name not in names and name not in partition_values(path):
             raise UserError(f"{path} has no column {name!r}; it has {', '.join(names)}; choose with --keep")
 
 
@@ -48,32 +49,28 @@ def check_clash(
     Raises `UserError`.
     """
     names = kept_columns(schema, text_column, keep)
+    reserved = [name.lower() for name in reserved]
     for name in names:
         if name.lower() in reserved:  # DuckDB and Spark do not tell Label from label
             allowed = ",".join(name for name in names if name.lower() not in reserved)
             raise UserError(
-                f"column {name!r} of {path} has the name of a scored column; name the columns to keep "
-                f"without it: --keep {allowed or repr('')}"
+                f"column {name!r} of {path} has the name of a scored column; begin those with --prefix, or name the "
+                f"columns to keep without it: --keep {allowed or repr('')}"
             )
-    for key in _partition_keys(path):
+    for key in partition_values(path):
         if key.lower() in reserved:
             raise UserError(
-                f"the partition folders {key}=... of {path} have the name of a scored column; rename them, "
-                "or score one of them at a time with --input"
+                f"the partition folders {key}=... of {path} have the name of a scored column; begin those with "
+                "--prefix, rename the folders, or score one of them at a time with --input"
             )
-
-
-def _partition_keys(path: str) -> list[str]:
-    return [part.split("=", 1)[0] for part in path.split("/")[:-1] if "=" in part]
 
 
 @dataclass
 class _SchemaVariant:
     """Shards that bring the same columns into the output."""
 
-    types: dict[str, str]  # by column
-    first_shard: str
-    shards: int = 0
+    types: dict[str, pa.DataType]  # by column
+    shards: list[str] = field(default_factory=list)  # paths
 
 
 class SchemaDifferences:
@@ -83,12 +80,34 @@ class SchemaDifferences:
     """
 
     def __init__(self) -> None:
-        self._variants: dict[str, _SchemaVariant] = {}
+        self._variants: dict[str, _SchemaVariant] = {}  # by the types of their columns
 
     def note(self, schema: pa.Schema, path: str, names: list[str]) -> None:
         """Take account of a shard and its columns to keep."""
-        types = {name: str(canonical_type(schema.field(name).type)) for name in names}
-        self._variants.setdefault(str(types), _SchemaVariant(types, path)).shards += 1
+        types = {name: canonical_type(schema.field(name).type) for name in names}
+        self._variants.setdefault(str(types), _SchemaVariant(types)).shards.append(path)
+
+    def unify_nulls(self, has_only_nulls: Callable[[str, list[str]], bool]) -> dict[str, pa.DataType]:
+        """Give a column that has only nulls in some shards the type it has in the others; return these types by name.
+
+        Such a column has the type null, or double where pandas wrote it: `has_only_nulls` is then asked, for a column
+        and the shards with that type.
+        """
+        unified: dict[str, pa.DataType] = {}
+        for name in self._names():
+            variants = [variant for variant in self._variants.values() if name in variant.types]
+            kinds = {variant.types[name] for variant in variants}
+            doubles = [path for variant in variants if variant.types[name] == pa.float64() for path in variant.shards]
+            if len(kinds - {pa.null()}) == 2 and doubles and has_only_nulls(name, doubles):
+                kinds.discard(pa.float64())
+                kinds.add(pa.null())
+            kind = _unify(kinds)
+            if kind is None or all(variant.types[name] == kind for variant in variants):
+                continue
+            unified[name] = kind
+            for variant in variants:
+                variant.types[name] = kind
+        return unified
 
     def describe(self) -> list[str]:
         """Describe each column that differs between shards.
@@ -96,14 +115,26 @@ class SchemaDifferences:
         A line gives its types, in how many shards each, and the first of these.
         """
         lines = []
-        for name in dict.fromkeys(name for variant in self._variants.values() for name in variant.types):
-            by_type: dict[str, list[_SchemaVariant]] = defaultdict(list)
+        for name in self._names():
+            by_type: dict[str, list[str]] = defaultdict(list)
             for variant in self._variants.values():
-                by_type[variant.types.get(name, MISSING)].append(variant)
+                by_type[str(variant.types.get(name, MISSING))] += variant.shards
             if len(by_type) > 1:
-                counts = (
-                    f"{kind} in {sum(variant.shards for variant in variants):,} ({variants[0].first_shard})"
-                    for kind, variants in by_type.items()
-                )
+                counts = (f"{kind} in {len(shards):,} ({shards[0]})" for kind, shards in by_type.items())
                 lines.append(f"{name!r} is {', '.join(counts)}")
         return lines
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name for variant in self._variants.values() for name in variant.types))
+
+
+def _unify(kinds: set[pa.DataType]) -> pa.DataType | None:
+    """Return the type that differs from others of a column only where these are null; None if there is none."""
+    try:
+        schemas = [pa.schema([("", kind)]) for kind in kinds]
+        unified = pa.unify_schemas(schemas, promote_options="default").field(0).type
+        for kind in kinds:
+            pa.array([], kind).cast(unified)
+    except pa.ArrowException:
+        return None
+    return unified

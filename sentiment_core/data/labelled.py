@@ -1,29 +1,25 @@
 """Read labelled text from files or the Hugging Face hub, and split it.
 
-A file format is one reader function and one line in `READERS`. `hub` fetches data sets, `labels` numbers the classes.
+`readers` knows the file formats, `hub` fetches data sets, `labels` numbers the classes.
 """
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
 
 from sentiment_core.data import files, hub, labels
+from sentiment_core.data.labels import SHOWN_LABELS, FileLabels, LabelScheme, NumberedLabels
 from sentiment_core.data.origin import DataOrigin, DroppedRows
+from sentiment_core.data.partitions import partition_values
+from sentiment_core.data.readers import COMPRESSIONS, READERS, SUFFIXES, Columns
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import UNREADABLE
-from sentiment_core.text.arrow import is_text, to_texts
-
-BLOCK_BYTES = 64 << 20  # read at once from CSV and JSON Lines: no row may be longer
+from sentiment_core.text.arrow import REPLACEMENT, is_text, to_texts
 
 
 @dataclass(frozen=True)
@@ -37,13 +33,20 @@ class LabelledTexts:
     labels: np.ndarray  # (n,) int64, indices into label_names
     label_names: list[str]
     origin: DataOrigin = field(default_factory=DataOrigin)
+    groups: list[str] = field(default_factory=list)  # of each row, if `Columns.group` names a column
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def scheme(self) -> LabelScheme:
+        """The scheme by which further data meets the same classes."""
+        return LabelScheme(self.label_names, numbered=self.origin.numbered, mapping=self.origin.label_map)
+
     def take(self, rows: np.ndarray) -> "LabelledTexts":
         """Select rows."""
-        return LabelledTexts([self.texts[i] for i in rows], self.labels[rows], self.label_names, self.origin)
+        texts, groups = ([values[i] for i in rows] if values else [] for values in (self.texts, self.groups))
+        return LabelledTexts(texts, self.labels[rows], self.label_names, self.origin, groups)
 
     def fingerprint(self) -> str:
         """Return the sha256 over texts and label names, in order."""
@@ -55,170 +58,197 @@ class LabelledTexts:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns to read: text and label."""
-
-    text: str
-    label: str
-
-    @property
-    def names(self) -> list[str]:
-        """The columns' names; one if both are the same."""
-        return list(dict.fromkeys([self.text, self.label]))
-
-    def check(self, present: list[str], path: str) -> None:
-        """Refuse data that lacks one of the columns or has it twice. Raises `UserError`."""
-        for column, flag in zip(self.names, ("--text-column", "--label-column"), strict=False):
-            if column not in present:
-                raise UserError(f"{path} has no column {column!r}; it has {', '.join(present)}; choose with {flag}")
-            if present.count(column) > 1:
-                raise UserError(
-                    f"{path} has {present.count(column)} columns {column!r}; expected one; rename the others"
-                )
-
-
-def read_parquet(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
-    """Read the columns of a Parquet file."""
-    file = pq.ParquetFile(stream)
-    columns.check(file.schema_arrow.names, path)
-    return file.read(columns=columns.names)
-
-
-def read_csv(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
-    """Read the columns of a CSV file with a header; quotes may hold line breaks."""
-    table = pa.csv.read_csv(
-        stream,
-        pa.csv.ReadOptions(block_size=BLOCK_BYTES),
-        pa.csv.ParseOptions(newlines_in_values=True),
-        pa.csv.ConvertOptions(column_types={columns.text: pa.string()}, strings_can_be_null=True, null_values=[""]),
-    )
-    columns.check(table.column_names, path)
-    return table.select(columns.names)
-
-
-def read_json_lines(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
-    """Read the columns of a file with one JSON object a line."""
-    parse = pa.json.ParseOptions(newlines_in_values=False)
-    table = pa.json.read_json(stream, pa.json.ReadOptions(block_size=BLOCK_BYTES), parse)
-    columns.check(table.column_names, path)
-    return table.select(columns.names)
-
-
-# A reader takes the open file, its path for messages, and the columns, and returns a table of just these columns. It
-# calls `columns.check`. For a damaged file it raises one of `failures.UNREADABLE`, whatever its library raises;
-# where its library is missing, a `UserError` that names the extra of `pyproject.toml`.
-READERS: dict[str, Callable[[pa.NativeFile, str, Columns], pa.Table]] = {
-    ".parquet": read_parquet,
-    ".pq": read_parquet,
-    ".parq": read_parquet,
-    ".csv": read_csv,
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
-    ".json": read_json_lines,
-}
-SUFFIXES = tuple(READERS)
-
-
-def read(
-    path: str, text_column: str, label_column: str, label_names: list[str] | None = None, numbered: bool = False
-) -> LabelledTexts:
+def read(path: str, columns: Columns = Columns(), scheme: LabelScheme = LabelScheme()) -> LabelledTexts:  # noqa: B008 (frozen)
     """Read labelled text from a file, folder, glob, URI or hub data set.
 
-    A hub data set is `owner/name[:config][:split]`, the split `train` unless named. String labels are numbered in
-    alphabetical order, whole numbers in their own. `label_names` (of a trained model, or the user's names for the
-    numbers 0, 1, ...) fixes the classes instead, and another label is refused. Whole numbers that could all be names
-    are taken as names, unless `numbered` says that they count the names; the `origin` of data read before tells.
-    Raises `UserError`.
+    A hub data set is `owner/name[:config][:split]`, the split `train` unless named. `scheme` says which classes there
+    are; see `labels.number_labels`. The `origin` of the data tells how labels and classes met. Raises `UserError`.
     """
-    table, class_names, origin = _read_table(path, Columns(text_column, label_column))
-    texts = _read_texts(table[text_column], path, text_column)
-    values = labels.read_labels(table[label_column], path, label_column)
-    if class_names:  # hub data marks unlabelled rows with -1
-        values = [v if isinstance(v, int) and 0 <= v < len(class_names) else None for v in values]
-        if label_names and len(label_names) == len(class_names) and not set(class_names) <= set(label_names):
-            numbered = True  # the same classes by other names
-        else:
-            values = [None if v is None else class_names[v] for v in values]  # type: ignore[index]
-    has_text = np.array([text is not None and not text.isspace() and text != "" for text in texts], bool)
-    has_label = np.array([value is not None for value in values], bool)
+    files_read, origin = _read_files(path, columns)
+    texts = [text for file in files_read for text in file.texts]
+    numbers = labels.number_labels([file.labels for file in files_read], path, columns.label, scheme)
+    has_text = np.array([_is_usable(text) for text in texts], bool)
+    has_label = numbers.labels >= 0
     rows = np.flatnonzero(has_text & has_label)
     dropped = DroppedRows(int((~has_text).sum()), int((has_text & ~has_label).sum()))
     if not len(rows):
         raise UserError(
-            f"{path} has no row with both a text in {text_column!r} and a label in {label_column!r} "
+            f"{path} has no row with both a text in {columns.text!r} and a label in {columns.label!r} "
             f"({len(texts)} rows, {dropped.without_text} without text); expected labelled rows"
         )
-    numbers = labels.number_labels(
-        [value for i in rows if (value := values[i]) is not None], path, label_column, label_names, numbered
+    chosen = [texts[i] or "" for i in rows]
+    remarks = [*origin.remarks, *_describe_replaced(chosen), *_describe_numbers(numbers, scheme)]
+    origin = replace(
+        origin,
+        rows=len(rows),
+        dropped=dropped,
+        numbered=numbers.numbered,
+        label_map=numbers.mapping,
+        remarks=remarks,
     )
-    origin = replace(origin, rows=len(rows), dropped=dropped, numbered=numbers.numbered)
-    return LabelledTexts([texts[i] or "" for i in rows], numbers.labels, numbers.label_names, origin)
+    groups = [group for file in files_read for group in file.groups]
+    chosen_groups = [groups[i] for i in rows] if groups else []
+    return LabelledTexts(chosen, numbers.labels[rows], numbers.label_names, origin, chosen_groups)
+
+
+def _is_usable(text: str | None) -> bool:
+    return text is not None and text != "" and not text.isspace()
+
+
+def _describe_replaced(texts: list[str]) -> list[str]:
+    damaged = sum(REPLACEMENT in text for text in texts)
+    return [f"{damaged:,} texts hold U+FFFD, which stands for bytes that are not UTF-8"] * (damaged > 0)
+
+
+def _describe_numbers(numbers: NumberedLabels, scheme: LabelScheme) -> list[str]:
+    """Say that numbers were taken for the classes of a trained model by their order."""
+    if scheme.by_user or not (numbers.numbered or (scheme.numbered and numbers.mapping and not scheme.mapping)):
+        return []
+    if numbers.numbered and scheme.numbered:
+        return []
+    return [f"the labels 0, 1, ... of the data are taken for {', '.join(numbers.label_names[:SHOWN_LABELS])}"]
+
+
+def find_frequent_labels(data: LabelledTexts, min_rows: int) -> list[str]:
+    """Return the labels that have at least `min_rows` rows, or none at all. Raises `UserError` if none has so many."""
+    counts = np.bincount(data.labels, minlength=len(data.label_names))
+    if counts.max() < min_rows:
+        raise UserError(
+            f"--min-label-rows is {min_rows}; no label has so many rows: the most frequent has {counts.max()}"
+        )
+    return [name for name, count in zip(data.label_names, counts, strict=True) if not 0 < count < min_rows]
+
+
+def restrict_labels(data: LabelledTexts, names: list[str]) -> LabelledTexts:
+    """Leave out the rows of all labels but these, and say which.
+
+    Numbers that counted the labels are noted by their names, so that they still mean the same.
+    """
+    left_out = [name for name in data.label_names if name not in names]
+    if not left_out:
+        return data
+    rows = np.flatnonzero(np.isin(data.labels, [data.label_names.index(name) for name in names]))
+    numbers = {name: number for number, name in enumerate(names)}
+    remark = (
+        f"left out, with fewer rows than --min-label-rows: {', '.join(left_out[:SHOWN_LABELS])} "
+        f"({len(data) - len(rows):,} rows)"
+    )
+    counted = {str(number): name for number, name in enumerate(data.label_names)} if data.origin.numbered else {}
+    origin = replace(
+        data.origin,
+        rows=len(rows),
+        numbered=False,
+        label_map=data.origin.label_map | counted,
+        remarks=[*data.origin.remarks, remark],
+    )
+    labels_of_rows = np.array([numbers[data.label_names[i]] for i in data.labels[rows]], np.int64)
+    return replace(data.take(rows), labels=labels_of_rows, label_names=names, origin=origin)
 
 
 def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledTexts, LabelledTexts]:
     """Split into a training and an evaluation part, each label in proportion.
 
     The evaluation part holds `fraction` of the distinct texts. All rows of a text are in the same part: one that was
-    trained on would prove nothing. Raises `UserError` for too few rows.
+    trained on would prove nothing. A label with one text is trained on, and said to be. Raises `UserError` for too few
+    rows.
     """
     numbers: dict[str, int] = {}
     text_numbers = np.array([numbers.setdefault(text, len(numbers)) for text in data.texts])
     text_labels = data.labels[np.unique(text_numbers, return_index=True)[1]]  # of each text's first row
-    counts = Counter(text_labels.tolist())
-    rare = [data.label_names[label] for label, count in counts.items() if count < 2]
-    classes, held_out = len(counts), round(fraction * len(text_labels))
-    if rare or held_out < classes or len(text_labels) - held_out < classes:
-        reason = f"label {rare[0]!r} has only one row" if rare else f"{len(text_labels)} rows are too few"
-        reason += " (of distinct texts)" * (len(text_labels) < len(data))
+    counts = np.bincount(text_labels, minlength=len(data.label_names))
+    single = np.flatnonzero(counts == 1)  # labels that cannot be in both parts
+    divisible = np.flatnonzero(counts[text_labels] > 1)  # texts
+    classes, held_out = np.count_nonzero(counts > 1), round(fraction * len(divisible))
+    if classes < 2 or held_out < classes or len(divisible) - held_out < classes:
         raise UserError(
-            f"the data cannot be split into a training and an evaluation part: {reason}; add rows or give --eval-data"
+            f"the data cannot be split into a training and an evaluation part: {len(divisible)} rows"
+            f"{' (of distinct texts)' * (len(text_labels) < len(data))} of {classes} labels with two or more are too "
+            "few; add rows or give --eval-data"
         )
-    training, evaluation = train_test_split(
-        np.arange(len(text_labels)), test_size=held_out, stratify=text_labels, random_state=seed
-    )
-    training_rows, evaluation_rows = (np.flatnonzero(np.isin(text_numbers, part)) for part in (training, evaluation))
-    return data.take(training_rows), data.take(evaluation_rows)
+    _, evaluation = train_test_split(divisible, test_size=held_out, stratify=text_labels[divisible], random_state=seed)
+    evaluation_rows = np.isin(text_numbers, evaluation)
+    parts = [data.take(np.flatnonzero(rows)) for rows in (~evaluation_rows, evaluation_rows)]
+    if len(single):
+        names = ", ".join(data.label_names[i] for i in single[:SHOWN_LABELS])
+        remark = f"trained on but never evaluated, since they have one text each: {names}"
+        parts[0] = replace(parts[0], origin=replace(data.origin, remarks=[*data.origin.remarks, remark]))
+    return parts[0], parts[1]
 
 
-def _read_table(path: str, columns: Columns) -> tuple[pa.Table, list[str] | None, DataOrigin]:
-    """Read the columns, the names of numbered labels if any, and the origin."""
+@dataclass(frozen=True)
+class _LabelledFile:
+    """The rows of one file, also of those that cannot be used."""
+
+    texts: list[str | None]
+    labels: FileLabels
+    groups: list[str]
+
+
+def _read_files(path: str, columns: Columns) -> tuple[list[_LabelledFile], DataOrigin]:
+    """Read the columns of all files at a path, each with its own types and names of labels."""
     looks_like_file = "://" in path or path.lower().endswith(SUFFIXES) or path.startswith((".", "/", "~"))
     if not looks_like_file and not files.is_glob(path) and not storage.exists(path):
         if not hub.is_hub_name(path):
             raise UserError(f"{path} is neither a local file or folder nor the name of a hub data set")
         data = hub.fetch(path)
-        columns.check(data.column_names, path)
-        origin = DataOrigin(path, revision=data.revision)
-        return data.read(columns.names), data.class_names(columns.label), origin
-    root, stamps = files.find_files(path, SUFFIXES)
-    tables, class_names = [], None
-    for stamp in stamps:
-        table = _read_file(storage.join(root, stamp.path), columns)
-        class_names = class_names or hub.class_names_in(table.schema, columns.label)
-        tables.append(table.replace_schema_metadata(None))
-    try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise UserError(f"the files of {path} do not fit together: {error}; give each column one type") from None
-    return table, class_names, DataOrigin(path, files=len(stamps))
+        columns.present(data.column_names, path)
+        table, declared = data.read(columns.names), data.class_names(columns.label)
+        return [_take_columns(table, path, columns, {}, declared)], DataOrigin(path, revision=data.revision)
+    data_files = files.find_files(path, SUFFIXES)
+    _check_not_twice(path, [stamp.path for stamp in data_files.stamps])
+    read = [_read_file(data_files.root, stamp.path, columns) for stamp in data_files.stamps]
+    remarks = [f"{path}: {line}" for line in data_files.describe_unread()]
+    return read, DataOrigin(path, files=len(read), remarks=remarks)
 
 
-def _read_file(path: str, columns: Columns) -> pa.Table:
+def _check_not_twice(path: str, names: list[str]) -> None:
+    """Refuse a file beside its compressed copy. Raises `UserError`."""
+    by_lower = {name.lower(): name for name in names}
+    for lower, name in by_lower.items():
+        original = next((by_lower.get(lower.removesuffix(end)) for end in COMPRESSIONS if lower.endswith(end)), None)
+        if original:
+            raise UserError(f"{path} holds {original} and {name}, the same file twice; remove one of them")
+
+
+def _read_file(root: str, relative_path: str, columns: Columns) -> _LabelledFile:
+    path = storage.join(root, relative_path)
     filesystem, inner_path = storage.locate(path)
-    suffix = next((suffix for suffix in READERS if inner_path.lower().endswith(suffix)), None)
+    suffix = max((suffix for suffix in READERS if inner_path.lower().endswith(suffix)), key=len, default=None)
     if suffix is None:
         raise UserError(f"{path} has an unknown suffix; expected one of {', '.join(SUFFIXES)}")
+    reader, compression = READERS[suffix]
+    folder = partition_values(relative_path)
     try:
-        with filesystem.open_input_file(inner_path) as stream:
-            return READERS[suffix](stream, path, columns)
+        with (
+            filesystem.open_input_stream(inner_path, compression=compression)
+            if compression
+            else filesystem.open_input_file(inner_path)
+        ) as stream:
+            table = reader(stream, path, replace(columns, folder_keys=tuple(folder)))
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as {suffix[1:]}: {reason}; repair it or leave it out") from None
+    return _take_columns(table, path, columns, folder, hub.class_names_in(table.schema, columns.label))
 
 
-def _read_texts(column: pa.ChunkedArray, path: str, name: str) -> list[str | None]:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not is_text(kind):
-        raise UserError(f"column {name!r} of {path} holds {kind}; expected text; choose with --text-column")
-    return [text for chunk in column.chunks for text in to_texts(chunk)]
+def _take_columns(
+    table: pa.Table, path: str, columns: Columns, folder: dict[str, str | None], declared: list[str] | None
+) -> _LabelledFile:
+    """Return the texts and labels of a file's columns; a label that is none of them stands in the folder's name."""
+    column = table[columns.text]
+    if not is_text(column.type):
+        raise UserError(
+            f"column {columns.text!r} of {path} holds {column.type}; expected text; choose with --text-column"
+        )
+    texts = [text for chunk in column.chunks for text in to_texts(chunk)]
+    if columns.label in table.column_names:
+        values = labels.read_labels(table[columns.label], path, columns.label)
+    else:
+        values = [labels.read_folder_label(folder[columns.label])] * len(texts)
+    groups: list[str] = []
+    if columns.group:
+        stands_in_file = columns.group in table.column_names
+        values_of_rows = table[columns.group].to_pylist() if stands_in_file else [folder[columns.group]] * len(texts)
+        groups = [str(value) for value in values_of_rows]
+    values = [value if _is_usable(text) else None for value, text in zip(values, texts, strict=True)]
+    return _LabelledFile(texts, FileLabels(path, values, declared), groups)

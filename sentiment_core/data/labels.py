@@ -1,16 +1,50 @@
-"""Turn a label column into class numbers."""
+"""Turn a label column into class numbers: one rule for training, evaluation and promotion.
 
-from dataclasses import dataclass
+Labels meet classes by their names. Numbers are named first, by each file's own declaration if it has one.
+"""
+
+import decimal
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sentiment_core.errors import UserError
-from sentiment_core.text.arrow import is_text, to_texts
+from sentiment_core.text.arrow import REPLACEMENT, is_text, to_texts
 
+WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d*")
 SHOWN_LABELS = 10  # of a long list of labels in a message
 
-Label = str | int | None  # None: the row has none
+Label = str | int | bool | None  # None: the row has none
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """The classes that labels are looked up in, and how."""
+
+    names: list[str] | None = None  # of the classes, in order; None: the data's own labels, in order
+    by_user: bool = False  # the user named the numbers 0, 1, ... so; else the names are those of a trained model
+    numbered: bool = False  # the model was trained on whole numbers, which count `names`
+    mapping: dict[str, str] = field(default_factory=dict)  # labels of the data -> names of classes
+
+
+@dataclass(frozen=True)
+class FileLabels:
+    """The label column of one file."""
+
+    path: str
+    values: list[Label]
+    declared: list[str] | None  # names that the file gives the numbers 0, 1, ...
+
+    def named(self) -> list[Label]:
+        """Return the labels with declared names in place of numbers; a number without a name is no label."""
+        if self.declared is None:
+            return self.values
+        names = dict(enumerate(self.declared))  # unlabelled rows have the number -1
+        return [value if value is None or isinstance(value, str) else names.get(value) for value in self.values]
 
 
 @dataclass(frozen=True)
@@ -18,28 +52,35 @@ class NumberedLabels:
     """The class number of each row, and the names of the classes."""
 
     label_names: list[str]  # in the order of their numbers
-    labels: np.ndarray  # (n,) int64
-    numbered: bool  # the values were these numbers, not names
+    labels: np.ndarray  # (n,) int64, -1 where a row has no label
+    numbered: bool = False  # the labels were these numbers, not names
+    mapping: dict[str, str] = field(default_factory=dict)  # labels of the data -> names, where they differ
 
 
 def read_labels(column: pa.ChunkedArray, path: str, name: str) -> list[Label]:
-    """Read a label column as texts or whole numbers.
+    """Read a label column as texts, whole numbers or truth values.
 
-    Missing and empty labels become None. Raises `UserError` for values that are neither.
+    Missing and empty labels become None. Raises `UserError` for values that are none of these.
     """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    values = [v for chunk in column.chunks for v in (to_texts(chunk) if is_text(kind) else chunk.to_pylist())]
-    if pa.types.is_integer(kind):
-        return values
+    kind = column.type
+    values: list[Any] = [
+        v for chunk in column.chunks for v in (to_texts(chunk) if is_text(kind) else chunk.to_pylist())
+    ]
     if is_text(kind):
+        damaged = next((value for value in values if value is not None and REPLACEMENT in value), None)
+        if damaged is not None:
+            raise UserError(
+                f"column {name!r} of {path} has the label {damaged!r} with bytes that are not UTF-8; give the file's "
+                "encoding with --csv-encoding, or write it as UTF-8"
+            )
         return [None if value is None or not value.strip() else value for value in values]
-    if pa.types.is_boolean(kind):
-        return [None if value is None else str(value).lower() for value in values]
-    if not pa.types.is_floating(kind):
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return values
+    if not (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise UserError(f"column {name!r} of {path} holds {kind}; expected classes: texts or whole numbers")
-    # pandas writes whole numbers with gaps as floats
-    values = [None if value is None or np.isnan(value) else value for value in values]
-    fraction = next((value for value in values if value is not None and not float(value).is_integer()), None)
+    # pandas writes whole numbers with gaps as floats, databases write them as decimals
+    values = [None if value is None or np.isnan(float(value)) else value for value in values]
+    fraction = next((value for value in values if value is not None and not _is_whole(value)), None)
     if fraction is not None:
         raise UserError(
             f"column {name!r} of {path} holds the number {fraction}; expected classes: texts or whole numbers"
@@ -47,35 +88,140 @@ def read_labels(column: pa.ChunkedArray, path: str, name: str) -> list[Label]:
     return [None if value is None else int(value) for value in values]
 
 
-def number_labels(
-    values: list[str | int], path: str, column: str, label_names: list[str] | None, numbered: bool
-) -> NumberedLabels:
-    """Give each label its class number.
+def read_folder_label(value: str | None) -> Label:
+    """Read a label that stands in the name of a partition folder: a whole number or a text."""
+    return int(value) if value and WHOLE_NUMBER.fullmatch(value) else value or None
 
-    Without `label_names` the classes are the values themselves, texts in alphabetical order, numbers in their own.
-    With them each value is a name, or, if all are whole numbers and not all could be names, the number of a name.
-    `numbered` says that whole numbers count the names even where all could be names. Raises `UserError` for a label
-    without a class.
+
+def _is_whole(value: float | decimal.Decimal) -> bool:
+    return np.isfinite(float(value)) and value == int(value)
+
+
+def number_labels(files: Sequence[FileLabels], path: str, column: str, scheme: LabelScheme) -> NumberedLabels:
+    """Give each label of all files its class number.
+
+    Without names in the scheme the classes are the labels themselves, texts in alphabetical order, numbers in their
+    own. With them each label is a name, or, if all labels are whole numbers that cannot be names, the number of a name.
+    Raises `UserError` for a label without a class, and for files that number their labels in several ways.
     """
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    index: dict[str | int, int]
-    if label_names is None:
-        label_names, numbered = [str(value) for value in distinct], False
+    _check_numbering(files, column)
+    values: list[Label] = [value for file in files for value in file.named()]
+    mapping = dict(scheme.mapping)
+    if scheme.names and (scheme.by_user or (scheme.numbered and not mapping)):
+        mapping |= _map_declared(files, scheme.names)
+    if any(isinstance(value, bool) for value in values):
+        values = _read_truth_values(values, scheme, mapping)
+    if mapping:
+        values = [value if value is None else mapping.get(str(value), value) for value in values]
+    if any(isinstance(value, str) for value in values):
+        values = [str(value) if isinstance(value, int) else value for value in values]
+    distinct = sorted(
+        {value for value in values if value is not None}, key=lambda value: (isinstance(value, str), value)
+    )
+    index: dict[Label, int]
+    numbered = False
+    if scheme.names is None:
+        names = [str(value) for value in distinct]
         index = {value: number for number, value in enumerate(distinct)}
     else:
-        numbers = {name: number for number, name in enumerate(label_names)}
+        names = scheme.names
+        numbers = {name: number for number, name in enumerate(names)}
         index = {value: numbers[str(value)] for value in distinct if str(value) in numbers}
-        numbered = all(isinstance(value, int) for value in distinct) and (numbered or len(index) < len(distinct))
+        numbered = all(isinstance(value, int) for value in distinct) and _may_count(scheme, index, distinct)
         if numbered:
-            index = {number: number for number in range(len(label_names))}
+            index = {number: number for number in range(len(names))}
     unknown = [value for value in distinct if value not in index]
     if unknown:
-        shown = ", ".join(label_names[:SHOWN_LABELS]) + " ..." * (len(label_names) > SHOWN_LABELS)
-        raise UserError(
-            f"column {column!r} of {path} has the label {unknown[0]!r}; expected one of {shown}; "
-            "remove those rows or train with data that has this label"
+        raise UserError(_describe_unknown(unknown[0], files, path, column, names))
+    index[None] = -1
+    used = {label: name for label, name in mapping.items() if label != name}
+    return NumberedLabels(names, np.array([index[value] for value in values], np.int64), numbered, used)
+
+
+def _may_count(scheme: LabelScheme, index: dict[Label, int], distinct: Sequence[Label]) -> bool:
+    """Return whether whole numbers may be counted as the positions of names; `index` has those that are names."""
+    if scheme.numbered:
+        return True
+    if scheme.by_user:
+        return len(index) < len(distinct)
+    # a trained model's names: only where a number cannot be meant as one of them
+    names_are_numbers = all(WHOLE_NUMBER.fullmatch(name) for name in scheme.names or [])
+    return not (index or scheme.mapping or names_are_numbers) and bool(distinct)
+
+
+def _check_numbering(files: Sequence[FileLabels], column: str) -> None:
+    """Refuse numbers in one file beside names that another declares for numbers. Raises `UserError`."""
+    declaring = next((file for file in files if file.declared), None)
+    for file in files:
+        number = next((value for value in file.values if type(value) is int), None)
+        if declaring and number is not None and not file.declared:
+            raise UserError(
+                f"column {column!r} of {file.path} has the number {number} without a name, and {declaring.path} names "
+                f"its numbers {_shorten(declaring.declared or [])}; read them apart, or write names into both"
+            )
+
+
+def _map_declared(files: Sequence[FileLabels], names: list[str]) -> dict[str, str]:
+    """Map the names that the files declare for the numbers 0, 1, ... to other names of these numbers.
+
+    Other names are as many, and none of them is a declared one. Raises `UserError` if the files number their labels in
+    different orders.
+    """
+    declarations = {
+        file.path: file.declared
+        for file in files
+        if file.declared and len(file.declared) == len(names) and not set(file.declared) & set(names)
+    }
+    if not declarations:
+        return {}
+    first_path, first = next(iter(declarations.items()))
+    for path, declared in declarations.items():
+        if declared != first:
+            raise UserError(
+                f"{first_path} names the labels 0, 1, ... {_shorten(first)}, and {path} names them "
+                f"{_shorten(declared)}; give --label-map {first[0]}={names[0]},... instead of --label-names"
+            )
+    return dict(zip(first, names, strict=False))
+
+
+def _read_truth_values(values: list[Label], scheme: LabelScheme, mapping: dict[str, str]) -> list[Label]:
+    """Read truth values as the names true and false or, where two classes have other names, as their numbers."""
+    as_numbers = (
+        scheme.names is not None and len(scheme.names) == 2 and not {"true", "false"} & {*scheme.names, *mapping}
+    )
+    return [
+        (int(value) if as_numbers else str(value).lower()) if isinstance(value, bool) else value for value in values
+    ]
+
+
+def _describe_unknown(value: Label, files: Sequence[FileLabels], path: str, column: str, names: list[str]) -> str:
+    """Return the message about a label without a class."""
+    declared = next((file.declared for file in files if file.declared and value in file.declared), None)
+    expected = f"expected one of {_shorten(names)}"
+    if declared:
+        return (
+            f"column {column!r} of {path} has the labels {_shorten(declared)}, as the data names its numbers; "
+            f"{expected}; map them with --label-map {value}={names[0]},..."
         )
-    return NumberedLabels(label_names, np.array([index[value] for value in values], np.int64), numbered)
+    return (
+        f"column {column!r} of {path} has the label {value!r}; {expected}; remove those rows, train with data that "
+        f"has this label, or map it with --label-map {value}={names[0]}"
+    )
+
+
+def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
+    """Parse `--label-map`: `label=name` each. Raises `UserError`."""
+    mapping: dict[str, str] = {}
+    for pair in pairs:
+        label, separator, name = pair.partition("=")
+        if not (separator and label and name) or label in mapping:
+            raise UserError(f"--label-map has the part {pair!r}; expected label=name, each label once")
+        mapping[label] = name
+    return mapping
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN_LABELS]) + " ..." * (len(names) > SHOWN_LABELS)
 
 
 def label_shares(labels: np.ndarray, label_names: list[str]) -> dict[str, float]:

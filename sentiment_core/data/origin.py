@@ -34,6 +34,8 @@ class DataOrigin:
     dropped: DroppedRows = field(default_factory=DroppedRows)
     numbered: bool = False  # the label column held class numbers, not names
     truncated_rows: int | None = None  # longer than the model reads; None before they were tokenized
+    label_map: dict[str, str] = field(default_factory=dict)  # labels of the data -> names, where they differ
+    remarks: list[str] = field(default_factory=list)  # sentences about the data that its user should read
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as `sentiment.json` holds it."""
@@ -41,7 +43,7 @@ class DataOrigin:
         del content["files" if self.files is None else "revision"]
         if self.truncated_rows is None:
             del content["truncated_rows"]
-        return content
+        return {name: value for name, value in content.items() if value not in ({}, [])}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:

@@ -8,12 +8,18 @@ import copy
 import numpy as np
 import torch
 
+from sentiment_core.errors import UserError
 from sentiment_core.inference import selection
 from sentiment_core.model import bundle
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import hardware
 from sentiment_core.text.token_lists import TokenLists, deduplicate, mean_over_windows
+
+
+class NotFinite(UserError):
+    """A model gives NaN or infinite probabilities."""
+
 
 LEAST_TOKENS = 512  # of a batch: about the longest row that most encoders take
 
@@ -30,6 +36,7 @@ class Engine:
         backend: str | None = None,
         long_run: bool = False,
         objective: Objective = Objective(),  # noqa: B008 (frozen)
+        on_cpu: bool = False,
     ) -> None:
         """Select the backend and move the model to its device.
 
@@ -42,11 +49,12 @@ class Engine:
                 `passed_over` says why others were not taken.
             long_run: Whether a backend that takes a minute to start is worth it.
             objective: How logits become probabilities.
+            on_cpu: Whether to leave a GPU alone.
 
         Raises:
             BackendUnavailable: The backend asked for does not run the model right.
         """
-        only_on_cpu = backend is not None and selection.find_backend(backend).device_types == ("cpu",)
+        only_on_cpu = on_cpu or (backend is not None and selection.find_backend(backend).device_types == ("cpu",))
         self.device = torch.device("cpu") if only_on_cpu else hardware.device()
         self.threads = threads if self.device.type == "cpu" else None
         self.classes = classes
@@ -62,11 +70,16 @@ class Engine:
 
     @classmethod
     def load(
-        cls, folder: str, threads: int | None = None, backend: str | None = None, long_run: bool = False
+        cls,
+        folder: str,
+        threads: int | None = None,
+        backend: str | None = None,
+        long_run: bool = False,
+        on_cpu: bool = False,
     ) -> "Engine":
         """Load the bundle in a local folder."""
         model, info = bundle.load(folder)
-        return cls(model, len(info.labels), info.max_length, threads, backend, long_run, info.objective)
+        return cls(model, len(info.labels), info.max_length, threads, backend, long_run, info.objective, on_cpu)
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Compute the probabilities of all rows.
@@ -77,6 +90,9 @@ class Engine:
         Returns:
             Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens; and the number of
             tokens of padding that were computed.
+
+        Raises:
+            NotFinite: The model gives no numbers for some rows.
         """
         self._limit_threads()
         first_rows, inverse = deduplicate(tokens)
@@ -106,6 +122,12 @@ class Engine:
             with torch.inference_mode():
                 logits[np.concatenate(batches)] = self.head(self.backend(windows, batches).double()).cpu().numpy()
         probabilities = self.objective.activate(mean_over_windows(logits, first_windows)).astype(np.float32)
+        failed = int((~np.isfinite(probabilities).all(axis=1) & (tokens.lengths > 0)).sum())
+        if failed:
+            raise NotFinite(
+                f"the model gives no finite probabilities for {failed:,} of {len(tokens):,} distinct texts, computed "
+                f"by {self.backend.name}: its weights hold NaN, or numbers that overflow"
+            )
         return probabilities, sum(self.backend.padding(windows.lengths[batch]) for batch in batches)
 
     def _limit_threads(self) -> None:

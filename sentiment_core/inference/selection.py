@@ -19,7 +19,7 @@ from sentiment_core.inference.backends.base import Backend, BackendUnavailable, 
 from sentiment_core.inference.backends.openvino import OpenVino
 from sentiment_core.inference.backends.torch_padded import Padded
 from sentiment_core.inference.tolerances import BF16_TOLERANCE, FP32_TOLERANCE, INT8_TOLERANCE
-from sentiment_core.model import classifier, families
+from sentiment_core.model import classifier, families, fitness
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import hardware
@@ -128,10 +128,11 @@ def select_backend(
 ) -> Selection:
     """Pick the first backend whose probabilities match plain torch on a probe batch.
 
-    Where none does, raises what the last of the `entries` raised.
+    Where none does, raises what the last of the `entries` raised; and `UserError` for a model that cannot be padded.
     """
     config: Any = model.encoder.config
     probe = families.make_probe(config)
+    fitness.check_padding(model.to(device))
 
     def difference(backend: Backend, head: nn.Module) -> float:
         return float(np.abs(_probabilities(backend, head, probe, objective) - expected).max())

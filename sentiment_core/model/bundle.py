@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sentiment_core import __version__
+from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
 from sentiment_core.model.objective import Objective
 from sentiment_core.model.records import (
@@ -94,9 +95,10 @@ class BundleInfo:
         return Objective(self.ordinal)
 
     @property
-    def numbered(self) -> bool:
-        """Return whether the label column that it was trained on held class numbers, counted as in `labels`."""
-        return self.training.data.numbered
+    def label_scheme(self) -> LabelScheme:
+        """Return how the labels of other data meet the bundle's: as those it was trained on did."""
+        data = self.training.data
+        return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map)
 
 
 RECORDS: dict[str, type[Record]] = {
@@ -268,7 +270,7 @@ def load(folder: str) -> tuple["Classifier", BundleInfo]:
     info = read_info(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if info.head == "standard":
-        return classifier.from_encoder(folder, config, "standard").eval(), info
+        return classifier.from_encoder(folder, config, "standard", with_head=True).eval(), info
     model = classifier.from_config(config, info.head)
     safetensors.torch.load_model(model, str(Path(folder) / WEIGHTS))
     return model.eval(), info

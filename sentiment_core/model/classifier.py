@@ -7,7 +7,7 @@ linear). The head `mlp` puts two layers on the first token of any encoder.
 import contextlib
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from sentiment_core.model.records import Head
 from sentiment_core.text.batching import pad
 
 MLP_DROPOUT = 0.1  # unless set_head_dropout says otherwise
+HEAD_STD = 0.02  # of a new head's weights, as in BERT
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of weights saved from torch.compile's and DDP's wrappers
+BUFFER = re.compile(r"(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias)$")  # saved by older versions
 
 
 class MlpClassifier(nn.Module):
@@ -127,20 +130,75 @@ def make_config(folder: str, labels: list[str], dropout: float | None = None) ->
     return config
 
 
-def from_encoder(folder: str, config: PretrainedConfig, head: Head) -> Classifier:
+def from_encoder(folder: str, config: PretrainedConfig, head: Head, with_head: bool = False) -> Classifier:
     """Load a pretrained encoder and put a new head on it.
 
-    The head's first weights come from torch's random state. A standard head for as many labels that the folder holds is
-    kept.
+    The head's first weights come from torch's random state. A standard head that the folder holds for the same labels
+    is kept, by the labels' names; `with_head` requires it. Raises `UserError` if the folder's weights are not those of
+    the whole encoder.
     """
-    options = {"config": config, "local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    options["dtype"] = torch.float32
+    loader = AutoModelForSequenceClassification if head == "standard" else AutoModel
     with progress_bars_hidden():
-        if head == "standard":
-            return StandardClassifier(
-                AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
-            )
-        return _with_mlp(AutoModel.from_pretrained(folder, **options), config)
+        model, report = loader.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            key_mapping={rf"^({'|'.join(map(re.escape, WRAPPER_PREFIXES))})+": ""},
+            output_loading_info=True,
+        )
+    _check_report(folder, model, report, with_head)
+    if head == "mlp":
+        return _with_mlp(model, config)
+    classifier = StandardClassifier(model)
+    not_loaded = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    _match_head(folder, classifier, list((config.id2label or {}).values()), not_loaded)
+    return classifier
+
+
+def _check_report(folder: str, model: nn.Module, report: dict[str, Any], with_head: bool) -> None:
+    """Refuse weights that lack a part of the encoder, or have one too many or of another shape. Raises `UserError`.
+
+    The head may be missing unless `with_head`, and with it the pooler, which pretrained encoders often lack.
+    """
+    prefix = f"{model.base_model_prefix}."
+    parts = {name.split(".")[0] for name, _ in model.base_model.named_parameters()}  # type: ignore[union-attr]
+
+    def of_encoder(names: Iterable[str]) -> list[str]:
+        names = (name.removeprefix(prefix) for name in names if not BUFFER.search(name))
+        return sorted(name for name in names if with_head or (name.split(".")[0] in parts and "pooler" not in name))
+
+    missing, unexpected = of_encoder(report["missing_keys"]), of_encoder(report["unexpected_keys"])
+    other_shape = of_encoder(name for name, *_ in report["mismatched_keys"])
+    kinds = (("missing", missing), ("of another shape", other_shape), ("unexpected", unexpected))
+    problems = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds if names]
+    if problems:
+        raise UserError(
+            f"the weights of {folder} do not fit the model in its config.json: {', '.join(problems)}. "
+            "Save the model itself again, with its save_pretrained."
+        )
+
+
+def _match_head(folder: str, classifier: StandardClassifier, labels: list[str], not_loaded: set[str]) -> None:
+    """Order the last layer's rows by the labels' names; start with new ones if the folder has other labels."""
+    saved = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).id2label or {}
+    saved_labels = [str(saved[number]) for number in sorted(saved)]
+    layer = last_layer(classifier, len(labels))
+    name = next(name for name, module in classifier.model.named_modules() if module is layer)
+    if saved_labels == labels or f"{name}.weight" in not_loaded:
+        return
+    with torch.no_grad():
+        if set(saved_labels) == set(labels):
+            order = [saved_labels.index(label) for label in labels]
+            for parameter in layer.parameters():
+                parameter.copy_(parameter[order].clone())
+        else:
+            nn.init.normal_(layer.weight, std=HEAD_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -12,6 +13,10 @@ from sentiment_core.model import bundle, families
 # configuration, tokenizer, weights; pickled weights and code are not fetched
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+CONVERT = (
+    'python -c "from transformers import AutoModel, AutoTokenizer; '
+    "[kind.from_pretrained('{name}').save_pretrained('converted') for kind in (AutoModel, AutoTokenizer)]\""
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,13 @@ def fetch(name: str) -> Encoder:
         )
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
-            f"--model {name} has no *.safetensors weights. Other kinds (pickle) are not loaded: convert them."
+            f"--model {name} has no *.safetensors weights, and others are pickles, which may run code. If you trust "
+            f"them, convert them: {CONVERT.format(name=name)}"
+        )
+    has_reader = find_spec("sentencepiece") and find_spec("google.protobuf")
+    if not any(file in VOCABULARIES for file in files) and not has_reader:
+        raise UserError(
+            f"--model {name} has a SentencePiece tokenizer. Install what reads it: pip install sentencepiece protobuf"
         )
     return Encoder(name, folder, revision)
 

@@ -80,6 +80,8 @@ class Evaluation(Metrics):
 
     dropped: DroppedRows = field(default_factory=DroppedRows)
     bundle: str = ""
+    by: dict[str, dict[str, float]] = field(default_factory=dict)  # metrics by the values of a column
+    remarks: list[str] = field(default_factory=list)  # sentences about the data that its user should read
 
     @classmethod
     def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +89,8 @@ class Evaluation(Metrics):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content for `json.dumps`."""
-        return super().to_json() | {"dropped": self.dropped.to_json(), "bundle": self.bundle}
+        content = super().to_json() | {"dropped": self.dropped.to_json(), "bundle": self.bundle}
+        return {name: value for name, value in content.items() if name not in ("by", "remarks") or value}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
 from sentiment_core.model import bundle, registry
 from sentiment_core.nightly import alert, drift, lock, pages, record
@@ -244,7 +245,9 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
 
     settings = plan.settings
     try:
-        parts = read_parts(retraining)
+        names = list(retraining.label_names)
+        scheme = LabelScheme(names, by_user=True) if names else plan.scoring.info.label_scheme
+        parts = read_parts(retraining, scheme)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
         trained = plan.scoring.info.training.data
         rows_tried: dict[Any, int] = {trained.fingerprint: trained.train_rows or 0}
@@ -253,7 +256,8 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
         has_few_new = rows - max(rows_tried.values()) < settings.renew_rows
         if fingerprint in rows_tried or (has_few_new and not drifted):
             return
-        name = renewal.candidate_name(retraining, fingerprint)
+        labels = tuple(plan.scoring.info.labels)
+        name = renewal.candidate_name(replace(retraining, label_names=labels), fingerprint)
         if any(decision.bundle == name for decision in registry.history(settings.model)):
             return  # a night of another output tried it, or it was rolled back
         test_data = settings.test_data or ""

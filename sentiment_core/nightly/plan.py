@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sentiment_core.config import parse
+from sentiment_core.data import partitions
 from sentiment_core.data.shards import Corpus
 from sentiment_core.errors import UserError
 from sentiment_core.model import registry
 from sentiment_core.nightly import record
 from sentiment_core.nightly.record import Night
-from sentiment_core.nightly.settings import NightlySettings
+from sentiment_core.nightly.settings import NightlySettings, find_zone
 from sentiment_core.scoring.plan import ScorePlan, plan_scoring
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def make_plan(settings: NightlySettings) -> NightPlan:
     failed = [shard for shard in scoring.corpus.failed if is_chosen(shard.source)]
     if not failed and not any(is_chosen(unit.source) for unit in scoring.corpus.units):
         _refuse_empty_choice(settings)
-    name = settings.night or datetime.datetime.now(datetime.UTC).date().isoformat()
+    name = settings.night or datetime.datetime.now(find_zone(settings.timezone)).date().isoformat()
     retraining = _plan_retraining(settings, scoring.info.labels if decisions else None)
     before = record.read_nights(scoring.output_folder)
     last = record.latest_night(before)
@@ -105,18 +106,20 @@ def make_plan(settings: NightlySettings) -> NightPlan:
 
 
 def _choose_partitions(settings: NightlySettings) -> Callable[[str], bool]:
-    """Return the function that tells by a shard's path whether --date or --since choose it."""
-    prefix = settings.date_key + "="
+    """Return the function that tells by a shard's path whether --date or --since choose it.
 
-    def date_of(path: str) -> str | None:
-        folders = path.split("/")[:-1]
-        return next((folder.removeprefix(prefix) for folder in folders if folder.startswith(prefix)), None)
+    Rows without a date are not chosen by either.
+    """
 
-    if settings.date:
-        return lambda path: date_of(path) == settings.date
-    if settings.since:
-        return lambda path: (date_of(path) or "") >= (settings.since or "")
-    return lambda path: True
+    def is_chosen(path: str) -> bool:
+        value = partitions.partition_values(path).get(settings.date_key)
+        if value is None:
+            return False
+        if settings.date:
+            return partitions.is_same(value, settings.date)
+        return partitions.is_from_on(value, settings.since or "", path)
+
+    return is_chosen if settings.date or settings.since else lambda path: True
 
 
 def _refuse_empty_choice(settings: NightlySettings) -> None:
@@ -155,4 +158,9 @@ def _plan_retraining(settings: NightlySettings, labels: list[str] | None) -> "Tr
             f"--train-config {settings.train_config} has the label_names {','.join(train.label_names)}; expected those "
             f"of the current bundle, {','.join(labels)}, or none"
         )
-    return replace(train, label_names=tuple(labels))
+    if train.min_label_rows > 1:
+        raise UserError(
+            f"--train-config {settings.train_config} has min_label_rows {train.min_label_rows}; a candidate keeps all "
+            "labels of the current bundle. Remove it."
+        )
+    return train

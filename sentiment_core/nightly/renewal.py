@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 from scipy.stats import binomtest
@@ -18,6 +18,8 @@ from sentiment_core.training.job import train
 from sentiment_core.training.resume import RESUME_MAY_CHANGE
 from sentiment_core.training.settings import TrainSettings
 
+# settings that 27de93b did not have: at their defaults they name no other candidate than before
+ADDED_LATER = ("label_map", "min_label_rows", "csv_separator", "csv_encoding")
 MAX_P_VALUE = 0.05  # above, chance may explain that a candidate looks better
 
 
@@ -55,15 +57,22 @@ def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
 
     A night thereby resumes the candidate that a killed one began to train.
     """
-    request = {name: value for name, value in asdict(settings).items() if name not in RESUME_MAY_CHANGE}
+    defaults = {item.name: item.default for item in fields(settings)}
+    request = {
+        name: value
+        for name, value in asdict(settings).items()
+        if name not in RESUME_MAY_CHANGE and not (name in ADDED_LATER and value == defaults[name])
+    }
     return f"candidate-{hashlib.sha256(json.dumps([fingerprint, request]).encode()).hexdigest()[:12]}"
 
 
-def train_candidate(settings: TrainSettings, models: str, name: str) -> None:
+def train_candidate(
+    settings: TrainSettings, parts: tuple[LabelledTexts, LabelledTexts], models: str, name: str
+) -> None:
     """Train into the folder `name` of the registry, unless a run that broke off later has done so."""
     path = storage.join(models, name)
     if not storage.exists(storage.join(path, bundle.CARD)):
-        train(replace(settings, out=path))
+        train(replace(settings, out=path), parts=parts)
 
 
 def compare(current: str, candidate: str, test: LabelledTexts, training_texts: set[str]) -> CandidateComparison:
@@ -94,7 +103,9 @@ def _is_correct(path: str, test: LabelledTexts) -> np.ndarray:
     """Return for each row whether the bundle labels it correctly, (n,) bool."""
     classifier = Classifier.load(path)
     probabilities = np.nan_to_num(classifier.predict_proba(test.texts))  # without tokens: the first label
-    return classifier.info.objective.decide(probabilities)[0] == test.labels
+    own_numbers = {name: number for number, name in enumerate(classifier.labels)}
+    targets = np.array([own_numbers.get(name, -1) for name in test.label_names])[test.labels]
+    return classifier.info.objective.decide(probabilities)[0] == targets
 
 
 def renew(
@@ -115,9 +126,8 @@ def renew(
         test_data: Labelled text to compare on.
         margin: Accuracy by which the candidate must be better.
     """
-    info = bundle.read_info(registry.resolve(models))
-    test = labelled.read(test_data, settings.text_column, settings.label_column, info.labels, info.numbered)
-    train_candidate(settings, models, name)
+    test = labelled.read(test_data, settings.columns, parts[0].scheme)
+    train_candidate(settings, parts, models, name)
     current, candidate = registry.resolve(models), storage.join(models, name)  # it may have changed meanwhile
     if current == candidate:
         return Renewal(name, promoted=True, reason="another run has promoted it")

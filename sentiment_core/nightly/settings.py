@@ -1,17 +1,27 @@
 """Settings of `sentiment-core nightly`."""
 
+import datetime
 import re
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sentiment_core.config import check, setting
 from sentiment_core.scoring.settings import ScoreSettings
+
+
+def find_zone(name: str) -> datetime.tzinfo:
+    """Return the time zone of this name; UTC needs no data base of zones."""
+    return datetime.UTC if name == "UTC" else ZoneInfo(name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NightlySettings(ScoreSettings):
     """Flags of `sentiment-core nightly`: those of `score`, and these."""
 
-    night: str | None = setting(None, "name of the night's record; default: today's date (UTC)", "NAME", group="output")
+    night: str | None = setting(
+        None, "name of the night's record; default: today's date in --timezone", "NAME", group="output"
+    )
+    timezone: str = setting("UTC", "time zone by which a night has its date", "Europe/Berlin", group="output")
     date_key: str = setting("date", "partition key of the input that --date and --since look at", group="data")
     date: str | None = setting(None, "score only this partition of --date-key", "2026-11-30", group="data")
     since: str | None = setting(
@@ -54,6 +64,10 @@ class NightlySettings(ScoreSettings):
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""
         super().__post_init__()
+        try:
+            find_zone(self.timezone)
+        except (ValueError, OSError, ZoneInfoNotFoundError):
+            check(False, "timezone", self.timezone, "a time zone's name, such as Europe/Berlin")
         for name in ("time_limit", "cost_per_hour", "drift_limit", "reference_limit"):
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "more than 0")

@@ -9,7 +9,10 @@ import yaml
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sentiment_core.errors import UserError
+
 DeviceKind = Literal["CPU", "GPU"]
+DeviceChoice = Literal["auto", "cpu", "gpu"]  # of a user
 
 LAUNCHER_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts its configuration on the head
 STATE_TIMEOUT_S = 60  # for Ray's dashboard to answer
@@ -42,21 +45,28 @@ def _launchable_devices(kind: DeviceKind) -> int:
     return devices
 
 
-def device_kind() -> DeviceKind:
-    """Return what the model runs on.
+def device_kind(choice: DeviceChoice = "auto") -> DeviceKind:
+    """Return what the model runs on: as the user chooses, else GPUs where the cluster has any or can add some.
 
-    That is GPUs where the cluster has any or can add some, else CPUs.
+    Raises `UserError` for a cluster that has neither GPUs nor CPUs yet, as one that is scaled to zero.
     """
-    return "GPU" if max_devices("GPU") else "CPU"
+    if choice != "auto":
+        return "GPU" if choice == "gpu" else "CPU"
+    if max_devices("GPU"):
+        return "GPU"
+    if not max_devices("CPU"):
+        raise UserError(
+            "the cluster has no CPUs and no GPUs yet; say what its nodes will have: --device gpu (or cpu) --workers N"
+        )
+    return "CPU"
 
 
-def number_of_workers(requested: int | None, units: int) -> int:
+def number_of_workers(requested: int | None, units: int, kind: DeviceKind) -> int:
     """Return the workers to start: as requested, else one per GPU or per two CPUs.
 
     Without a request never more than there are `units` of work. `preflight.check_workers` tells whether the cluster can
     have them.
     """
-    kind = device_kind()
     devices_per_worker = 1 if kind == "GPU" else CPUS_PER_WORKER
     return requested or min(units, max(1, max_devices(kind) // devices_per_worker))
 
@@ -69,14 +79,14 @@ def threads_per_worker(workers: int) -> int:
     return max(1, max_devices("CPU") // workers)
 
 
-def actor_resources(workers: int, task_cpus: Sequence[float]) -> dict[str, float]:
+def actor_resources(workers: int, task_cpus: Sequence[float], kind: DeviceKind) -> dict[str, float]:
     """Return what an actor that holds the model reserves: a GPU, or up to one CPU.
 
     `task_cpus`: what one task of each other stage reserves. Every node keeps room for one of each, however Ray spreads
     the actors; without that the stream would stand still. An actor never reserves the same as a task: Ray would fuse
     the two, and the model would wait for the tokenizer.
     """
-    if device_kind() == "GPU":
+    if kind == "GPU":
         return {"num_gpus": 1}
     room = count_nodes_with_cpus() * sum(task_cpus)
     share = min(1.0, max(0.01, int(100 * (max_devices("CPU") - room) / workers) / 100))

@@ -8,11 +8,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 
-from sentiment_core.runtime import preflight
+from sentiment_core.runtime import cluster, preflight
+from sentiment_core.runtime.cluster import DeviceChoice
 
+LONGEST_TEMPORARY_FOLDER = 30  # characters: Ray adds up to 76 for a session and a socket
 _HAS_SCHEDULER = hasattr(os, "sched_setscheduler")  # Linux
 
 
@@ -28,20 +31,42 @@ def connect() -> None:
     try:
         with _hold_back_stderr(), _in_background():
             # the workers' lines would bury what the job prints; their errors come to the driver all the same
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+            ray.init(
+                logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, **_resources_to_start_with()
+            )
     except SystemExit:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt(signal.SIGTERM) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray put a handler of its own there
 
 
-def connect_for(workers: int, folder: str) -> None:
+def _resources_to_start_with() -> dict[str, Any]:
+    """Return options for a Ray that is started here; none where one runs already, which has its own.
+
+    Ray counts all CPUs of the machine, also those that taskset or Slurm keep from this process, and GPUs that torch may
+    not be able to use. Its sockets lie in the temporary folder, and their paths may have 107 bytes.
+    """
+    if os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address():
+        return {}
+    options: dict[str, Any] = {}
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
+        options["num_cpus"] = min(len(os.sched_getaffinity(0)), int(ray._private.utils.get_num_cpus()))
+    if ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators():
+        import torch  # seconds, which machines without GPUs need not spend
+
+        options["num_gpus"] = torch.cuda.device_count()
+    if len(tempfile.gettempdir()) > LONGEST_TEMPORARY_FOLDER and "RAY_TMPDIR" not in os.environ:
+        options["_temp_dir"] = "/tmp/ray"
+    return options
+
+
+def connect_for(workers: int, folder: str, device: DeviceChoice) -> None:
     """Connect to a cluster whose workers can write to `folder`.
 
     Raises `UserError` where it cannot have so many workers, or one does not see the folder.
     """
     connect()
-    preflight.check_workers(workers)
+    preflight.check_workers(workers, cluster.device_kind(device))
     preflight.check_writable(folder)
     preflight.check_shared(folder, "--out", writable=True)
 

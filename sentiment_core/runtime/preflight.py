@@ -26,14 +26,22 @@ def check_lasting(out: str) -> None:
         raise UserError(f"--out {out} is relative to a folder that ends with the job; give an absolute path or a URI")
 
 
-def check_writable(folder: str) -> None:
+def check_writable(folder: str, flag: str = "--out") -> None:
     """Refuse an output folder that cannot be written to. Creates the folder."""
     probe = storage.join(folder, storage.temporary_name())
     try:
         storage.write_file(probe, b"")
         storage.delete_file(probe)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to: {error}; choose another --out") from None
+        raise UserError(f"{folder} cannot be written to: {error}; choose another {flag}") from None
+
+
+def check_file(path: str, flag: str) -> None:
+    """Refuse a path that no file can be written to."""
+    check_lasting(path)
+    if storage.is_folder(path):
+        raise UserError(f"{flag} {path} is a folder; give a file in it")
+    check_writable(storage.parent(path), flag)
 
 
 def check_space(folder: str, needed_bytes: int) -> None:
@@ -80,14 +88,13 @@ def check_reachable() -> None:
         raise UserError(f"the cluster {address} ({origin}) cannot be reached: {error}; {remedy}") from None
 
 
-def check_workers(workers: int) -> None:
+def check_workers(workers: int, kind: cluster.DeviceKind) -> None:
     """Refuse more workers than the cluster can ever have devices for.
 
     Ray would wait for them.
     """
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return  # KubeRay's autoscaler does not tell how far it may go
-    kind = cluster.device_kind()
     available = cluster.max_devices(kind)
     if workers > available:
         raise UserError(

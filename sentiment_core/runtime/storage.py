@@ -62,6 +62,11 @@ def locate(path: str) -> tuple[pa.fs.FileSystem, str]:
     scheme, separator, inner_path = path.partition("://")
     if not separator:
         return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    if scheme == "hf":
+        raise UserError(
+            f"{path} lies on the Hugging Face hub, from which corpora are not read; download it first: "
+            "hf download --repo-type dataset OWNER/NAME --local-dir FOLDER"
+        )
     if scheme == "file" and inner_path.startswith("/"):
         return pa.fs.LocalFileSystem(), os.path.abspath(inner_path)
     try:

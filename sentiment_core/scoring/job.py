@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from sentiment_core.data import files
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
 from sentiment_core.model import bundle
 from sentiment_core.runtime import cluster, connection, preflight, storage
+from sentiment_core.runtime.cluster import DeviceKind
+from sentiment_core.runtime.failures import UNREADABLE
 from sentiment_core.scoring import outputs, stages
 from sentiment_core.scoring.plan import ScorePlan, check_output_folder
 from sentiment_core.scoring.records import RunFile
@@ -51,38 +54,47 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
     Raises UserError, before any work, if the cluster or the output folder cannot do it.
     """
     started = time.monotonic()
-    workers = _check_resources(plan)
+    workers, kind = _check_resources(plan)
     claim_output_folder(plan)
-    _delete_old_files(plan)
+    _prepare_output_folder(plan)
     tally = Tally(
         Counts.zero(plan.info.labels), bool(plan.scored_counts.units), started, failed=list(plan.corpus.failed)
     )
     if plan.units_to_score:
         deadline = None if minutes is None else started + 60 * minutes
         stream = Stream(
-            plan.context, plan.bundle_files, stages.write_outputs, {}, workers, plan.settings.task_minutes, deadline
+            plan.context,
+            plan.bundle_files,
+            stages.write_outputs,
+            {},
+            workers,
+            kind,
+            plan.settings.task_minutes,
+            deadline,
         )
         stream.run("score", plan.units_to_score, tally)
     summary = summarize(plan, tally, workers, time.monotonic() - started)
     return ScoreResult(plan.output_folder, _write_summary(plan.output_folder, summary))
 
 
-def _check_resources(plan: ScorePlan) -> int:
-    """Check disk, cluster and folders, and return how many actors to start. Raises UserError."""
+def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
+    """Check disk, cluster and folders, and return how many actors to start on what. Raises UserError."""
     folder = plan.output_folder
     preflight.check_space(folder, OUTPUT_BYTES_PER_ROW * plan.rows_to_score)
     workers = 0
+    kind: DeviceKind = "CPU"
     if plan.units_to_score:
         connection.connect()
-        if plan.run.int8 and cluster.device_kind() == "GPU":
-            raise UserError("--int8 computes on CPUs, and this cluster has GPUs; score without --int8")
-        workers = cluster.number_of_workers(plan.settings.workers, len(plan.units_to_score))
-        preflight.check_workers(workers)
+        kind = cluster.device_kind(plan.settings.device)
+        if plan.run.int8 and kind == "GPU":
+            raise UserError("--int8 computes on CPUs, and this cluster has GPUs; add --device cpu, or drop --int8")
+        workers = cluster.number_of_workers(plan.settings.workers, len(plan.units_to_score), kind)
+        preflight.check_workers(workers, kind)
     preflight.check_writable(folder)
     if plan.units_to_score:
         preflight.check_shared(folder, "--out", writable=True)
         preflight.check_shared(plan.corpus.root, "--input", writable=False)
-    return workers
+    return workers, kind
 
 
 def claim_output_folder(plan: ScorePlan) -> None:
@@ -94,15 +106,22 @@ def claim_output_folder(plan: ScorePlan) -> None:
     check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # or just now
 
 
-def _delete_old_files(plan: ScorePlan) -> None:
-    """Delete stale outputs, orphans if asked to, and what writers that died left behind. Raises UserError."""
+def _prepare_output_folder(plan: ScorePlan) -> None:
+    """Delete stale outputs, orphans if asked to, and what writers that died left behind; rewrite column types.
+
+    Raises UserError.
+    """
     folder = plan.output_folder
     try:
+        if plan.units_to_score or plan.outputs_to_delete or plan.to_rewrite:
+            storage.delete_file(storage.join(folder, outputs.SUCCESS_FILE))
         storage.delete_abandoned_files(folder, storage.read_stamp(folder, outputs.RUN_FILE).mtime_ns)
         for path in plan.outputs_to_delete:
             storage.delete_file(storage.join(folder, path))
-    except OSError as error:
-        raise UserError(f"old files in --out {folder} cannot be deleted: {error}; check who may write there") from None
+        for path in plan.to_rewrite:
+            outputs.change_types(folder, path, plan.corpus.column_types)
+    except UNREADABLE as error:
+        raise UserError(f"old files in --out {folder} cannot be replaced: {error}; check who may write there") from None
 
 
 def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Summary:
@@ -113,6 +132,7 @@ def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Su
     return Summary(
         rows_in=plan.corpus.rows,
         rows=total.rows,
+        complete=_is_complete(plan, tally),
         units=total.units,
         status=total.status.value,
         labels=total.labels.value,
@@ -123,6 +143,8 @@ def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Su
         out_of_time=tally.out_of_time,
         failed_shards=list({shard.source: shard for shard in tally.failed}.values()),  # the latest reason of each
         column_drift=plan.corpus.schema_differences,
+        not_read=plan.corpus.unread,
+        hidden_partitions=sum(files.has_hidden_partition(unit.output) for unit in plan.corpus.units),
         orphans=0 if plan.settings.prune else len(plan.orphans),
         run=RunSummary(
             rows=this_run.rows,
@@ -143,11 +165,22 @@ def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Su
     )
 
 
+def _is_complete(plan: ScorePlan, tally: Tally) -> bool:
+    """Return whether the output folder holds every row of the input, and none besides."""
+    units = plan.scored_counts.units + tally.totals.units
+    left_out = plan.unreadable_shards or tally.failed or (plan.orphans and not plan.settings.prune)
+    return units == len(plan.corpus.units) and not (left_out or tally.stopped)
+
+
 def _write_summary(folder: str, summary: Summary) -> Summary:
     """Write `_summary.json`, and return the summary: where that fails, as one of a run that stopped."""
     content = json.dumps(summary.to_json(), indent=2, ensure_ascii=False) + "\n"
     try:
         storage.write_file(storage.join(folder, outputs.SUMMARY_FILE), content.encode())
+        if summary.complete:
+            storage.write_file(storage.join(folder, outputs.SUCCESS_FILE), b"")
+        else:
+            storage.delete_file(storage.join(folder, outputs.SUCCESS_FILE))
     except OSError as error:  # what stopped the run, most likely
         reason = summary.stopped or f"{outputs.SUMMARY_FILE} cannot be written: {error}"
         return replace(summary, stopped=reason)

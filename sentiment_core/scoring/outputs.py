@@ -6,15 +6,18 @@ shard in which version. There is no other record of what is done.
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.types import is_dictionary
 
 from sentiment_core.data import files, shards
 from sentiment_core.data.shards import SUFFIXES, Unit
+from sentiment_core.data.types import canonical_type, set_types, to_canonical
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.storage import FileStamp
@@ -23,9 +26,12 @@ from sentiment_core.scoring.rows import ScoredRows
 from sentiment_core.scoring.statistics import Counts
 from sentiment_core.text.status import STATUS_NAMES
 
-COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
-RUN_FILE, SUMMARY_FILE = "_run.json", "_summary.json"
+RUN_FILE, SUMMARY_FILE, SUCCESS_FILE = "_run.json", "_summary.json", "_SUCCESS"
 ORIGIN_KEY, COUNTS_KEY = b"sentiment_core.origin", b"sentiment_core.counts"
+SCORED_NS_KEY = b"sentiment_core.scored_ns"  # of an output that was written again with other types: its time before
+
+
+HEAVY_ROWS = 256  # written at once where texts are so long, and so often the same, that they are held as dictionaries
 
 
 def output_folder(out: str, limit: int | None) -> str:
@@ -51,14 +57,15 @@ def read_run_file(folder: str) -> RunFile | None:
         raise UserError(f"{folder}/{RUN_FILE} cannot be read: {error}; check the path and the credentials") from None
 
 
-def scored_table(unit: Unit, kept_columns: pa.Table, rows: ScoredRows, with_probabilities: bool) -> pa.Table:
+def scored_table(unit: Unit, kept_columns: pa.Table, rows: ScoredRows, run: Run) -> pa.Table:
     """Return the content of a unit's output: the kept columns of the input, then the scored ones."""
-    scored = rows.objective.output_columns(rows.probabilities, rows.has_label, rows.labels, with_probabilities)
+    scored = rows.objective.output_columns(rows.probabilities, rows.has_label, rows.labels, run.probabilities)
     scored["status"] = pa.array(np.array(STATUS_NAMES, dtype=object)[rows.status], pa.string())
     scored["source"] = pa.array([unit.source] * unit.rows, pa.string())
     scored["row"] = pa.array(np.arange(unit.start, unit.stop), pa.int64())
     # without the shard's schema metadata: what pandas or datasets noted there speaks of columns that are gone
-    return pa.table({name: kept_columns[name] for name in kept_columns.column_names} | scored)
+    copied = {name: kept_columns[name] for name in kept_columns.column_names}
+    return pa.table(copied | {run.prefix + name: column for name, column in scored.items()})
 
 
 def commit(folder: str, run: Run, unit: Unit, table: pa.Table, counts: Counts) -> None:
@@ -70,9 +77,31 @@ def commit(folder: str, run: Run, unit: Unit, table: pa.Table, counts: Counts) -
         ORIGIN_KEY: json.dumps(Origin(run, UnitOrigin.of(unit)).to_json()).encode(),
         COUNTS_KEY: json.dumps(counts.to_json()).encode(),
     }
+    _write(folder, unit.output, table.replace_schema_metadata(footer), run.scored_columns)
+
+
+def _write(folder: str, path: str, table: pa.Table, scored: Sequence[str]) -> None:
+    """Write a table; kept texts that are dictionaries are written as texts, few rows at a time."""
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(footer), buffer, compression="zstd")
-    storage.write_file(storage.join(folder, unit.output), buffer.getbuffer())
+    heavy = [i for i, field in enumerate(table.schema) if field.name not in scored and is_dictionary(field.type)]
+    if not heavy:
+        pq.write_table(table, buffer, compression="zstd")
+    else:
+        plain = {table.schema.names[i]: canonical_type(table.schema.types[i]) for i in heavy}
+        schema = set_types(table.slice(0, 0), plain).schema
+        with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+            for start in range(0, len(table), HEAVY_ROWS):
+                writer.write_table(set_types(table.slice(start, HEAVY_ROWS), plain))
+    storage.write_file(storage.join(folder, path), buffer.getbuffer())
+
+
+def change_types(folder: str, path: str, types: Mapping[str, pa.DataType]) -> None:
+    """Write an output again with other types of kept columns. Raises one of `UNREADABLE`."""
+    table, stamp = read_output(folder, path), storage.read_stamp(folder, path)
+    footer = {SCORED_NS_KEY: str(stamp.mtime_ns).encode()} | (table.schema.metadata or {})
+    scored = Run.from_json(json.loads(table.schema.metadata[ORIGIN_KEY])["run"]).scored_columns
+    canonical = to_canonical(table, apart_from=scored)  # an older version may have written nanoseconds
+    _write(folder, path, set_types(canonical, types).replace_schema_metadata(footer), scored)
 
 
 @dataclass(frozen=True)
@@ -80,16 +109,20 @@ class Output:
     """A Parquet file of an output folder, by its footer."""
 
     path: str  # relative to the folder
-    mtime_ns: int
+    mtime_ns: int  # when it was scored
     rows: int = 0
     origin: Origin | None = None  # None: the file is not of `sentiment-core score`, or damaged
     counts: Counts | None = None  # as for `origin`
+    has_other_types: bool = False  # than `read_outputs` was told
 
 
-def read_outputs(folder: str, since_ns: int = 0) -> Iterator[Output]:
+def read_outputs(
+    folder: str, since_ns: int = 0, types: Mapping[str, pa.DataType] = MappingProxyType({})
+) -> Iterator[Output]:
     """Read the footers of an output folder's Parquet files written at `since_ns` or later.
 
-    The folder is listed once, footers are read in parallel, and files come in the order of their paths.
+    The folder is listed once, footers are read in parallel, and files come in the order of their paths. `types`: those
+    that columns should have.
     """
 
     def read(stamp: FileStamp) -> Output:
@@ -98,20 +131,29 @@ def read_outputs(folder: str, since_ns: int = 0) -> Iterator[Output]:
             footer = metadata.metadata or {}
             origin = Origin.from_json(json.loads(footer[ORIGIN_KEY]))
             counts = Counts.from_json(json.loads(footer[COUNTS_KEY]))
-            return Output(stamp.path, stamp.mtime_ns, metadata.num_rows, origin, counts)
+            scored_ns = int(footer.get(SCORED_NS_KEY, stamp.mtime_ns))
+            schema = metadata.schema.to_arrow_schema() if types else ()
+            other_types = any(field.name in types and field.type != types[field.name] for field in schema)
+            return Output(stamp.path, scored_ns, metadata.num_rows, origin, counts, other_types)
         except Exception:  # a file of others, or a damaged one, may hold anything
             return Output(stamp.path, stamp.mtime_ns)
 
     stamps = files.list_files(folder, SUFFIXES) if storage.exists(folder) else []
-    return storage.map_in_threads(read, [stamp for stamp in stamps if stamp.mtime_ns >= since_ns])
+    existing = storage.map_in_threads(read, [stamp for stamp in stamps if stamp.mtime_ns >= since_ns])
+    return (output for output in existing if output.mtime_ns >= since_ns)
 
 
-def read_output(folder: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read an output, or those of these columns that it has. Raises one of `UNREADABLE`."""
+def read_output(folder: str, path: str, scored: Sequence[str] | None = None, prefix: str = "") -> pa.Table:
+    """Read an output, or those of these `scored` columns that it has, without the prefix of their names.
+
+    Raises one of `UNREADABLE`.
+    """
     filesystem, inner_path = storage.locate(storage.join(folder, path))
+    names = None if scored is None else [prefix + name for name in scored]
 
     def read() -> pa.Table:
         with filesystem.open_input_file(inner_path) as stream:
-            return pq.ParquetFile(stream).read(columns=columns)
+            return pq.ParquetFile(stream).read(columns=names)
 
-    return storage.retry_transient_errors(folder, read)
+    table = storage.retry_transient_errors(folder, read)
+    return table if names is None else table.rename_columns([name[len(prefix) :] for name in table.column_names])

@@ -1,7 +1,7 @@
 """The plan of a scoring run: what is scored already and what is left, from footers alone."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
@@ -34,11 +34,20 @@ class ScorePlan:
     scored_counts: Counts  # of the units that are scored already
     stale: list[str]  # outputs of shards that have changed since
     orphans: list[str]  # outputs of shards that are gone
+    to_rewrite: list[str]  # outputs with another type of a column than other shards showed since
+    unreadable_shards: int  # of the whole input, of which a night may choose a part
 
     @property
     def context(self) -> ScoringContext:
         """The context that the run's tasks share."""
-        return ScoringContext(self.corpus.root, self.output_folder, self.run, self.info.objective, self.info.labels)
+        return ScoringContext(
+            self.corpus.root,
+            self.output_folder,
+            self.run,
+            self.info.objective,
+            self.info.labels,
+            self.corpus.column_types,
+        )
 
     @property
     def rows_to_score(self) -> int:
@@ -59,6 +68,7 @@ class ScorePlan:
             f"outputs of changed shards, to be deleted: {len(self.stale):,}; outputs of shards that are gone, to be "
             f"{'deleted' if self.settings.prune else 'kept'}: {len(self.orphans):,}; unreadable shards: "
             f"{len(corpus.failed):,}",
+            *(f"not read: {line}" for line in corpus.unread),
             *(f"differs between shards: {difference}" for difference in corpus.schema_differences),
             *(f"unreadable: {shard.source}: {shard.reason}" for shard in corpus.failed[:SHOWN_SHARDS]),
         ]
@@ -79,8 +89,6 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
     info, bundle_files = bundle.read_files(model)
     if settings.int8:
         require_int8_agreement(settings.model, info)
-    all_shards = shards.plan(settings.input, settings.text_column, settings.keep, outputs.COLUMNS)
-    corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
     run = Run(
         input=storage.absolute(settings.input),
         bundle=bundle.digest_of(bundle_files),
@@ -90,12 +98,33 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
         limit=settings.limit,
         int8=settings.int8,
         min_confidence=settings.min_confidence,
+        prefix=settings.prefix,
     )
+    all_shards = shards.plan(settings.input, settings.text_column, settings.keep, run.scored_columns)
+    corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
     preflight.check_lasting(settings.out)
     folder = outputs.output_folder(settings.out, settings.limit)
     earlier_bundles = check_output_folder(folder, corpus.root, run, replaced_bundles)
-    state = _compare_with_outputs(corpus, all_shards, outputs.read_outputs(folder), run, earlier_bundles, info.labels)
-    return ScorePlan(settings, folder, run, earlier_bundles, model, bundle_files, info, corpus, *state)
+    existing = outputs.read_outputs(folder, types=corpus.column_types)
+    units, counts, stale, orphans, to_rewrite = _compare_with_outputs(
+        corpus, all_shards, existing, run, earlier_bundles, info.labels
+    )
+    return ScorePlan(
+        settings=settings,
+        output_folder=folder,
+        run=run,
+        earlier_bundles=earlier_bundles,
+        model=model,
+        bundle_files=bundle_files,
+        info=info,
+        corpus=corpus,
+        units_to_score=units,
+        scored_counts=counts,
+        stale=stale,
+        orphans=orphans,
+        to_rewrite=to_rewrite,
+        unreadable_shards=len(all_shards.failed),
+    )
 
 
 def _compare_with_outputs(
@@ -105,24 +134,50 @@ def _compare_with_outputs(
     run: Run,
     earlier_bundles: list[str],
     labels: list[str],
-) -> tuple[list[Unit], Counts, list[str], list[str]]:
-    """Return the units that are not scored yet, statistics of the others, stale outputs, and orphans."""
+) -> tuple[list[Unit], Counts, list[str], list[str], list[str]]:
+    """Compare units and outputs.
+
+    Returns the units that are not scored yet, statistics of the others, stale outputs, orphans, and outputs whose
+    columns have other types now.
+    """
     units = {unit.output: unit for unit in corpus.units}
     readable, unreadable = {unit.source for unit in all_shards.units}, {shard.source for shard in all_shards.failed}
     scored_counts = Counts.zero(labels)
+    to_rewrite: list[str] = []
     stale: list[str] = []
     orphans: list[str] = []
+    existing = list(existing)
+    hashes = _hash_scored_shards(corpus, existing, units)
     for output in existing:
         if output.origin is None or output.counts is None:
             continue  # if it has the name of a unit's output, it is replaced
         unit, source = units.get(output.path), output.origin.unit.source
         if unit:
+            unit = replace(unit, footer_hash=hashes.get(source))
             if was_made_by(output.origin, run, unit, earlier_bundles):
                 scored_counts = scored_counts.merge(output.counts)
+                to_rewrite += [output.path] * output.has_other_types
                 del units[output.path]
         elif source not in unreadable:
             (stale if source in readable else orphans).append(output.path)
-    return list(units.values()), scored_counts, stale, orphans
+    return list(units.values()), scored_counts, stale, orphans, to_rewrite
+
+
+def _hash_scored_shards(corpus: Corpus, existing: list[Output], units: dict[str, Unit]) -> dict[str, str | None]:
+    """Hash the footers of shards whose outputs noted a hash, by source; only these can be compared."""
+    sizes = {
+        unit.source: unit.size
+        for output in existing
+        if output.origin and output.origin.unit.footer_hash and (unit := units.get(output.path))
+    }
+
+    def hash_one(item: tuple[str, int]) -> str | None:
+        try:
+            return shards.hash_footer(corpus.root, *item)
+        except OSError:  # gone since its footer was read: scoring will say so
+            return None
+
+    return dict(zip(sizes, storage.map_in_threads(hash_one, sizes.items()), strict=True))
 
 
 def check_output_folder(folder: str, root: str, run: Run, replaced_bundles: Collection[str] = ()) -> list[str]:

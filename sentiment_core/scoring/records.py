@@ -12,6 +12,7 @@ from typing import Any
 from sentiment_core.data.shards import Unit
 
 FORMAT_VERSION = 5
+SCORED_COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,13 @@ class Run:
     limit: int | None = None  # rows
     int8: bool = False
     min_confidence: float = 0.0
+    prefix: str = ""  # of the scored columns' names
     format_version: int = field(default=FORMAT_VERSION, compare=False)
+
+    @property
+    def scored_columns(self) -> tuple[str, ...]:
+        """Names of the columns that an output may have besides those of the input."""
+        return tuple(self.prefix + name for name in SCORED_COLUMNS)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Run":
@@ -38,6 +45,10 @@ class Run:
         if not all(isinstance(text, str) for text in (run.input, run.bundle, run.text_column)):
             raise TypeError("expected texts")
         return run
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings; those that older versions do not know only where they matter."""
+        return {name: value for name, value in asdict(self).items() if name != "prefix" or value}
 
     def differences(self, wanted: "Run") -> dict[str, tuple[Any, Any]]:
         """Return the settings in which `wanted` differs: (here, there) by name."""
@@ -65,7 +76,7 @@ class RunFile:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in `_run.json`: the settings and the rest side by side."""
-        return asdict(self.run) | {"model": self.model, "earlier_bundles": self.earlier_bundles}
+        return self.run.to_json() | {"model": self.model, "earlier_bundles": self.earlier_bundles}
 
 
 @dataclass(frozen=True)
@@ -78,16 +89,26 @@ class UnitOrigin:
     shard_rows: int
     size: int  # of the shard, bytes
     mtime_ns: int
+    footer_hash: str | None = None  # of the shard; None where it was not noted
 
     @classmethod
     def of(cls, unit: Unit) -> "UnitOrigin":
         """Return what an output notes of its work unit."""
-        return cls(unit.source, unit.start, unit.stop, unit.shard_rows, unit.size, unit.mtime_ns)
+        return cls(**{item.name: getattr(unit, item.name) for item in fields(cls)})
+
+    def has_version(self, size: int, mtime_ns: int, footer_hash: str | None) -> bool:
+        """Return whether the output was made of this version of the shard."""
+        same_footer = self.footer_hash in (None, footer_hash) or footer_hash is None
+        return (self.size, self.mtime_ns) == (size, mtime_ns) and same_footer
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in a footer."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "UnitOrigin":
         """Build the record from JSON. Raises KeyError or TypeError for other content."""
-        unit = cls(**{item.name: content[item.name] for item in fields(cls)})
+        unit = cls(**{item.name: content[item.name] for item in fields(cls) if item.name in content})
         if not isinstance(unit.source, str) or {type(n) for n in (unit.start, unit.stop, unit.size, unit.mtime_ns)} != {
             int
         }:
@@ -114,7 +135,7 @@ class Origin:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in a footer."""
-        return {"run": asdict(self.run), "unit": asdict(self.unit)}
+        return {"run": self.run.to_json(), "unit": self.unit.to_json()}
 
 
 def was_made_by(origin: Origin, run: Run, unit: Unit, earlier_bundles: Collection[str] = ()) -> bool:
@@ -122,10 +143,10 @@ def was_made_by(origin: Origin, run: Run, unit: Unit, earlier_bundles: Collectio
 
     Outputs of the same run with one of the `earlier_bundles` (digests) count too.
     """
-    made_with = origin.run.bundle
-    return made_with in (run.bundle, *earlier_bundles) and origin == Origin(
-        replace(run, bundle=made_with), UnitOrigin.of(unit)
-    )
+    made_with, noted = origin.run.bundle, origin.unit
+    expected = Origin(replace(run, bundle=made_with), replace(UnitOrigin.of(unit), footer_hash=noted.footer_hash))
+    same_version = noted.has_version(unit.size, unit.mtime_ns, unit.footer_hash)
+    return made_with in (run.bundle, *earlier_bundles) and same_version and origin == expected
 
 
 def may_stand_beside(origin: Origin, run_file: RunFile) -> bool:

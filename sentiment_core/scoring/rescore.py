@@ -10,6 +10,7 @@ from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import cluster, connection, preflight
+from sentiment_core.runtime.cluster import DeviceChoice
 from sentiment_core.scoring import outputs, stages
 from sentiment_core.scoring.outputs import Output
 from sentiment_core.scoring.records import Run, was_made_by
@@ -51,7 +52,12 @@ class Rescoring:
         return output.origin is not None and output.origin.run.bundle != self.run.bundle
 
     def compare(
-        self, input_path: str, existing: dict[str, Output], sample_rows: int | None, workers: int | None
+        self,
+        input_path: str,
+        existing: dict[str, Output],
+        sample_rows: int | None,
+        workers: int | None,
+        device: DeviceChoice,
     ) -> Tally:
         """Score about `sample_rows` rows of the input again, or all, and compare them with the `existing` outputs.
 
@@ -71,20 +77,23 @@ class Rescoring:
         if not parts:
             return tally
         connection.connect()
-        workers = cluster.number_of_workers(workers, len(parts))
-        preflight.check_workers(workers)
+        kind = cluster.device_kind(device)
+        workers = cluster.number_of_workers(workers, len(parts), kind)
+        preflight.check_workers(workers, kind)
         preflight.check_shared(self.output_folder, "--out", writable=False)
         preflight.check_shared(corpus.root, "--input", writable=False)
-        context = ScoringContext(corpus.root, self.output_folder, self.run, self.info.objective, self.info.labels)
+        context = ScoringContext(
+            corpus.root, self.output_folder, self.run, self.info.objective, self.info.labels, corpus.column_types
+        )
         arguments = {"units_of_parts": {part.output: unit for part, unit in parts.items() if part != unit}}
-        stream = Stream(context, self.bundle_files, stages.compare_outputs, arguments, workers, TASK_MINUTES)
+        stream = Stream(context, self.bundle_files, stages.compare_outputs, arguments, workers, kind, TASK_MINUTES)
         stream.run("verify", list(parts), tally)
         return tally
 
     def _plan(self, input_path: str) -> Corpus:
         """Cut the input into the units that scoring makes of it."""
         keep = None if self.run.keep is None else tuple(self.run.keep)
-        corpus = shards.plan(input_path, self.run.text_column, keep, outputs.COLUMNS)
+        corpus = shards.plan(input_path, self.run.text_column, keep, self.run.scored_columns)
         return shards.limit_rows(corpus, self.run.limit) if self.run.limit else corpus
 
 

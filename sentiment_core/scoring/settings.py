@@ -1,6 +1,7 @@
 """Settings of `sentiment-core score`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
 
@@ -38,11 +39,17 @@ class ScoreSettings:
     min_confidence: float = setting(
         0.0, "leave rows below this confidence without a label (status abstained)", "P", group="output"
     )
+    prefix: str = setting(
+        "", "begin the names of the scored columns with this, so that an input's own label can be kept", group="output"
+    )
     prune: bool = setting(
         False, "delete outputs whose input file is gone; default: keep and count them", group="output"
     )
     workers: int | None = setting(
         None, "actors that hold the model; default: one for each GPU, or for each two CPUs", group="run"
+    )
+    device: Literal["auto", "cpu", "gpu"] = setting(
+        "auto", "what the model runs on; auto: GPUs where the cluster has any", group="run"
     )
     task_minutes: float = setting(
         TASK_MINUTES, "stop and retry a task that takes longer; most take seconds", group="run"

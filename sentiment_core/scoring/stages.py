@@ -14,7 +14,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ import ray
 
 from sentiment_core.data import columns, shards
 from sentiment_core.data.shards import Unit
+from sentiment_core.data.types import canonical_type, set_types
 from sentiment_core.model import bundle
 from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import connection, storage
@@ -50,6 +51,7 @@ class ScoringContext:
     run: Run
     objective: Objective
     labels: list[str]
+    column_types: dict[str, pa.DataType]  # of columns that some shards have only nulls in
 
 
 def read_and_tokenize(table: pa.Table, context: ScoringContext, files: ray.ObjectRef, guard: TaskGuard) -> pa.Table:
@@ -169,7 +171,8 @@ def write_outputs(table: pa.Table, context: ScoringContext, guard: TaskGuard) ->
     def write(unit: Unit, scored: pa.Table, rows: ScoredRows, counts: Counts) -> None:
         if storage.is_local(folder) and not storage.exists(storage.join(folder, outputs.RUN_FILE)):
             raise OSError(f"a node does not see the output folder {folder}; choose one that all nodes share")
-        outputs.commit(folder, context.run, unit, scored, counts)
+        footer_hash = shards.hash_footer(context.input_root, unit.source, unit.size)
+        outputs.commit(folder, context.run, replace(unit, footer_hash=footer_hash), scored, counts)
 
     return _finish(TaskTable(table), context, guard, write)
 
@@ -223,7 +226,14 @@ def _finish(
                             unit,
                             lambda schema: columns.kept_columns(schema, run.text_column, run.keep),
                         )
-                        scored = outputs.scored_table(unit, kept_columns, scored_rows, run.probabilities)
+                        types = {  # but of texts that are dictionaries, since they are so long
+                            name: kind
+                            for name, kind in context.column_types.items()
+                            if name in kept_columns.column_names
+                            and canonical_type(kept_columns.schema.field(name).type) != kind
+                        }
+                        kept_columns = set_types(kept_columns, types)
+                        scored = outputs.scored_table(unit, kept_columns, scored_rows, run)
                         finish_unit(unit, scored, scored_rows, counts)
                 except Exception as error:
                     errors[i] = describe_error(error)

@@ -24,6 +24,7 @@ from ray.data import ActorPoolStrategy
 from sentiment_core.data.shards import FailedShard, Unit
 from sentiment_core.model import bundle
 from sentiment_core.runtime import cluster
+from sentiment_core.runtime.cluster import DeviceKind
 from sentiment_core.runtime.progress import Progress
 from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard
 from sentiment_core.scoring import stages
@@ -55,6 +56,7 @@ class Stream:
     last_stage: Callable[..., pa.Table]
     last_stage_arguments: dict[str, Any]  # beyond those of all stages
     workers: int
+    kind: DeviceKind
     task_minutes: float
     deadline: float | None = None  # by `time.monotonic()`: the first block that comes later is the last
 
@@ -65,8 +67,8 @@ class Stream:
         "verify") stands before the progress.
         """
         with Progress(kind, sum(unit.rows for unit in units), "rows", cluster.describe_wait) as progress:
-            guard, meters = TaskGuard.start(60 * self.task_minutes), Meters(kind)
-            tasks = list(gather_units(units, self.workers))
+            guard, meters = self.start_guard(), Meters(kind)
+            tasks = list(gather_units(units, self.workers, self.kind))
             random.Random(0).shuffle(tasks)
             self._run_tasks(tasks, guard, tally, meters, progress)
             # Any one unit of a lost task may have killed it: its units are tried once more, one by one.
@@ -78,8 +80,7 @@ class Stream:
     def _run_tasks(
         self, tasks: list[list[Unit]], guard: TaskGuard, tally: Tally, meters: Meters, progress: Progress
     ) -> None:
-        dataset = self.dataset(tasks, guard)
-        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        blocks = self.blocks(tasks, guard)
         try:
             while True:
                 with _raise_time_is_up(None if self.deadline is None else self.deadline + OVERTIME_S):
@@ -103,6 +104,15 @@ class Stream:
             last_line = str(error).strip().rpartition("\n")[2]  # below the trace
             tally.broken = f"no worker could load the model: {last_line}"
 
+    def start_guard(self) -> TaskGuard:
+        """Start what bounds the time and the attempts of the tasks."""
+        return TaskGuard.start(60 * self.task_minutes)
+
+    def blocks(self, tasks: list[list[Unit]], guard: TaskGuard) -> Iterator[pa.Table]:
+        """Yield the tasks' records as tables, in order of completion."""
+        dataset = self.dataset(tasks, guard)
+        return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+
     def dataset(self, tasks: list[list[Unit]], guard: TaskGuard) -> ray.data.Dataset:
         """Return the lazy stream of task records, in order of completion.
 
@@ -111,12 +121,7 @@ class Stream:
         _silence_ray_data()
         weights = ray.put(self.bundle_files)  # to the actors only
         tokenizer = ray.put({name: data for name, data in self.bundle_files.items() if name != bundle.WEIGHTS})
-        text_bytes = sum(unit.text_bytes for units in tasks for unit in units)
-        engine = {
-            "threads": cluster.threads_per_worker(self.workers),
-            "backend": "int8" if self.context.run.int8 else None,
-            "long_run": text_bytes >= self.workers * LONG_RUN_BYTES,
-        }
+        engine = self.engine_settings(sum(unit.text_bytes for units in tasks for unit in units))
         stream = ray.data.from_blocks([TaskTable.build(units).table for units in tasks])
         stream.context.enable_progress_bars = False
         stream.context.target_max_block_size = None  # one block for each task, whatever its size
@@ -137,7 +142,7 @@ class Stream:
                 stages.ClassifyStage,
                 fn_constructor_kwargs={"files": weights, "engine": engine, "guard": guard},
                 compute=ActorPoolStrategy(size=self.workers),
-                **cluster.actor_resources(self.workers, (READ_CPUS, LAST_CPUS)),
+                **cluster.actor_resources(self.workers, (READ_CPUS, LAST_CPUS), self.kind),
                 **batches,
             )
             .map_batches(
@@ -148,13 +153,21 @@ class Stream:
             )
         )
 
+    def engine_settings(self, text_bytes: int) -> dict[str, Any]:
+        """Return the settings of the actors' engines, for so much text."""
+        return {
+            "threads": cluster.threads_per_worker(self.workers),
+            "backend": "int8" if self.context.run.int8 else None,
+            "on_cpu": self.kind == "CPU",
+            "long_run": text_bytes >= self.workers * LONG_RUN_BYTES,
+        }
 
-def gather_units(units: Sequence[Unit], workers: int) -> Iterator[list[Unit]]:
+
+def gather_units(units: Sequence[Unit], workers: int, kind: DeviceKind) -> Iterator[list[Unit]]:
     """Yield tasks of up to `TASK_ROWS` rows, `TASK_TEXT_BYTES` and `TASK_UNITS`.
 
     They are smaller where that would leave workers without a task.
     """
-    kind = cluster.device_kind()
     max_rows = min(TASK_ROWS[kind], sum(unit.rows for unit in units) // (2 * workers) + 1)
     task: list[Unit] = []
     rows = text_bytes = 0

@@ -33,6 +33,7 @@ class Summary:
 
     rows_in: int  # of the readable shards
     rows: int  # scored, whatever their status
+    complete: bool  # the folder holds every row of the input, and none besides
     units: int
     status: dict[str, int]  # rows by status
     labels: dict[str, int]  # rows by label
@@ -43,6 +44,8 @@ class Summary:
     out_of_time: bool
     failed_shards: list[FailedShard]
     column_drift: list[str]  # kept columns that are not alike in all shards, in words
+    not_read: list[str]  # names at the input's path that are not read, described
+    hidden_partitions: int  # outputs in folders such as `_year=2024`, which some readers pass over
     orphans: int  # outputs that were kept though their shard is gone
     run: RunSummary
     bundle: str  # digest
@@ -74,6 +77,12 @@ class Summary:
         lines = [f"failed: {shard.source}: {shard.reason}" for shard in self.failed_shards[:SHOWN_SHARDS]]
         if len(self.failed_shards) > SHOWN_SHARDS:
             lines.append(f"... {len(self.failed_shards):,} failed shards in all, listed in {SUMMARY_FILE}")
+        lines += [f"not read: {line}" for line in self.not_read]
+        if self.hidden_partitions:
+            lines.append(
+                f"{self.hidden_partitions:,} outputs lie in folders such as _year=2024, which pandas and pyarrow pass "
+                "over; DuckDB, Polars and Spark read them"
+            )
         lines += [f"differs between shards: {difference}" for difference in self.column_drift[:SHOWN_SHARDS]]
         if self.orphans:
             lines.append(f"{self.orphans:,} outputs whose input file is gone were kept; --prune deletes them")

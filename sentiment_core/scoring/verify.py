@@ -4,10 +4,12 @@ If asked to, rows are scored again and compared with what was written.
 """
 
 import itertools
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +18,10 @@ import pyarrow.compute as pc
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data import columns, files
 from sentiment_core.data import shards as corpus
+from sentiment_core.data.files import DataFiles
 from sentiment_core.data.shards import Corpus, FailedShard
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
-from sentiment_core.runtime import storage
+from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.storage import FileStamp
 from sentiment_core.scoring import outputs
@@ -45,8 +48,14 @@ class VerifySettings:
     out: str = setting(REQUIRED, "output folder or URI of sentiment-core score", "DIR", group="output")
     sample: int | None = setting(None, "also score about N random rows again and compare", "N", group="run")
     full: bool = setting(False, "also score all rows again and compare", group="run")
+    report: str | None = setting(
+        None, "also write the findings as JSON: counts by kind, and descriptions", "FILE.json", group="output"
+    )
     workers: int | None = setting(
         None, "actors for --sample and --full; default: one for each GPU, or for each two CPUs", "N", group="run"
+    )
+    device: Literal["auto", "cpu", "gpu"] = setting(
+        "auto", "what --sample and --full compute on; auto: GPUs where the cluster has any", group="run"
     )
 
     def __post_init__(self) -> None:
@@ -70,6 +79,7 @@ class Findings:
     foreign: list[str] = field(default_factory=list)  # Parquet files without a footer of sentiment-core score
     different: list[str] = field(default_factory=list)  # outputs that do not hold what their bundle gives now
     unreadable: list[str] = field(default_factory=list)  # input shards
+    not_read: list[str] = field(default_factory=list)  # names at the input's path that are not data, described
     compared: int | None = None  # rows scored again with the same result; None if that was not asked for
     scored_by_other_bundles: int = 0  # rows that were not scored again for that reason
     stopped: str = ""  # why scoring again stopped
@@ -80,6 +90,21 @@ class Findings:
         if self.stopped or any(getattr(self, kind) for kind in FAULTS):
             return EXIT_FAULT
         return EXIT_PARTIAL if self.unreadable else EXIT_OK
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of --report: rows, the number of findings of each kind, and all findings."""
+        kinds = (*FAULTS, "unreadable")
+        return {
+            "exit_code": self.exit_code,
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "rows_compared": self.compared,
+            "rows_scored_by_other_bundles": self.scored_by_other_bundles,
+            "stopped": self.stopped,
+            "not_read": self.not_read,
+            "counts": {kind: len(getattr(self, kind)) for kind in kinds},
+            "findings": {kind: getattr(self, kind) for kind in kinds},
+        }
 
     def report(self) -> str:
         """Return a few lines for the terminal."""
@@ -97,6 +122,7 @@ class Findings:
             lines += [f"{kind}: {text}" for text in findings[:SHOWN_FINDINGS]]
             if len(findings) > SHOWN_FINDINGS:
                 lines.append(f"{kind}: ... {len(findings):,} in all")
+        lines += [f"not read: {line}" for line in self.not_read]
         verdicts = {
             EXIT_OK: "every input row is scored exactly once",
             EXIT_PARTIAL: "every row of the readable shards is scored exactly once",
@@ -113,6 +139,7 @@ class ExpectedShard:
     stamp: FileStamp
     rows: int
     needs_output: bool  # even if it has no rows
+    footer_hash: str | None = None
 
 
 def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None = None) -> Findings:
@@ -128,19 +155,23 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
     folder = outputs.output_folder(settings.out, settings.limit)
     if not storage.is_folder(folder):
         raise UserError(f"--out {folder} does not exist; expected the output folder of sentiment-core score")
+    if settings.report:
+        preflight.check_file(settings.report, "--report")
     run_file = outputs.read_run_file(folder)
     rescoring = None
     if settings.sample or settings.full:
         from sentiment_core.scoring.rescore import Rescoring  # imports Ray: a second that checking files does not need
 
         rescoring = Rescoring.load(folder, settings.model)
+    findings = Findings()
     if planned:
         shards = _planned_shards(planned)
     else:
-        shards = _current_shards(*files.find_files(settings.input, corpus.SUFFIXES), run_file, settings.limit)
+        data = files.find_files(settings.input, corpus.SUFFIXES)
+        shards = _current_shards(data, run_file, settings.limit)
+        findings.not_read = data.describe_unread()
     existing = list(outputs.read_outputs(folder))
     faults = _check_contents(folder, [output for output in existing if output.mtime_ns >= since_ns])
-    findings = Findings()
     by_source = _group_by_source(findings, existing, run_file)
     for shard in shards:
         if isinstance(shard, FailedShard):
@@ -156,12 +187,15 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
     if rescoring:
         intact = {output.path: output for output in existing if not faults.get(output.path)}
         sample_rows = None if settings.full else settings.sample
-        tally = rescoring.compare(settings.input, intact, sample_rows, settings.workers)
+        tally = rescoring.compare(settings.input, intact, sample_rows, settings.workers, settings.device)
         findings.compared, findings.stopped = tally.totals.rows, tally.stopped
         findings.scored_by_other_bundles = sum(
             output.rows for output in intact.values() if rescoring.was_scored_by_another_bundle(output)
         )
         findings.different += [f"{shard.source}: {shard.reason}" for shard in tally.failed]
+    if settings.report:
+        content = json.dumps(findings.to_json(), indent=2, ensure_ascii=False) + "\n"
+        storage.write_file(settings.report, content.encode())
     return findings
 
 
@@ -185,18 +219,19 @@ def _planned_shards(planned: Corpus) -> Iterator[ExpectedShard | FailedShard]:
     yield from planned.failed
     for _, units in itertools.groupby(planned.units, key=lambda unit: unit.source):
         *_, last = units  # they are in order
-        yield ExpectedShard(FileStamp(last.source, last.size, last.mtime_ns), last.stop, needs_output=True)
+        stamp = FileStamp(last.source, last.size, last.mtime_ns)
+        yield ExpectedShard(stamp, last.stop, needs_output=True, footer_hash=last.footer_hash)
 
 
 def _current_shards(
-    root: str, stamps: list[FileStamp], run_file: RunFile | None, limit: int | None
+    data: DataFiles, run_file: RunFile | None, limit: int | None
 ) -> Iterator[ExpectedShard | FailedShard]:
     """Yield the shards as they are now, up to the first `limit` rows.
 
     Failed are those that scoring with the settings of `run_file` lists as failed.
     """
     run, rows_left = run_file.run if run_file else None, limit
-    for shard in corpus.read_footers(root, stamps, run.text_column if run else None):
+    for shard in corpus.read_footers(data.root, data.stamps, run.text_column if run else None, with_hash=True):
         if isinstance(shard, FailedShard):
             yield shard
             continue
@@ -210,7 +245,7 @@ def _current_shards(
         if rows_left is not None:
             rows = min(rows, rows_left)
             rows_left -= rows
-        yield ExpectedShard(shard.stamp, rows, needs_output=rows > 0 or limit is None)
+        yield ExpectedShard(shard.stamp, rows, rows > 0 or limit is None, shard.footer_hash)
 
 
 def _check_shard(findings: Findings, faults: dict[str, str], shard: ExpectedShard, existing: list[Output]) -> None:
@@ -222,7 +257,7 @@ def _check_shard(findings: Findings, faults: dict[str, str], shard: ExpectedShar
     units = [(output, output.origin.unit) for output in existing if output.origin]
     for output, unit in sorted(units, key=lambda pair: pair[1].start):
         start, stop = unit.start, unit.stop
-        if (unit.size, unit.mtime_ns) != (stamp.size, stamp.mtime_ns):
+        if not unit.has_version(stamp.size, stamp.mtime_ns, shard.footer_hash):
             findings.stale.append(f"{output.path}: its input {stamp.path} has changed since it was scored")
         if faults.get(output.path):
             findings.damaged.append(f"{output.path}: {faults[output.path]}")
@@ -247,7 +282,7 @@ def _check_content(folder: str, output: Output) -> tuple[str, str]:
     if output.origin is None or output.counts is None:
         return output.path, ""
     try:
-        table = outputs.read_output(folder, output.path, CHECKED_COLUMNS)
+        table = outputs.read_output(folder, output.path, CHECKED_COLUMNS, output.origin.run.prefix)
         return output.path, _find_fault(table, output.origin.unit, output.counts)
     except Exception as error:  # the file may hold anything
         return output.path, f"cannot be checked: {describe_error(error)}"

@@ -49,16 +49,19 @@ def start(settings: ServeSettings) -> str:
     is_registry = path != model
     if is_registry:
         preflight.check_shared(model, "--model", writable=False)
-    workers = settings.workers
-    preflight.check_workers(workers)
+    workers, kind = settings.workers, cluster.device_kind(settings.device)
+    preflight.check_workers(workers, kind)
     for name in ("ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    actor_options: dict[str, Any] = dict(cluster.actor_resources(workers, (READ_CPUS, LAST_CPUS), kind))
+    if kind == "CPU":
+        actor_options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
     try:
         serve.start(http_options={"host": settings.host, "port": port}, logging_config=QUIET)
         deployment = serve.deployment(
             name="Classifier",
             num_replicas=workers,
-            ray_actor_options=dict(cluster.actor_resources(workers, (READ_CPUS, LAST_CPUS))),
+            ray_actor_options=actor_options,
             max_ongoing_requests=MAX_ONGOING_REQUESTS,
             max_queued_requests=settings.max_waiting,
             logging_config=QUIET,

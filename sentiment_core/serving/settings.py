@@ -1,6 +1,7 @@
 """Settings of `sentiment-core serve`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
 
@@ -19,6 +20,7 @@ class ServeSettings:
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 accepts requests from other machines")
     port: int = setting(8000, "port to listen on; 0 takes a free one")
     workers: int = setting(1, "copies of the model: one for each GPU, or sharing the CPUs")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", "what to compute on; auto: GPUs where the cluster has any")
     max_texts: int = setting(64, "most texts in a request")
     max_bytes: int = setting(1_000_000, "most bytes in a request; a larger one is answered with 413")
     max_waiting: int = setting(

@@ -4,12 +4,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+REPLACEMENT = "\ufffd"  # in place of bytes that are not UTF-8
+
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether a column type holds text; one of nulls alone may."""
+    """Return whether a column type holds text, also as bytes or as JSON; one of nulls alone may."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind in (pa.string_view(), pa.null())
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_text(kind.storage_type)
+    return _is_string(kind) or _is_binary(kind) or pa.types.is_null(kind)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def deduplicate_texts(column: pa.Array) -> tuple[list[str | None], np.ndarray]:
@@ -17,8 +29,10 @@ def deduplicate_texts(column: pa.Array) -> tuple[list[str | None], np.ndarray]:
 
     `inverse` (n,) int64: which of the texts each row holds.
     """
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
     if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.large_string()).dictionary_encode()
+        column = column.cast(pa.large_binary() if _is_binary(column.type) else pa.large_string()).dictionary_encode()
     used = pc.unique(column.indices)
     inverse = pc.index_in(column.indices, used).to_numpy().astype(np.int64)
     return to_texts(column.dictionary.take(used)), inverse
@@ -26,10 +40,12 @@ def deduplicate_texts(column: pa.Array) -> tuple[list[str | None], np.ndarray]:
 
 def to_texts(column: pa.Array) -> list[str | None]:
     """Convert an Arrow column to Python texts; bytes that are not UTF-8 become U+FFFD."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
     try:
-        return column.to_pylist()
+        values = column.to_pylist()
     except UnicodeDecodeError:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        encoded = column.cast(pa.large_binary()).to_pylist()
-        return [None if text is None else text.decode("utf-8", "replace") for text in encoded]
+        values = column.cast(pa.large_binary()).to_pylist()
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]

@@ -6,6 +6,7 @@ import numpy as np
 
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.data.labels import LabelScheme, parse_mapping
 from sentiment_core.errors import UserError
 from sentiment_core.text.status import TRUNCATED
 from sentiment_core.text.token_lists import TokenLists
@@ -13,10 +14,17 @@ from sentiment_core.text.tokenizer import Tokenizer
 from sentiment_core.training.settings import TrainSettings
 
 
-def read_parts(settings: TrainSettings) -> tuple[LabelledTexts, LabelledTexts]:
-    """Read the training part and the evaluation part, with the same labels. Raises `UserError`."""
-    names = list(settings.label_names) or None
-    data = labelled.read(settings.data, settings.text_column, settings.label_column, names)
+def read_parts(settings: TrainSettings, scheme: LabelScheme | None = None) -> tuple[LabelledTexts, LabelledTexts]:
+    """Read the training part and the evaluation part, with the same labels.
+
+    `scheme` has the classes of a model that the new one is to replace. Raises `UserError`.
+    """
+    classes_may_go = scheme is None
+    scheme = scheme or LabelScheme(list(settings.label_names) or None, by_user=True)
+    scheme = replace(scheme, mapping=scheme.mapping | parse_mapping(settings.label_map))
+    read = labelled.read(settings.data, settings.columns, scheme)
+    names = labelled.find_frequent_labels(read, settings.min_label_rows) if classes_may_go else read.label_names
+    data = labelled.restrict_labels(read, names)
     classes = np.unique(data.labels)
     if len(classes) < 2:
         raise UserError(
@@ -25,10 +33,7 @@ def read_parts(settings: TrainSettings) -> tuple[LabelledTexts, LabelledTexts]:
         )
     if not settings.eval_data:
         return labelled.split(data, settings.eval_fraction, settings.seed)
-    numbered = data.origin.numbered
-    evaluation = labelled.read(
-        settings.eval_data, settings.text_column, settings.label_column, data.label_names, numbered
-    )
+    evaluation = labelled.restrict_labels(labelled.read(settings.eval_data, settings.columns, read.scheme), names)
     if new := set(evaluation.labels.tolist()) - set(classes.tolist()):
         raise UserError(
             f"--eval-data {settings.eval_data} has the label {data.label_names[min(new)]!r}, which no row of "

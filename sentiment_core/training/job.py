@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import ray
 import safetensors.torch
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sentiment_core.config import command_line
+from sentiment_core.config import command_line, defaults_of
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import label_shares
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import measure_int8_agreement
-from sentiment_core.model import bundle, classifier, encoder
+from sentiment_core.model import bundle, classifier, encoder, fitness
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import EncoderOrigin, EpochRecord, EvaluationRows, TrainingRecord, TrainingRows
 from sentiment_core.runtime import cluster, connection, preflight, storage
@@ -59,7 +60,8 @@ class TrainResult:
             for reason, number in origin.dropped.to_json().items()
             if number
         }
-        return [*([diverged] if self.log[-1].diverged_after else []), *dropped, *find_warnings(self.info)]
+        remarks = dict.fromkeys([*self.info.training.data.remarks, *self.info.training.eval_data.remarks])
+        return [*([diverged] if self.log[-1].diverged_after else []), *dropped, *remarks, *find_warnings(self.info)]
 
     def summary(self) -> str:
         """Return a few lines for the terminal."""
@@ -127,41 +129,55 @@ class TrainedWeights:
     log: list[EpochRecord]
 
 
-def train(settings: TrainSettings, path: str | None = None, tracker: tracking.Tracker | None = None) -> TrainResult:
+def train(
+    settings: TrainSettings,
+    path: str | None = None,
+    tracker: tracking.Tracker | None = None,
+    parts: tuple[LabelledTexts, LabelledTexts] | None = None,
+) -> TrainResult:
     """Fine-tune, calibrate and write the bundle.
 
     Args:
         settings: What to do.
         path: Where the bundle goes for now, instead of `--out`.
         tracker: Gets the curves, besides TensorBoard and MLflow.
+        parts: The rows to train and to evaluate on, if they are read already.
 
     Raises:
         UserError: The request cannot be carried out; nothing was started.
     """
     started = time.monotonic()
-    prepared = prepare(settings, path or settings.out)
-    connection.connect_for(settings.workers, storage.parent(prepared.path))
+    prepared = prepare(settings, path or settings.out, parts)
+    connection.connect_for(settings.workers, storage.parent(prepared.path), settings.device)
     with (
-        prepared.run.open(prepared.request) as folder,
+        prepared.run.open(prepared.request, defaults_of(settings)) as folder,
         tracking.log_curves(tracking.requested_trackers(asdict(settings), folder, tracker)) as track,
     ):
         weights = run(prepared, folder, track)
         return finish(prepared, weights, track, started)
 
 
-def prepare(settings: TrainSettings, path: str) -> PreparedTraining:
+def prepare(
+    settings: TrainSettings, path: str, parts: tuple[LabelledTexts, LabelledTexts] | None = None
+) -> PreparedTraining:
     """Read, check and tokenize everything; start nothing. Raises `UserError`."""
     preflight.check_lasting(path)
     resumable = ResumableRun.of_training(path)
     bundle.check_free(path, resumable.has_checkpoint)
     start_from = encoder.fetch(settings.model)
-    train_part, eval_part = read_parts(settings)
+    train_part, eval_part = parts or read_parts(settings)
     labels = train_part.label_names
     try:
         model_config = classifier.make_config(start_from.folder, labels, settings.dropout)
         tokenizer = encoder.load_tokenizer(start_from.folder)
         classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)
-    except (OSError, ValueError, AttributeError) as error:
+        fitness.check_tokenizer(settings.model, model_config, tokenizer)
+        with torch.random.fork_rng(devices=[]):  # the session's random numbers stay as they were
+            model = classifier.from_encoder(start_from.folder, model_config, settings.head)
+        fitness.check_attention(settings.model, model, settings.head)
+        fitness.check_padding(model)
+        del model
+    except (OSError, ValueError, AttributeError, ImportError, safetensors.SafetensorError) as error:
         raise UserError(f"--model {settings.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
     rules = Preprocessing(settings.max_length, settings.truncation, settings.clean)

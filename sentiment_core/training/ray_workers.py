@@ -87,7 +87,7 @@ def _fit(folder: str, task: TrainingTask, progress: Progress) -> Any:
 
 
 def _make_trainer(folder: str, task_ref: ray.ObjectRef, task: TrainingTask) -> ray.train.torch.TorchTrainer:
-    use_gpu = cluster.device_kind() == "GPU"
+    use_gpu = cluster.device_kind(task.settings.device) == "GPU"
     filesystem, path = storage.locate(folder)
     return ray.train.torch.TorchTrainer(
         train_loop,  # type: ignore[arg-type]  # may return what it likes

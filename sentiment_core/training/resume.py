@@ -12,7 +12,7 @@ from sentiment_core.runtime import storage
 # In the run's folder: its settings, and what Ray writes of its checkpoints.
 REQUEST, SNAPSHOT = "request.json", "checkpoint_manager_snapshot.json"
 # Settings that do not affect the result: they may differ when a run is resumed.
-RESUME_MAY_CHANGE = ("out", "checkpoint_minutes", "max_failures", "tensorboard")
+RESUME_MAY_CHANGE = ("out", "device", "checkpoint_minutes", "max_failures", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,17 @@ class ResumableRun:
         return self.is_resumable(self.folder)
 
     @contextlib.contextmanager
-    def open(self, request: dict[str, Any]) -> Iterator[str]:
+    def open(self, request: dict[str, Any], defaults: dict[str, Any]) -> Iterator[str]:
         """Give the run's folder; delete it afterwards, unless the run broke off with a checkpoint.
 
         Args:
             request: All that decides the result, as JSON can hold it.
+            defaults: Of settings that an older version did not have.
 
         Raises:
             UserError: The folder holds a checkpoint of a run with another request.
         """
-        self._check_request(json.loads(json.dumps(request)))  # as it is read again
+        self._check_request(*json.loads(json.dumps([request, defaults])))  # as they are read again
         try:
             yield self.folder
         except BaseException:
@@ -57,7 +58,7 @@ class ResumableRun:
             raise
         storage.delete_folder(self.folder)
 
-    def _check_request(self, request: dict[str, Any]) -> None:
+    def _check_request(self, request: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Write down the request of a new run; refuse to resume a run with another one."""
         path = storage.join(self.folder, REQUEST)
         if not self.has_checkpoint:
@@ -65,7 +66,7 @@ class ResumableRun:
             storage.write_file(path, json.dumps(request, indent=2).encode())
             return
         try:
-            before = json.loads(storage.read_file(path))
+            before = defaults | json.loads(storage.read_file(path))
         except (OSError, ValueError):
             before = {}
         different = [name for name in request if before.get(name) != request[name] and name not in RESUME_MAY_CHANGE]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.data.labels import parse_mapping
+from sentiment_core.data.readers import Columns
 from sentiment_core.text.preprocessing import Clean, Truncation
 
 
@@ -33,10 +35,24 @@ class TrainSettings:
     eval_fraction: float = setting(
         0.1, "share of --data that is held out without --eval-data, each label in proportion", group="data"
     )
-    text_column: str = setting("text", "column with the text", group="data")
-    label_column: str = setting("label", "column with the label: text or a whole number", group="data")
+    text_column: str = setting("text", "column with the text; a field of a struct as review.text", group="data")
+    label_column: str = setting(
+        "label", "column with the label, text or a whole number; or the key of folders named label=...", group="data"
+    )
     label_names: tuple[str, ...] = setting(
         (), "names of the labels 0, 1, ... of the data, such as negative,positive", "A,B", group="data"
+    )
+    label_map: tuple[str, ...] = setting(
+        (), "labels of the data, and the names to train them by, such as pos=positive,neg=negative", "A=B", group="data"
+    )
+    min_label_rows: int = setting(
+        1, "leave out the rows of a label that has fewer; default: keep all labels", "N", group="data"
+    )
+    csv_separator: str | None = setting(
+        None, "separator of CSV files; default: the one of , ; tab | that the first line has", group="data"
+    )
+    csv_encoding: str | None = setting(
+        None, "encoding of CSV files, such as cp1252; default: by the byte-order mark, else UTF-8", group="data"
     )
     ordinal: bool = setting(
         False, "the labels, in their order, are the steps of a scale: also report the mean absolute error", group="data"
@@ -100,11 +116,17 @@ class TrainSettings:
     )
     patience: int = setting(2, "early stopping: epochs in a row without a better one", group="optimization")
     workers: int = setting(1, "data-parallel workers: one GPU each where the cluster has GPUs, else CPUs")
+    device: Literal["auto", "cpu", "gpu"] = setting("auto", "what to train on; auto: GPUs where the cluster has any")
     gradient_checkpointing: bool = setting(False, "use less memory and a third more time")
     checkpoint_minutes: float = setting(10.0, "time between two checkpoints within an epoch")
     max_failures: int = setting(10, "how often lost workers are replaced; training resumes from the last checkpoint")
     tensorboard: str | None = setting(None, "folder for TensorBoard files, written while it trains", "DIR")
     seed: int = setting(0, "seed of the split, the order of rows, the new head's weights and dropout")
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of labelled files to read."""
+        return Columns(self.text_column, self.label_column, self.csv_separator, self.csv_encoding)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "workers", "patience", "max_length"):
@@ -123,6 +145,9 @@ class TrainSettings:
         check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         names = self.label_names
         check(len(set(names)) == len(names), "label_names", ",".join(names), "different names")
+        parse_mapping(self.label_map)
+        _ = self.columns  # which checks the separator
+        check(self.min_label_rows >= 1, "min_label_rows", self.min_label_rows, "1 or more")
         check(
             self.batch_size >= self.workers,
             "batch_size",

@@ -15,7 +15,7 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
-from sentiment_core.config import check, flag_of, parse_value, setting
+from sentiment_core.config import check, defaults_of, flag_of, parse_value, setting
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, encoder
 from sentiment_core.runtime import cluster, connection, preflight, storage
@@ -41,7 +41,21 @@ TRIAL_BYTES = 2**30  # of memory, for what runs a trial beside its workers
 TRIALS = "trials"  # folder of the trials' bundles, in the search's folder
 PICTURE, LOG = "tuning.png", "tuning.jsonl"  # in the bundle
 # settings by which trials could not be compared, or that they would overwrite
-NOT_SEARCHED = ("data", "eval_data", "model", "out", "tensorboard", "label_names", "epochs", "select_by", "workers")
+NOT_SEARCHED = (
+    "data",
+    "eval_data",
+    "model",
+    "out",
+    "tensorboard",
+    "label_names",
+    "label_map",
+    "csv_separator",
+    "csv_encoding",
+    "device",
+    "epochs",
+    "select_by",
+    "workers",
+)
 
 Domain = list | tuple[float, float]  # values to choose from, or the two ends of a range
 
@@ -101,8 +115,8 @@ def tune(settings: TuneSettings) -> str:
     bundle.check_free(settings.out, run.has_checkpoint)
     encoder.fetch(settings.model)  # what can be refused now no trial need find out
     read_parts(settings)
-    connection.connect_for(settings.workers, storage.parent(settings.out))
-    with run.open(asdict(settings)) as folder:
+    connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)
+    with run.open(asdict(settings), defaults_of(settings)) as folder:
         with variables_set(VARIABLES):
             results = _search(settings, folder)
         trials = [_read_trial(result, settings.space(), storage.join(folder, TRIALS)) for result in results]
@@ -147,7 +161,8 @@ def _search(settings: TuneSettings, folder: str) -> Any:
     """Run the trials, or resume a search; return Ray Tune's results."""
     filesystem, path = storage.locate(folder)
     base, trials_path = settings.base(), storage.absolute(storage.join(folder, TRIALS))
-    at_once = max(1, cluster.max_devices("GPU") // settings.workers) if cluster.device_kind() == "GPU" else 1
+    on_gpus = cluster.device_kind(settings.device) == "GPU"
+    at_once = max(1, cluster.max_devices("GPU") // settings.workers) if on_gpus else 1
     ray_frees_reserved = cluster.has_dashboard()
 
     def trial(config: dict) -> None:

@@ -1,4 +1,6 @@
-"""Which files at a path are data."""
+"""Which files at a path are data: one rule, whatever the names and links."""
+
+import os
 
 import pytest
 
@@ -9,27 +11,122 @@ from sentiment_core.runtime import storage
 PARQUET = (".parquet",)
 
 
-def test_temporary_files_are_not_data(tmp_path):
-    (tmp_path / storage.temporary_name()).with_suffix(".parquet").write_bytes(b"")
-    (tmp_path / "a.parquet").write_bytes(b"")
-    assert [stamp.path for stamp in files.list_files(str(tmp_path), PARQUET)] == ["a.parquet"]
+def touch(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x")
+
+
+def paths(data):
+    return [stamp.path for stamp in data.stamps]
+
+
+def test_hidden_names_are_no_data_but_partitions_are(tmp_path):
+    touch(tmp_path, "a.parquet", "_b.parquet", ".c.parquet", "_d/e.parquet", "_year=2024/f.parquet", "_SUCCESS")
+    touch(tmp_path, f"{storage.temporary_name()}.parquet")
+    data = files.find_files(str(tmp_path), PARQUET)
+    assert paths(data) == ["_year=2024/f.parquet", "a.parquet"]
+    assert data.describe_unread() == []
+    assert [stamp.path for stamp in files.list_files(str(tmp_path), PARQUET)] == paths(data)
+
+
+def test_files_with_other_endings_are_counted_and_named(tmp_path):
+    touch(tmp_path, "a.parquet", "b.parquet.gzip", "000000_0", "x/README.txt", "x/y", ".a.parquet.crc")
+    data = files.find_files(str(tmp_path), PARQUET)
+    assert paths(data) == ["a.parquet"]
+    (line,) = data.describe_unread()
+    assert line.startswith("4 files passed over")
+    assert line.endswith("000000_0, b.parquet.gzip, x/README.txt ...")
+
+
+def test_a_file_with_several_names_is_one_file(tmp_path):
+    touch(tmp_path, "2026-11-30/a.parquet", "b.parquet")
+    for link, target in (("latest", "2026-11-30"), ("self", "."), ("z.parquet", "b.parquet"), ("up/loop", "..")):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        os.symlink(target, tmp_path / link)
+    data = files.find_files(str(tmp_path), PARQUET)
+    assert paths(data) == ["2026-11-30/a.parquet", "b.parquet"]
+    assert data.links == ["latest", "self", "up/loop", "z.parquet"]
+    assert data.describe_unread() == ["4 links to data that is read under its own name: latest, self, up/loop ..."]
+    for glob, expected in (("*/*.parquet", "2026-11-30/a.parquet"), ("*.parquet", "b.parquet")):
+        assert expected in paths(files.find_files(f"{tmp_path}/{glob}", PARQUET))
+    data = files.find_files(f"{tmp_path}/*/*.parquet", PARQUET)
+    assert "latest/a.parquet" in data.links
+    assert len({os.path.realpath(tmp_path / path) for path in paths(data)}) == len(data.stamps)
+
+
+def test_links_lead_to_data_elsewhere_and_behind_hidden_names(tmp_path):
+    touch(tmp_path, "elsewhere/a.parquet", "in/..data/b.parquet", "in/blobs/0123")
+    for link, target in (("there", "../elsewhere"), ("b.parquet", "..data/b.parquet"), ("c.parquet", "blobs/0123")):
+        os.symlink(target, tmp_path / "in" / link)
+    os.symlink("nowhere", tmp_path / "in" / "gone.parquet")
+    data = files.find_files(str(tmp_path / "in"), PARQUET)
+    assert paths(data) == ["b.parquet", "c.parquet", "gone.parquet", "there/a.parquet"]
+    assert data.passed_over == ["blobs/0123"]
+    assert {stamp.path: stamp.size for stamp in data.stamps}["gone.parquet"] == 0  # it fails when it is read
+
+
+def test_a_file_behind_two_links_is_one_file(tmp_path):
+    touch(tmp_path, "elsewhere/x.parquet")
+    (tmp_path / "in").mkdir()
+    os.symlink("../elsewhere/x.parquet", tmp_path / "in" / "a.parquet")
+    os.symlink("../elsewhere", tmp_path / "in" / "b")
+    data = files.find_files(str(tmp_path / "in"), PARQUET)
+    assert (paths(data), data.links) == (["b/x.parquet"], ["a.parquet"])
 
 
 def test_a_file_uri_is_a_local_path_as_it_is_written(tmp_path):
-    (tmp_path / "city=New York" / "12%3A00").mkdir(parents=True)
-    (tmp_path / "city=New York" / "12%3A00" / "a.parquet").write_bytes(b"x")
-    root, (stamp,) = files.find_files(f"file://{tmp_path}", PARQUET)
-    assert (root, stamp.path) == (str(tmp_path), "city=New York/12%3A00/a.parquet")
+    touch(tmp_path, "city=New York/12%3A00/a.parquet")
+    data = files.find_files(f"file://{tmp_path}", PARQUET)
+    (stamp,) = data.stamps
+    assert (data.root, stamp.path) == (str(tmp_path), "city=New York/12%3A00/a.parquet")
     assert storage.read_file(storage.join(f"file://{tmp_path}", stamp.path)) == b"x"
 
 
 def test_a_single_file_needs_no_suffix(tmp_path):
     (tmp_path / "export").write_bytes(b"x")
-    root, (stamp,) = files.find_files(str(tmp_path / "export"), PARQUET)
-    assert (root, stamp.path, stamp.size) == (str(tmp_path), "export", 1)
+    data = files.find_files(str(tmp_path / "export"), PARQUET)
+    (stamp,) = data.stamps
+    assert (data.root, stamp.path, stamp.size) == (str(tmp_path), "export", 1)
 
 
 def test_a_folder_without_data_is_refused(tmp_path):
-    (tmp_path / "_hidden.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds no \.parquet file"):
+    touch(tmp_path, "_hidden.parquet", "a.csv")
+    with pytest.raises(UserError, match=r"holds no \.parquet file \(1 files passed over, .*: a\.csv\)"):
         files.find_files(str(tmp_path), PARQUET)
+
+
+TABLES = {
+    "Delta Lake": "_delta_log/00000000000000000000.json",
+    "Hudi": ".hoodie/hoodie.properties",
+    "Iceberg": "metadata/v1.metadata.json",
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("path", ["", "lake", "lake/t", "lake/t/day=1", "lake/t/day=1/a.parquet", "lake/*/*/*.parquet"])
+def test_a_table_is_refused_wherever_its_log_lies(tmp_path, kind, path):
+    touch(tmp_path, "lake/t/day=1/a.parquet", f"lake/t/{TABLES[kind]}", "other/a.parquet")
+    assert paths(files.find_files(str(tmp_path / "other"), PARQUET)) == ["a.parquet"]
+    with pytest.raises(UserError, match=f"{tmp_path}/lake/t is a table of {kind}, .*: export the current rows"):
+        files.find_files(str(tmp_path / path), PARQUET)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("path", ["in", "in/link"])
+def test_a_table_behind_a_link_is_refused(tmp_path, kind, path):
+    touch(tmp_path, "t/day=1/a.parquet", f"t/{TABLES[kind]}", "in/b.parquet")
+    os.symlink("../t/day=1", tmp_path / "in" / "link")
+    with pytest.raises(UserError, match=f"{tmp_path}/t is a table of {kind}"):
+        files.find_files(str(tmp_path / path), PARQUET)
+
+
+def test_metadata_of_a_table_are_no_labelled_data(tmp_path):
+    touch(tmp_path, "t/metadata/00001-0189c3d2-1d5a-7a7e-8d5c-0123456789ab.gz.metadata.json", "t/data/a.parquet")
+    with pytest.raises(UserError, match=f"{tmp_path}/t is a table of Iceberg"):
+        files.find_files(str(tmp_path), (".json", ".parquet"))
+
+
+def test_a_folder_of_metadata_alone_is_no_table(tmp_path):
+    touch(tmp_path, "in/a.parquet", "in/metadata/notes.json", "metadata/kaggle.metadata.json")
+    assert paths(files.find_files(str(tmp_path / "in"), PARQUET)) == ["a.parquet"]

@@ -121,7 +121,7 @@ def test_damaged_and_unusable_shards_are_listed_and_the_others_planned(tmp_path)
         ({}, None, ["holds no .parquet"]),
         ({"a.parquet": {"body": ["a"]}}, None, ["a.parquet", "'text'", "body", "--text-column"]),
         ({"a.parquet": {"text": [1.5]}}, None, ["'text'", "double", "--text-column"]),
-        ({"a.parquet": {"text": [b"a"]}}, None, ["'text'", "binary"]),
+        ({"a.parquet": {"text": [["a"]]}}, None, ["'text'", "list"]),
         ({"a.parquet": {"text": ["a"]}}, ("id",), ["'id'", "--keep"]),
         ({"a.parquet": {"text": ["a"], "id": [1], "label": [1]}}, None, ["'label'", "--keep id"]),
         ({"a.parquet": {"text": ["a"], "id": [1], "Label": [1]}}, None, ["'Label'", "--keep id"]),
@@ -193,3 +193,10 @@ def test_a_column_name_that_is_not_utf8_fails_its_shard_only(tmp_path):
     corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
     assert [unit.source for unit in corpus.units] == ["a.parquet"]
     assert "UnicodeDecodeError" in corpus.failed[0].reason
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}})
+    (tmp_path / "b.parquet").touch()
+    (failed,) = shards.plan(str(tmp_path), "text", None, RESERVED).failed
+    assert (failed.source, failed.reason) == ("b.parquet", "it is an empty file; write it again")

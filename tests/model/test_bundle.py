@@ -145,7 +145,7 @@ def test_a_bundle_that_needs_a_later_version_is_refused(tmp_path, setting):
 def test_settings_that_an_old_bundle_lacks_have_their_defaults(tmp_path):
     (tmp_path / bundle.CARD).write_text(json.dumps(LEAST))
     info = bundle.read_info(str(tmp_path))
-    assert (info.truncation, info.clean, info.ordinal, info.numbered) == ("head", "none", False, False)
+    assert (info.truncation, info.clean, info.ordinal, info.label_scheme.numbered) == ("head", "none", False, False)
     assert info.metrics == Metrics()
     assert info.calibration.ece_cross_fitted is None
     assert info.int8.agreement is None
@@ -184,5 +184,5 @@ def test_a_record_is_written_as_it_was_read(tmp_path):
         "truncation": "head", "clean": "none", "ordinal": True, "format_version": 2, "libraries": {"torch": "2.13.0"},
     }  # fmt: skip
     info = bundle.BundleInfo.from_json(content)
-    assert info.numbered
+    assert info.label_scheme.numbered
     assert json.dumps(info.to_json()) == json.dumps(content)

@@ -73,3 +73,12 @@ def test_a_calibrated_model_has_little_calibration_error():
 def test_a_separable_set_gets_a_finite_temperature():
     temperature = calibration.fit_temperature(np.array([[5.0, -5.0], [-5.0, 5.0]]), np.array([0, 1]))
     assert temperature >= calibration.TEMPERATURE_RANGE[0]
+
+
+def test_a_few_rows_move_the_temperature_little():
+    """An untrained model: on 32 rows every temperature is a matter of chance."""
+    logits, labels = draw(32, 2)
+    flat = logits * 1e-3
+    assert calibration.TEMPERATURE_RANGE[0] * 2 < calibration.fit_temperature(flat, labels)
+    separable = np.where(np.eye(2)[labels] > 0, 3.0, -3.0)
+    assert 0.2 < calibration.fit_temperature(separable, labels) < 1

@@ -17,6 +17,7 @@ from sentiment_core.nightly.plan import make_plan
 from sentiment_core.nightly.settings import NightlySettings
 from sentiment_core.scoring.verify import VerifySettings, verify
 from tests.conftest import shard
+from tests.scoring.runs import stages_in_process
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def played(ray_here, models, tmp_path_factory):
     records = {}
 
     def night(name, **more):
-        records[name] = nightly(NightlySettings(night=name, **flags, **more))
+        with stages_in_process():
+            records[name] = nightly(NightlySettings(night=name, **flags, **more))
 
     shard(base / "in", "date=1/a.parquet", 400, 0)
     shard(base / "in", "date=1/b.parquet", 300, 1)
@@ -51,7 +53,7 @@ def played(ray_here, models, tmp_path_factory):
     return base, records
 
 
-def test_a_night_scores_what_is_new_and_alerts_on_drift(played):
+def test_a_night_scores_what_is_new_and_alerts_on_drift(in_process, played):
     base, records = played
     numbers = {name: (n.rows, n.left, n.removed, n.exit_code, n.state) for name, n in records.items()}
     assert numbers == {
@@ -157,7 +159,7 @@ def test_a_missing_partition_is_refused(played, models):
         make_plan(NightlySettings(model=str(models), input=str(base / "in"), out=str(base / "out"), date="9"))
 
 
-def test_unscored_shards_of_partitions_that_were_not_chosen_are_no_fault(ray_here, models, tmp_path):
+def test_unscored_shards_of_partitions_that_were_not_chosen_are_no_fault(in_process, models, tmp_path):
     """They are without rows or unreadable; a partition of only unreadable shards can be chosen."""
     shard(tmp_path / "in", "date=1/a.parquet", 20, 0)
     shard(tmp_path / "in", "date=2/none.parquet", 0, 0)

@@ -59,3 +59,31 @@ def plan_of(rows: int, runs: list[NightRun]) -> NightPlan:
     scoring = SimpleNamespace(model="m", rows_to_score=rows, units_to_score=[], describe=lambda: "")
     before = [Night("1", "done", rows=6_000, runs=runs)] if runs else []
     return NightPlan(settings, "2", scoring, None, 0, False, before, None)
+
+
+def test_a_night_has_the_date_of_its_time_zone(models, tmp_path):
+    shard(tmp_path / "in", "a.parquet", 5, 0)
+    settings = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    zones = ("Pacific/Kiritimati", "Etc/GMT+12")  # 26 hours apart: never on the same day
+    names = {make_plan(NightlySettings(**settings, timezone=zone)).name for zone in zones}
+    assert len(names) == 2
+    with pytest.raises(UserError, match="--timezone is 'Mars/Base'; expected a time zone's name"):
+        NightlySettings(**settings, timezone="Mars/Base")
+
+
+def test_partitions_are_chosen_by_what_their_values_mean(models, tmp_path):
+    for folder in ("d=2026-11-29", "d=20261130", "d=2026-12-1", "d=__HIVE_DEFAULT_PARTITION__"):
+        shard(tmp_path / "in", f"{folder}/a.parquet", 5, 0)
+    settings = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out"), "date_key": "d"}
+
+    def chosen(**choice) -> list[str]:
+        return [
+            unit.source.split("/")[0]
+            for unit in make_plan(NightlySettings(**settings, **choice)).scoring.units_to_score
+        ]
+
+    assert chosen(date="2026-11-30") == ["d=20261130"]
+    assert chosen(since="2026-11-30") == ["d=2026-12-1", "d=20261130"]
+    shard(tmp_path / "in", "d=old/a.parquet", 5, 0)
+    with pytest.raises(UserError, match=r"d=old/a\.parquet has the value 'old'; expected one to compare"):
+        chosen(since="2026-11-30")

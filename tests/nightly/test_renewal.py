@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sentiment_core.data import labelled as dataset
+from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
 from sentiment_core.nightly.renewal import CandidateComparison, candidate_name, compare
 from sentiment_core.training.settings import TrainSettings
@@ -35,7 +36,7 @@ def test_a_candidate_must_be_significantly_better(alone_right, better, words):
 @pytest.mark.slow
 def test_bundles_are_compared_on_rows_they_were_not_trained_on(tiny_encoder, tiny_bundle, labelled, tmp_path):
     other = make_bundle(tiny_encoder, tmp_path / "other", labels=("negative", "positive"), max_length=8)
-    data = dataset.read(labelled, "text", "label", ["negative", "positive"])
+    data = dataset.read(labelled, scheme=LabelScheme(["negative", "positive"]))
     seen = set(data.texts[:50])
     same = compare(tiny_bundle, tiny_bundle, data, seen)
     unseen = [text for text in data.texts if text not in seen]

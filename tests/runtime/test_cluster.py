@@ -130,16 +130,16 @@ def test_nodes_that_the_launcher_may_start_count(config, ray_here, tmp_path, mon
     assert cluster.device_kind() == "GPU"
     assert cluster.max_devices("GPU") == 4
     assert cluster.max_devices("CPU") == 4 * 8 + 4 * 4
-    preflight.check_workers(4)
+    preflight.check_workers(4, "GPU")
     with pytest.raises(UserError, match="--workers 5 needs 5 GPUs; the cluster has at most 4"):
-        preflight.check_workers(5)
+        preflight.check_workers(5, "GPU")
 
 
 def test_workers_and_threads_share_the_cpus(ray_here):
     cpus = cluster.max_devices("CPU")
-    assert cluster.number_of_workers(None, units=1_000) == max(1, cpus // 2)
-    assert cluster.number_of_workers(None, units=1) == 1
-    assert cluster.number_of_workers(7, units=1) == 7
+    assert cluster.number_of_workers(None, units=1_000, kind="CPU") == max(1, cpus // 2)
+    assert cluster.number_of_workers(None, units=1, kind="CPU") == 1
+    assert cluster.number_of_workers(7, units=1, kind="CPU") == 7
     assert cluster.threads_per_worker(1) == cpus
     assert cluster.threads_per_worker(10 * cpus) == 1
 
@@ -148,14 +148,14 @@ def test_actors_leave_room_for_the_tasks_and_never_reserve_the_same(ray_here):
     cpus = cluster.max_devices("CPU")
     room = 0.5 + 0.25
     for workers in (1, 2, 3, 4):
-        reserved = cluster.actor_resources(workers, (0.5, 0.25))["num_cpus"]
+        reserved = cluster.actor_resources(workers, (0.5, 0.25), "CPU")["num_cpus"]
         assert reserved * workers <= cpus - room
         assert reserved not in (0.5, 0.25)
     workers = 2
     share = int(100 * (cpus - room) / workers) / 100
     if share <= 1:
-        assert cluster.actor_resources(workers, (0.5, 0.25))["num_cpus"] == share
-        assert cluster.actor_resources(workers, (share, room - share))["num_cpus"] == share - 0.01
+        assert cluster.actor_resources(workers, (0.5, 0.25), "CPU")["num_cpus"] == share
+        assert cluster.actor_resources(workers, (share, room - share), "CPU")["num_cpus"] == share - 0.01
 
 
 @pytest.mark.ray
@@ -182,3 +182,12 @@ def test_a_cluster_that_is_gone_is_refused(tmp_path, tiny_bundle, noted, origin)
     assert f"error: the cluster {address} ({origin}) cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_user_chooses_the_device_and_a_cluster_without_nodes_asks(ray_here, monkeypatch):
+    assert (cluster.device_kind("cpu"), cluster.device_kind("gpu")) == ("CPU", "GPU")
+    monkeypatch.setattr(ray, "cluster_resources", dict)  # as Ray describes a head without CPUs
+    with pytest.raises(UserError, match="has no CPUs and no GPUs yet; say what its nodes will have: --device gpu"):
+        cluster.device_kind()
+    assert cluster.device_kind("gpu") == "GPU"
+    assert cluster.number_of_workers(4, units=9, kind="GPU") == 4

@@ -172,6 +172,6 @@ def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path
     (tmp_path / "out").mkdir()
     pyarrow.fs.copy_files(f"{s3.BUCKET}/out", str(tmp_path / "out"), source_filesystem=files)
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {"0.parquet", "1.parquet", "2.parquet", "_run.json", "_summary.json"} == set(written)
+    assert {"0.parquet", "1.parquet", "2.parquet", "_run.json", "_summary.json", "_SUCCESS"} == set(written)
     assert s3.SECRET not in output
     assert not any(s3.SECRET.encode() in content for content in written.values())

@@ -89,3 +89,8 @@ def test_an_empty_path_is_refused():
 def test_an_unknown_kind_of_uri_is_refused():
     with pytest.raises(UserError, match="expected a local path"):
         storage.locate("ftp://host/file")
+
+
+def test_a_corpus_on_the_hub_is_to_be_downloaded():
+    with pytest.raises(UserError, match=r"lies on the Hugging Face hub, .*; download it first: hf download"):
+        storage.locate("hf://datasets/owner/name/a.parquet")

@@ -1,15 +1,24 @@
 """Write corpora, score them and read the result, for tests."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+import pytest
+import ray
 
+from sentiment_core.data.shards import Unit
+from sentiment_core.runtime.task_guard import TaskGuard
+from sentiment_core.scoring import job, rescore, stages
 from sentiment_core.scoring.job import ScoreResult, score
 from sentiment_core.scoring.plan import ScorePlan, plan_scoring
 from sentiment_core.scoring.settings import ScoreSettings
+from sentiment_core.scoring.stream import Stream
+from sentiment_core.scoring.task_table import TaskTable
 
 
 def write_shard(root: Path, name: str, columns: dict[str, Any] | pa.Table, **options: Any) -> None:
@@ -32,3 +41,43 @@ def read_scored(out: object) -> pa.Table:
     """Read all outputs, ordered by source and row."""
     table = pads.dataset(str(out), partitioning="hive").to_table()
     return table.sort_by([("source", "ascending"), ("row", "ascending")])
+
+
+class StreamInProcess(Stream):
+    """The same stages one after another in this process, which starts ten seconds sooner than actors of Ray Data.
+
+    For tests of what is scored. How Ray Data runs the stages is tested in `test_stream` and `test_job`.
+    """
+
+    # shared by all on purpose: a model loads once, and so does what counts attempts
+    loaded: ClassVar[dict[tuple, stages.ClassifyStage]] = {}
+    guards: ClassVar[list[TaskGuard]] = []
+
+    def start_guard(self) -> TaskGuard:
+        """Start a guard, or return the one of an earlier run."""
+        if not self.guards:
+            self.guards.append(super().start_guard())
+        return self.guards[0]
+
+    def blocks(self, tasks: list[list[Unit]], guard: TaskGuard) -> Iterator[pa.Table]:
+        """Yield the tasks' records as tables."""
+        files = ray.put(self.bundle_files)
+        engine = self.engine_settings(0)
+        key = (self.context.run.bundle, *engine.values())
+        if key not in self.loaded:
+            self.loaded[key] = stages.ClassifyStage(files, engine, guard)
+        classify = self.loaded[key]
+        classify.guard = guard
+        for units in tasks:
+            table = stages.read_and_tokenize(TaskTable.build(units).table, self.context, files, guard)
+            yield self.last_stage(classify(table), context=self.context, guard=guard, **self.last_stage_arguments)
+
+
+@contextlib.contextmanager
+def stages_in_process() -> Iterator[None]:
+    """Run the stages of scoring and of verifying in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")  # a stage sets it, elsewhere in a process of its own
+        patch.setattr(job, "Stream", StreamInProcess)
+        patch.setattr(rescore, "Stream", StreamInProcess)
+        yield

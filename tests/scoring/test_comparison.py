@@ -28,7 +28,7 @@ def scored(probabilities: np.ndarray, numbers=NUMBERS, min_confidence: float = 0
     probabilities = probabilities.astype(np.float32)
     status = apply_min_confidence(np.array([0, 0, 3], np.int8), probabilities, min_confidence)
     rows = ScoredRows(SingleLabel(), LABELS, status, probabilities, np.array([1, 1, 0]))
-    return outputs.scored_table(unit, kept, rows, True), rows
+    return outputs.scored_table(unit, kept, rows, replace(RUN, probabilities=True)), rows
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_rows_are_the_same_within_the_tolerance(now):
         (SCORES + np.array([[0], [0.03], [0]]), NUMBERS, "row 1: no with 0.5"),
         (SCORES[[0, 2, 2]], NUMBERS, "row 1: no with 0.5"),
         (SCORES[[0, 1, 1]], NUMBERS, "row 2: None with None, expected None with 0.5"),
-        (SCORES, (1.0, 2.0, None), "n differs in 1 of 3 rows; row 1: nan, expected 2.0"),
+        (SCORES, (1.0, 2.0, None), "column 'n' differs in 1 of 3 rows; row 1: nan, expected 2.0"),
     ],
 )
 def test_other_differences_are_found(now, numbers, words):

@@ -84,7 +84,7 @@ def test_plain_readers_open_the_folder_as_it_is(odd_scored):
     assert all(path.name.startswith("_") for path in out.rglob("*") if path.is_file() and path.suffix != ".parquet")
 
 
-def test_keep_chooses_the_columns_and_limit_the_first_rows(ray_here, tiny_bundle, tmp_path):
+def test_keep_chooses_the_columns_and_limit_the_first_rows(in_process, tiny_bundle, tmp_path):
     columns = {"text": ["good"] * 20, "b": [1] * 20, "label": [0] * 20}
     for name in "ab":
         write_shard(tmp_path / "in", f"kind=x/{name}.parquet", columns)
@@ -110,7 +110,7 @@ def test_two_workers_write_what_one_writes(odd_scored, odd_corpus, tiny_bundle, 
     assert written == before
 
 
-def test_int8_is_used_where_the_bundle_was_checked(ray_here, tiny_encoder, tmp_path):
+def test_int8_is_used_where_the_bundle_was_checked(in_process, tiny_encoder, tmp_path):
     write_shard(tmp_path / "in", "a.parquet", {"text": ["good", "bad", None, "good"]})
     checked = make_bundle(tiny_encoder, tmp_path / "b", int8={"agreement": 0.996, "rows": 500})
     result = score_folder(checked, tmp_path / "in", tmp_path / "out", int8=True)

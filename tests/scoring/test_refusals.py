@@ -59,7 +59,7 @@ def test_int8_that_changes_labels_is_refused(tiny_encoder, tmp_path, int8, words
 def test_devices_the_cluster_does_not_have_are_refused_at_once(ray_here):
     assert ray.cluster_resources().get("GPU", 0) == 0, "this test is for machines without a GPU"
     with pytest.raises(UserError, match=r"--workers 1000 needs 1000 CPUs; the cluster has at most \d+\."):
-        preflight.check_workers(1000)
+        preflight.check_workers(1000, "CPU")
 
 
 def test_a_dry_run_counts_and_writes_nothing(tiny_bundle, tmp_path):

@@ -37,7 +37,7 @@ def test_rows_scored_again_show_what_was_changed(odd_scored, odd_corpus, tmp_pat
     findings = verify(replace(settings, sample=10_000))
     report, rows = findings.report(), len(ODD_TEXTS)
     assert (findings.exit_code, len(findings.different)) == (1, 3), report
-    assert f"id differs in {rows} of {rows} rows; row 0: 1, expected 0" in report
+    assert f"column 'id' differs in {rows} of {rows} rows; row 0: 1, expected 0" in report
     assert f"kind=a/large.parquet: status differs in 2 of {rows} rows; row 0: truncated, expected ok" in report
     assert "kind=b/invalid.parquet: 1 of 1 rows have another score" in report
 

@@ -16,7 +16,7 @@ from sentiment_core.scoring.verify import VerifySettings, verify
 from tests.scoring.runs import plan_folder, score_folder, write_shard
 
 
-def test_a_rerun_scores_only_what_is_missing(ray_here, tiny_bundle, tmp_path):
+def test_a_rerun_scores_only_what_is_missing(in_process, tiny_bundle, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     for times, name in enumerate("abc"):
         write_shard(source, f"{name}.parquet", {"text": [f"{name} {'good ' * (times * i)}" for i in range(20)]})
@@ -32,7 +32,7 @@ def test_a_rerun_scores_only_what_is_missing(ray_here, tiny_bundle, tmp_path):
     assert sum(again.summary["labels"].values()) == 61
 
 
-def test_a_rerun_deletes_temporary_files_that_are_old(ray_here, tiny_bundle, tmp_path):
+def test_a_rerun_deletes_temporary_files_that_are_old(in_process, tiny_bundle, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     write_shard(source, "a.parquet", {"text": ["good"]})
     score_folder(tiny_bundle, source, out)
@@ -46,7 +46,7 @@ def test_a_rerun_deletes_temporary_files_that_are_old(ray_here, tiny_bundle, tmp
     assert (abandoned.exists(), in_use.exists()) == (False, True)
 
 
-def test_shards_that_change_break_or_vanish(ray_here, tiny_bundle, tmp_path, monkeypatch):
+def test_shards_that_change_break_or_vanish(in_process, tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "UNIT_ROWS", 10)
     root, out = tmp_path / "in", tmp_path / "out"
 

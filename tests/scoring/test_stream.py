@@ -35,7 +35,7 @@ def write_late(table: pa.Table, seconds: float, **arguments) -> pa.Table:
 
 
 def stream_of(plan: ScorePlan, last_stage=stages.write_outputs, workers: int = 1, deadline=None, **arguments) -> Stream:
-    return Stream(plan.context, plan.bundle_files, last_stage, arguments, workers, 60.0, deadline)
+    return Stream(plan.context, plan.bundle_files, last_stage, arguments, workers, "CPU", 60.0, deadline)
 
 
 def test_the_tokenizer_does_not_run_inside_the_actors(plan):

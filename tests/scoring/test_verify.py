@@ -1,5 +1,6 @@
 """Verification finds each way in which an output can be wrong."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_output(out: Path, unit: Unit, number_of_rows: int | None = None) -> No
     """Write a unit's output with so many rows, as its footer says."""
     n = unit.rows if number_of_rows is None else number_of_rows
     rows = ScoredRows(SingleLabel(), LABELS, np.zeros(n, np.int8), np.full((n, 2), 0.5, np.float32), np.ones(n, int))
-    table = outputs.scored_table(replace(unit, stop=unit.start + n), pa.table({}), rows, False)
+    table = outputs.scored_table(replace(unit, stop=unit.start + n), pa.table({}), rows, RUN)
     outputs.commit(str(out), RUN, unit, table, Counts.zero(LABELS).add_unit(rows))
 
 
@@ -175,3 +176,16 @@ def test_footers_of_another_shape_are_foreign(folders, origin):
     findings = verify_folders(folders)
     assert (findings.exit_code, len(findings.foreign)) == (1, 1)
     assert "a.parquet: all 5 rows" in findings.missing[0]
+
+
+def test_findings_are_written_for_programs(folders, tmp_path):
+    (folders[1] / "a.parquet").unlink()
+    settings = {"input": str(folders[0]), "out": str(folders[1])}
+    findings = verify(VerifySettings(**settings, report=str(tmp_path / "r" / "findings.json")))
+    content = json.loads((tmp_path / "r" / "findings.json").read_text())
+    assert content == findings.to_json()
+    assert (content["exit_code"], content["rows_in"], content["rows_out"]) == (1, 30, 25)
+    assert {kind: count for kind, count in content["counts"].items() if count} == {"missing": 1}
+    assert content["findings"]["missing"] == ["a.parquet: all 5 rows"]
+    with pytest.raises(UserError, match=r"--report .* is a folder; give a file in it"):
+        verify(VerifySettings(**settings, report=str(tmp_path)))

@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import sentiment_core
 from sentiment_core.data import labelled as dataset
+from sentiment_core.data.readers import Columns
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.model import bundle, metrics
 from sentiment_core.training import tracking
@@ -51,7 +52,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     log = [json.loads(line) for line in (out / bundle.LOG).read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2]
     assert trained.info.int8.agreement > 0.95
-    assert trained.info.int8.rows == len(dataset.read(labelled, "text", "label"))
+    assert trained.info.int8.rows == len(dataset.read(labelled))
     # the curves, elsewhere too
     curves = tensorboard_scalars(tmp_path / "curves")
     steps = len(log[0]["losses"])
@@ -70,7 +71,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
         found = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         assert found == [(step, pytest.approx(value)) for step, value in values]
     # what the bundle says of itself, calibrated, is what a fresh look finds
-    _, held_out = dataset.split(dataset.read(labelled, "text", "label"), 0.1, 0)
+    _, held_out = dataset.split(dataset.read(labelled), 0.1, 0)
     names = [held_out.label_names[i] for i in held_out.labels]
     pq.write_table(pa.table({"text": held_out.texts, "label": names}), tmp_path / "held.parquet")
     found = evaluate(
@@ -138,7 +139,7 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     assert np.linalg.norm(other - end) < 0.2 * np.linalg.norm(end - start)  # they learned from all rows
     assert two.info.labels == ["low", "middle", "high"]
     assert (two.info.truncation, two.info.clean) == ("window", "markup")
-    held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), "text", "stars"), 0.1, 0)[1]
+    held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), Columns(label="stars")), 0.1, 0)[1]
     assert np.array(two.info.metrics.confusion).sum() == two.info.metrics.n == len(held_out) == 72
     pq.write_table(pa.table({"text": held_out.texts, "stars": held_out.labels}), tmp_path / "held.parquet")
     found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars"))

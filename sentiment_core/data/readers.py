@@ -1,0 +1,219 @@
+"""Read the text and the label column of one labelled file, with a reader for each format.
+
+A file format is one reader function and one line in `READERS`.
+"""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from sentiment_core.errors import UserError
+
+BLOCK_BYTES = 64 << 20  # of CSV read at once: no row may be longer
+HEADER_CHARACTERS = 1 << 20  # at most, of the first row of a CSV file
+CSV_SEPARATORS = (",", ";", "\t", "|")
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # endings that may follow those of text formats
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read, and how CSV files write them."""
+
+    text: str = "text"  # a column, or a field of a struct by its dotted path
+    label: str = "label"
+    csv_separator: str | None = None  # None: the one with which the first line has these columns
+    csv_encoding: str | None = None  # None: by the byte-order mark, else UTF-8
+    group: str | None = None  # column by whose values metrics are given
+    folder_keys: tuple[str, ...] = ()  # of the file's partition folders: label and group may be among them
+
+    @property
+    def separator(self) -> str | None:
+        """The separator of CSV files, if the user gave one."""
+        return "\t" if self.csv_separator in ("\\t", "tab") else self.csv_separator
+
+    def __post_init__(self) -> None:
+        """Check the separator. Raises `UserError`."""
+        if self.separator is not None and len(self.separator) != 1:
+            raise UserError(f"--csv-separator is {self.csv_separator!r}; expected one character, or tab")
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The flag that chooses each column, by the column's name."""
+        flags: dict[str, str] = {}
+        for name, flag in ((self.text, "--text-column"), (self.label, "--label-column"), (self.group, "--by")):
+            if name is not None:
+                flags.setdefault(name, flag)
+        return flags
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names, each once."""
+        return list(self.flags)
+
+    @property
+    def in_file(self) -> list[str]:
+        """Names of the columns that the file itself must have."""
+        return [name for name in self.names if name == self.text or name not in self.folder_keys]
+
+    def present(self, names: Sequence[str], path: str) -> list[str]:
+        """Return those of the columns that a file with these `names` has itself.
+
+        Raises `UserError` for a file that lacks one, or has one twice.
+        """
+        for column, flag in self.flags.items():
+            if column not in names and column in self.in_file:
+                raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}; choose with {flag}")
+            if names.count(column) > 1:
+                raise UserError(f"{path} has {names.count(column)} columns {column!r}; expected one; rename the others")
+        return [column for column in self.names if column in names]
+
+
+def read_parquet(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
+    """Read the columns of a Parquet file. The table keeps the file's metadata."""
+    file = pq.ParquetFile(stream)
+    schema = file.schema_arrow
+    fields = [name for name in columns.names if name not in schema.names and _has_field(schema, name.split("."))]
+    names = columns.present([*schema.names, *fields], path)
+    table = file.read(columns=names)
+    taken = [
+        pc.struct_field(table[name.split(".")[0]], name.split(".")[1:]) if name in fields else table[name]
+        for name in names
+    ]
+    return pa.table(taken, names).replace_schema_metadata(schema.metadata)
+
+
+def _has_field(schema: pa.Schema, parts: list[str]) -> bool:
+    """Return whether a schema has the nested field of this path."""
+    kind: Any = pa.struct(list(schema)) if len(set(schema.names)) == len(schema.names) else None
+    for part in parts:
+        if not (isinstance(kind, pa.StructType) and kind.get_field_index(part) >= 0):
+            return False
+        kind = kind.field(part).type
+    return True
+
+
+def read_csv(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
+    """Read the columns of a CSV file with a header; quotes may hold line breaks."""
+    content = stream.read()
+    encoding = columns.csv_encoding or next(
+        (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8"
+    )
+    text = _decode(content, encoding).lstrip("\r\n")
+    if not text.strip():
+        raise OSError("it is empty")
+    by_suffix = "\t" if ".tsv" in path.lower() else ","
+    separators = [columns.separator] if columns.separator else [by_suffix, *CSV_SEPARATORS]
+    start = text[:HEADER_CHARACTERS]
+    headers = {separator: _read_header(start, separator) for separator in separators}
+    fitting = [separator for separator, header in headers.items() if {*columns.in_file} <= {*header}]
+    separator = [*fitting, *separators][0]
+    names = columns.present(headers[separator], path)
+    return pa.csv.read_csv(
+        pa.BufferReader(text.encode()),
+        pa.csv.ReadOptions(block_size=BLOCK_BYTES),
+        pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        pa.csv.ConvertOptions(
+            column_types={columns.text: pa.string()},
+            strings_can_be_null=True,
+            null_values=[""],
+            include_columns=names,
+        ),
+    )
+
+
+def _read_header(text: str, separator: str) -> list[str]:
+    """Return the names in the first row of a CSV file; none if it cannot be parsed."""
+    try:
+        return next(csv.reader(io.StringIO(text), delimiter=separator), [])
+    except csv.Error:
+        return []
+
+
+def _decode(content: bytes, encoding: str) -> str:
+    """Decode bytes; those that mean nothing in this encoding become U+FFFD. Raises `UserError`."""
+    try:
+        return content.decode(encoding, "replace")
+    except LookupError:
+        raise UserError(f"--csv-encoding is {encoding!r}; expected the name of an encoding, such as cp1252") from None
+
+
+def read_json(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
+    """Read the columns of a file with one JSON object a line, or with one array of objects."""
+    text = _decode(stream.read(), "utf-8-sig")
+    if text.lstrip()[:1] == "[":
+        rows = _parse_json(text, "it")
+    else:
+        rows = [_parse_json(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for i, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise OSError(f"row {i} is no JSON object")
+    values = {name: [_take(row, name) for row in rows] for name in columns.names}
+    has_column = [name for name in columns.names if any(_has(row, name) for row in rows)]
+    names = dict.fromkeys([*(name for row in rows[:100] for name in row), *has_column])
+    del rows
+    return pa.table({name: _to_column(values[name], name) for name in columns.present(list(names), path)})
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{where} is no JSON: {error}") from None
+
+
+def _has(row: dict[str, Any], name: str) -> bool:
+    """Return whether a JSON object has a field of this name, or of this dotted path."""
+    first, separator, rest = name.partition(".")
+    return name in row or bool(separator and isinstance(row.get(first), dict) and _has(row[first], rest))
+
+
+def _take(row: dict[str, Any], name: str) -> Any:
+    """Return a JSON object's field by its name or dotted path; None if it has none."""
+    first, separator, rest = name.partition(".")
+    if name in row or not separator:
+        value = row.get(name)
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if isinstance(value, str) else value
+    return _take(row[first], rest) if isinstance(row.get(first), dict) else None
+
+
+def _to_column(values: list[Any], name: str) -> pa.Array:
+    """Make a column of JSON values; where texts stand beside numbers, all become texts."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        if any(isinstance(value, dict | list) for value in values):
+            raise OSError(f"column {name!r} holds objects or lists beside other values") from None
+        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
+
+
+# A reader takes the open file, its path for messages, and the columns, and returns a table of just these columns: those
+# that `columns.present` names. For a damaged file it raises one of `failures.UNREADABLE`, whatever its library raises;
+# where its library is missing, a `UserError` that names the extra of `pyproject.toml`.
+Reader = Callable[[pa.NativeFile, str, Columns], pa.Table]
+PARQUET_READERS: dict[str, Reader] = {".parquet": read_parquet, ".pq": read_parquet, ".parq": read_parquet}
+TEXT_READERS: dict[str, Reader] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".json": read_json,
+}
+READERS: dict[str, tuple[Reader, str | None]] = {  # by suffix: the reader, and how the file is compressed
+    **{suffix: (reader, None) for suffix, reader in (PARQUET_READERS | TEXT_READERS).items()},
+    **{
+        suffix + ending: (reader, compression)
+        for suffix, reader in TEXT_READERS.items()
+        for ending, compression in COMPRESSIONS.items()
+    },
+}
+SUFFIXES = tuple(READERS)
