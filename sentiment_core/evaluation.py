@@ -86,14 +86,11 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     has_score = ~np.isnan(probabilities).any(axis=1)
     if not has_score.any():
         raise UserError(f"{settings.data}: the tokenizer finds no token in any of its texts. Give labelled text.")
-    metrics = info.objective.evaluate(probabilities[has_score], data.labels[has_score], info.labels)
+    scored, targets = probabilities[has_score], data.labels[has_score]
+    metrics = info.objective.evaluate(scored, targets, info.labels)
     groups = np.array(data.groups, object)[has_score] if settings.by else np.array([], object)
     by = {
-        str(group): _summarize(
-            info.objective.evaluate(
-                probabilities[has_score][groups == group], data.labels[has_score][groups == group], info.labels
-            )
-        )
+        str(group): _summarize(info.objective.evaluate(scored[groups == group], targets[groups == group], info.labels))
         for group in sorted(set(groups))
     }
     dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))

@@ -97,12 +97,14 @@ class SchemaDifferences:
         for name in self._names():
             variants = [variant for variant in self._variants.values() if name in variant.types]
             kinds = {variant.types[name] for variant in variants}
+            if len(kinds) == 1:
+                continue
             doubles = [path for variant in variants if variant.types[name] == pa.float64() for path in variant.shards]
             if len(kinds - {pa.null()}) == 2 and doubles and has_only_nulls(name, doubles):
                 kinds.discard(pa.float64())
                 kinds.add(pa.null())
             kind = _unify(kinds)
-            if kind is None or all(variant.types[name] == kind for variant in variants):
+            if kind is None:
                 continue
             unified[name] = kind
             for variant in variants:

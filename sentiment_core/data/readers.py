@@ -160,7 +160,6 @@ def read_json(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
     values = {name: [_take(row, name) for row in rows] for name in columns.names}
     has_column = [name for name in columns.names if any(_has(row, name) for row in rows)]
     names = dict.fromkeys([*(name for row in rows[:100] for name in row), *has_column])
-    del rows
     return pa.table({name: _to_column(values[name], name) for name in columns.present(list(names), path)})
 
 

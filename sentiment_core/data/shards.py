@@ -324,9 +324,10 @@ def _read_rows(
             batch_rows = _rows_at_once(file.metadata, groups, [] if max_bytes is None else texts)
             for batch in file.iter_batches(batch_rows, row_groups=groups, columns=names):
                 part = batch.slice(min(skip, len(batch)), missing)
-                decoded_bytes += sum(map(_plain_bytes, part.columns))
-                if max_bytes is not None and decoded_bytes > max_bytes:
-                    raise _TooManyBytes(texts)
+                if max_bytes is not None:
+                    decoded_bytes += sum(map(_plain_bytes, part.columns))
+                    if decoded_bytes > max_bytes:
+                        raise _TooManyBytes(texts)
                 skip -= min(skip, len(batch))
                 missing -= len(part)
                 batches.append(part)
@@ -355,7 +356,7 @@ def _rows_at_once(metadata: pq.FileMetaData, groups: list[int], plain_texts: lis
     sizes = [(metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size) for group in groups]
     bytes_per_row = max((size / max(1, rows) for rows, size in sizes), default=0)
     most = READ_ROWS
-    for group in groups:
+    for group in groups if plain_texts else []:
         columns = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
         chunks = [column for column in columns if column.path_in_schema in plain_texts]
         if any(not (chunk.statistics and chunk.statistics.has_min_max) for chunk in chunks):

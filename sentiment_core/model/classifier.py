@@ -154,8 +154,9 @@ def from_encoder(folder: str, config: PretrainedConfig, head: Head, with_head: b
     if head == "mlp":
         return _with_mlp(model, config)
     classifier = StandardClassifier(model)
-    not_loaded = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    _match_head(folder, classifier, list((config.id2label or {}).values()), not_loaded)
+    if not with_head:  # that of a bundle has its labels already
+        not_loaded = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+        _match_head(folder, classifier, list((config.id2label or {}).values()), not_loaded)
     return classifier
 
 

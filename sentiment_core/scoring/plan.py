@@ -35,7 +35,7 @@ class ScorePlan:
     stale: list[str]  # outputs of shards that have changed since
     orphans: list[str]  # outputs of shards that are gone
     to_rewrite: list[str]  # outputs with another type of a column than other shards showed since
-    unreadable_shards: int  # of the whole input, of which a night may choose a part
+    unreadable_shards: int  # count those of all partitions; `corpus.failed` has those of the chosen ones
 
     @property
     def context(self) -> ScoringContext:
