@@ -1,5 +1,6 @@
 # make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
-# make test     the tests; but for those that kill (make chaos) and those of the rules (make lint)
+# make test     the tests, side by side; but for those of make journeys, make chaos and make lint
+# make journeys whole commands, pages and notebooks as users run them, each for half a minute or more
 # make unit     the tests that need no Ray, in random order; takes less than a minute
 # make lint     ruff, mypy, the order of the packages, the words of docstrings and documents
 # make lock     renews constraints.txt; LOCK=FILE writes another file
@@ -15,18 +16,24 @@ PYTHON ?= python3
 MINUTES ?= 10
 LOCK ?= constraints.txt
 RULES = tests/test_structure.py tests/test_words.py
+# one process for each core; the tests that need Ray share one Ray, and so one process
+SIDE_BY_SIDE = -n logical --maxprocesses 4 --dist loadgroup
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test unit chaos lint lock docs benchmark format clean
+.PHONY: demo test unit journeys chaos lint lock docs benchmark format clean
 
 demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
 
 test: .venv/.test
-	.venv/bin/python -m pytest -p no:randomly --durations=15 $(RULES:%=--ignore=%)
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE) -p no:randomly --durations=15 -m "not journey" $(RULES:%=--ignore=%)
 
 unit: .venv/.test
-	.venv/bin/python -m pytest -m "not ray and not slow and not chaos" $(RULES:%=--ignore=%)
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not slow and not journey and not chaos" \
+		$(RULES:%=--ignore=%)
+
+journeys: .venv/.test
+	.venv/bin/python -m pytest -p no:randomly --durations=15 -m journey $(RULES:%=--ignore=%)
 
 chaos: .venv/.test
 	.venv/bin/python -m pytest -p no:randomly -s --chaos-minutes=$(MINUTES) tests/chaos tests/scoring/test_fuzz.py

@@ -35,10 +35,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what starts Ray here, and the tests of tests/chaos, which need --chaos-minutes."""
+    """Mark what starts Ray here, and the tests of tests/chaos, which need --chaos-minutes.
+
+    Side by side, all tests that start Ray run in one process: two Rays would have the same CPUs twice.
+    """
     for item in items:
         if "ray_here" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
         if "chaos" in item.path.parts:
             item.add_marker("chaos")
             if not config.getoption("--chaos-minutes"):

@@ -146,6 +146,7 @@ assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, addr
 """
 
 
+@pytest.mark.journey
 @pytest.mark.ray
 def test_a_session_scores_and_keeps_its_environment(tiny_bundle, tmp_path):
     shard(tmp_path / "in", "a.parquet", 40, seed=0)

@@ -39,11 +39,13 @@ def folder(ray_here, tiny_encoder, tmp_path_factory):
     return path
 
 
+@pytest.mark.journey
 def test_python_in_pages_runs(folder):
     for name in ("scored", "scored-ids"):
         assert len(pq.read_table(folder / name)) == 200
 
 
+@pytest.mark.journey
 def test_files_are_as_their_schemas_say(folder):
     module = hooks()
     bundle, scored = folder / "models" / "reviews", folder / "scored"
@@ -62,6 +64,7 @@ def test_files_are_as_their_schemas_say(folder):
         assert set(record) <= set(schema["properties"]), name
 
 
+@pytest.mark.journey
 def test_the_notebook_runs(ray_here, packaged_encoder, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = json.loads((REPO / "examples" / "quickstart.ipynb").read_text())

@@ -80,6 +80,7 @@ def scheduling_policies(root: int) -> set[tuple[str, int]]:
     return policies
 
 
+@pytest.mark.journey
 def test_score_and_verify_on_a_laptop(corpus, tiny_bundle, tmp_path):
     """No Ray is running: the job starts its own and ends it.
 

@@ -26,6 +26,7 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.journey
 def test_it_checks_and_times_the_engine_beside_padded_transformers(tmp_path):
     out = tmp_path / "results" / "gpu.json"
     names = ["engine packed", "padded half sorted", "training"]

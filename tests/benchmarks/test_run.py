@@ -13,6 +13,7 @@ from tests.conftest import sentences
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
 
 
+@pytest.mark.journey
 @pytest.mark.slow
 def test_the_benchmark_compares_on_the_same_texts(tiny_bundle, tmp_path):
     pq.write_table(sentences(60, seed=0), tmp_path / "a.parquet")

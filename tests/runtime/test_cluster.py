@@ -64,6 +64,7 @@ printf '%s\\n' "$*" >> {log}
 
 
 @pytest.mark.ray
+@pytest.mark.journey
 def test_ray_up_and_down_on_aws(config, tmp_path):
     """Run the launcher's commands on moto's AWS, with nodes that only record them."""
     home, tools, log = tmp_path / "home", tmp_path / "bin", tmp_path / "commands"

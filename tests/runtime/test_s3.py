@@ -134,6 +134,7 @@ def s3_keys(port: int) -> list[str]:
     return [entry["Key"] for entry in s3.client(port).list_objects_v2(Bucket=s3.BUCKET).get("Contents", [])]
 
 
+@pytest.mark.journey
 def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path, monkeypatch):
     """A request is throttled and one dropped; credentials are in the environment."""
     (tmp_path / "in").mkdir()
