@@ -34,8 +34,7 @@ PROBE_BATCHES = 4  # by which a padded contender compares batch sizes
 
 def half_dtype(device: torch.device) -> torch.dtype:
     """Return the GPU's 16-bit type; on a CPU the type that the engine takes."""
-    dtype = hardware.compute_dtype(device)
-    return torch.float16 if device.type == "cuda" and dtype == torch.float32 else dtype
+    return hardware.number_types(device)[-1]
 
 
 class Contender:
@@ -273,7 +272,7 @@ class Trainer(Contender):
         classifier.compute_first_token_only(self.model, self.model.encoder)
         self.model.train().to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
-        self.dtype = hardware.compute_dtype(self.device)
+        self.dtype = half_dtype(self.device)
         return {"computed_by": f"training {hardware.dtype_name(self.dtype)}", "batch_size": self.batch_rows}
 
     def run(self, lists: TokenLists) -> dict:

@@ -39,7 +39,6 @@ class Reference(Contender):
             "device_type": self.device.type,
             "torch_threads": torch.get_num_threads(),
             "half_dtype": hardware.dtype_name(half_dtype(self.device)),
-            "engine_dtype": hardware.dtype_name(hardware.compute_dtype(self.device)),
             "torch_cuda": torch.version.cuda,
             "torch_architectures": torch.cuda.get_arch_list(),
         }

@@ -101,7 +101,7 @@ def make_curator_loop(folder: str) -> Contender:
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt")
         lengths = tokens["attention_mask"].sum(dim=1)
         labels = torch.empty(len(texts), dtype=torch.int64)
-        with torch.inference_mode(), hardware.autocast(device, hardware.compute_dtype(device)):
+        with torch.inference_mode(), hardware.autocast(device, hardware.number_types(device)[-1]):
             for rows in lengths.argsort().split(CURATOR_BATCH):
                 longest = int(lengths[rows].max())
                 batch = {name: tokens[name][rows, :longest].to(device) for name in ("input_ids", "attention_mask")}

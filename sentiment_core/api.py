@@ -18,6 +18,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import storage
+from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.status import EMPTY, NULL, STATUS_NAMES
 
 
@@ -47,34 +48,39 @@ class Classifier:
         digest: sha256 of all that decides a label, by which outputs name the bundle that made them.
     """
 
-    def __init__(self, files: Mapping[str, bytes], threads: int | None = None) -> None:
+    def __init__(self, files: Mapping[str, bytes], threads: int | None = None, precision: Precision = "auto") -> None:
         """Load a bundle from the contents of its files.
 
         Args:
             files: The bundle's files by name, as `bundle.read_files` returns them.
-            threads: CPU threads to compute with; None leaves the choice to the library.
+            threads: CPU threads to compute with; None leaves the number to the library.
+            precision: Number type to compute in: `float32`, `bfloat16`, `float16`, or the fastest as measured (`auto`).
+
+        Raises:
+            UserError: The chip does not compute in that precision.
         """
         files = dict(files)
         with storage.unpack_files(files) as folder:
             self.info = bundle.read_info(folder)
-            self._engine = Engine.load(folder, threads=threads)
+            self._engine = Engine.load(folder, threads=threads, precision=precision)
             self._tokenizer = bundle.load_tokenizer(folder)
         self.labels = list(self.info.labels)
         self.digest = bundle.digest_of(files)
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: str, threads: int | None = None) -> "Classifier":
+    def load(cls, path: str, threads: int | None = None, precision: Precision = "auto") -> "Classifier":
         """Load a bundle from a folder or URI; of a folder of bundles load the current one.
 
         Args:
             path: Path or URI of the bundle, or of a folder of bundles.
-            threads: CPU threads to compute with; None leaves the choice to the library.
+            threads: CPU threads to compute with; None leaves the number to the library.
+            precision: Number type to compute in: `float32`, `bfloat16`, `float16`, or the fastest as measured (`auto`).
 
         Raises:
-            UserError: There is no bundle at `path`, or it cannot be read.
+            UserError: There is no bundle at `path`, it cannot be read, or the chip does not compute in that precision.
         """
-        return cls(bundle.read_files(registry.resolve(str(path)))[1], threads)
+        return cls(bundle.read_files(registry.resolve(str(path)))[1], threads, precision)
 
     @property
     def computed_by(self) -> str:

@@ -15,6 +15,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry
 from sentiment_core.model.records import Evaluation, Metrics
 from sentiment_core.runtime import preflight, storage
+from sentiment_core.runtime.precision import Precision, precision_setting
 
 TARGET_ACCURACIES = (0.9, 0.95, 0.98, 0.99)  # for which `describe_metrics` gives a confidence threshold
 
@@ -53,6 +54,7 @@ class EvaluateSettings:
     by: str | None = setting(
         None, "also give the metrics of each value of this column, or key of partition folders", "COLUMN", group="data"
     )
+    precision: Precision = precision_setting()  # noqa: RUF009
     out: str | None = setting(
         None, "file for the metrics; without it they are only printed", "metrics.json", group="output"
     )
@@ -81,7 +83,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     data = labelled.read(settings.data, settings.columns, scheme)
     if settings.out:
         preflight.check_file(settings.out, "--out")
-    classifier = Classifier(files)
+    classifier = Classifier(files, precision=settings.precision)
     probabilities = classifier.predict_proba(data.texts)
     has_score = ~np.isnan(probabilities).any(axis=1)
     if not has_score.any():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentiment_core.errors import UserError
+from sentiment_core.runtime.environment import cache_folder
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,3 @@ class IndexFile:
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
-
-
-def cache_folder() -> Path:
-    """Return the folder of this project in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sentiment-core"

@@ -4,16 +4,20 @@ It knows nothing of Ray or of files to score. `selection` finds the backend that
 """
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
 from sentiment_core.errors import UserError
-from sentiment_core.inference import selection
+from sentiment_core.inference import selection, timing
 from sentiment_core.model import bundle
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import hardware
+from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.token_lists import TokenLists, deduplicate, mean_over_windows
 
 
@@ -21,6 +25,7 @@ class NotFinite(UserError):
     """A model gives NaN or infinite probabilities."""
 
 
+EMPTY: Mapping[str, str] = MappingProxyType({})
 LEAST_TOKENS = 512  # of a batch: about the longest row that most encoders take
 
 
@@ -37,6 +42,9 @@ class Engine:
         long_run: bool = False,
         objective: Objective = Objective(),  # noqa: B008 (frozen)
         on_cpu: bool = False,
+        precision: Precision = "auto",
+        mean_tokens: float | None = None,
+        choices: Mapping[str, str] = EMPTY,
     ) -> None:
         """Select the backend and move the model to its device.
 
@@ -44,15 +52,19 @@ class Engine:
             model: The classifier.
             classes: Number of labels.
             max_length: Tokens of a window. Of longer lists the logits of their windows are averaged.
-            threads: CPU threads to compute with; None leaves the choice to the library.
+            threads: CPU threads to compute with; None leaves the number to the library.
             backend: Name in `selection.BACKENDS`; None takes the fastest that runs the model right here, and
                 `passed_over` says why others were not taken.
             long_run: Whether a backend that takes a minute to start is worth it.
             objective: How logits become probabilities.
             on_cpu: Whether to leave a GPU alone.
+            precision: Number type to compute in; auto takes the fastest, as measured.
+            mean_tokens: Of a text of the work; None where nothing is known of it.
+            choices: By chip, the choice that earlier runs made and that is taken again, as `choice` has it.
 
         Raises:
             BackendUnavailable: The backend asked for does not run the model right.
+            UserError: The chip does not compute in that precision.
         """
         only_on_cpu = on_cpu or (backend is not None and selection.find_backend(backend).device_types == ("cpu",))
         self.device = torch.device("cpu") if only_on_cpu else hardware.device()
@@ -61,9 +73,19 @@ class Engine:
         self.objective = objective
         self.max_length = max_length
         self._limit_threads()
-        entries = selection.candidates(backend, self.device.type, long_run)
-        selected = selection.select_backend(model, self.device, self.threads, entries, objective)
-        self.backend, self.passed_over = selected.backend, selected.passed_over
+        self.chip = hardware.chip_id(self.device)
+        possible = selection.list_choices(backend, self.device, torch.get_num_threads(), long_run, precision)
+        earlier = [choice for choice in possible if str(choice) == choices.get(self.chip)]
+        selected = selection.select_backend(
+            model,
+            self.device,
+            self.threads,
+            [*earlier, *(choice for choice in possible if choice not in earlier)],
+            objective,
+            None if earlier else timing.work_length(mean_tokens, max_length),
+        )
+        self.backend, self.choice, self.passed_over = selected.backend, selected.choice, selected.passed_over
+        self._margin = selected.margin
         # in float64, whose rounding, which depends on the batch, float32 does not show
         self.head = copy.deepcopy(selected.head).double()
         self._initial_budget = self.backend.budget
@@ -74,12 +96,24 @@ class Engine:
         folder: str,
         threads: int | None = None,
         backend: str | None = None,
-        long_run: bool = False,
-        on_cpu: bool = False,
+        mean_tokens: float | None = None,
+        **settings: Any,
     ) -> "Engine":
-        """Load the bundle in a local folder."""
+        """Load the bundle in a local folder. `mean_tokens`: by default those of the bundle's evaluation rows."""
         model, info = bundle.load(folder)
-        return cls(model, len(info.labels), info.max_length, threads, backend, long_run, info.objective, on_cpu)
+        reference = info.reference
+        if mean_tokens is None and reference.tokens and reference.rows:
+            mean_tokens = reference.tokens / reference.rows
+        return cls(
+            model,
+            len(info.labels),
+            info.max_length,
+            threads,
+            backend,
+            objective=info.objective,
+            mean_tokens=mean_tokens,
+            **settings,
+        )
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Compute the probabilities of all rows.
@@ -110,9 +144,10 @@ class Engine:
 
     @property
     def remarks(self) -> list[str]:
-        """List what users should know of the computation: backends passed over, batches made smaller."""
+        """List what users should know of the computation: how fast it is, backends passed over, smaller batches."""
+        halved = f"out of memory, so batches of {self.backend.budget:,} tokens"
         is_halved = self.backend.budget < self._initial_budget
-        return [*self.passed_over, *[f"out of memory, so batches of {self.backend.budget:,} tokens"] * is_halved]
+        return [*filter(None, [self._margin]), *self.passed_over, *[halved] * is_halved]
 
     def _compute(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         windows, first_windows = tokens.windows(self.max_length)

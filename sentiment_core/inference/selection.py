@@ -8,21 +8,24 @@ made. A library that few need is an extra in `pyproject.toml`.
 import functools
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from sentiment_core.inference import timing
 from sentiment_core.inference.backends.base import Backend, BackendUnavailable, FirstToken, SplitClassifier
-from sentiment_core.inference.backends.openvino import OpenVino
+from sentiment_core.inference.backends.openvino import OpenVino, convert, openvino_version
 from sentiment_core.inference.backends.torch_padded import Padded
+from sentiment_core.inference.timing import Choice
 from sentiment_core.inference.tolerances import BF16_TOLERANCE, FP32_TOLERANCE, INT8_TOLERANCE
-from sentiment_core.model import classifier, families, fitness
+from sentiment_core.model import bundle, classifier, families, fitness
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
-from sentiment_core.runtime import hardware
+from sentiment_core.runtime import hardware, measurements
+from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.token_lists import TokenLists
 
 REASON_CHARACTERS = 200  # of why a backend was passed over
@@ -30,12 +33,11 @@ REASON_CHARACTERS = 200  # of why a backend was passed over
 
 @dataclass(frozen=True)
 class BackendInputs:
-    """Ingredients of a backend: the model, its device and its number type."""
+    """Ingredients of a backend: the model and its device."""
 
     classifier: Classifier
     split: SplitClassifier
     device: torch.device
-    dtype: torch.dtype
     threads: int | None  # on a CPU; None leaves the choice to the library
 
     @property
@@ -50,13 +52,15 @@ class BackendInputs:
 
     @functools.cached_property
     def first_token_only(self) -> SplitClassifier:
-        """The same model without work that the head does not look at.
+        """The same model without work that the head does not look at."""
+        encoder: Any = classifier.copy_sharing_weights(self.split.encoder)
+        classifier.compute_first_token_only(encoder, encoder.encoder)
+        return replace(self.split, encoder=encoder)
 
-        This changes the encoder itself. A backend that needs all tokens takes `split` and copies it, and stands in
-        `BACKENDS` before those that take this.
-        """
-        classifier.compute_first_token_only(self.split.encoder, self.classifier.encoder)
-        return self.split
+    @functools.cached_property
+    def openvino_model(self) -> Any:
+        """The encoder as an `openvino.Model`, which OpenVINO compiles for each number type."""
+        return convert(self.first_token_only, self.config)
 
 
 @dataclass(frozen=True)
@@ -65,30 +69,31 @@ class BackendEntry:
 
     name: str
     device_types: tuple[str, ...]  # of torch, where it is tried without being asked for
-    make: Callable[[BackendInputs], Backend]  # raises BackendUnavailable, or what its libraries raise
+    make: Callable[[BackendInputs, Choice], Backend]  # raises BackendUnavailable, or what its libraries raise
     tolerance: float = BF16_TOLERANCE
     tried: Literal["always", "for_long_runs", "on_request"] = "always"
+    may_share_batches: bool = False  # of several threads each can compute a batch, or all the same
 
 
-def _make_packed(inputs: BackendInputs, compiled: bool = False) -> Backend:
+def _make_packed(inputs: BackendInputs, choice: Choice, compiled: bool = False) -> Backend:
     from sentiment_core.inference.backends.torch_packed import Packed  # two seconds, which CPUs need not spend
 
-    return Packed(inputs.split, inputs.device, inputs.dtype, inputs.pad_id, compiled)
+    return Packed(inputs.split, inputs.device, choice.dtype, inputs.pad_id, compiled)
 
 
-def _make_openvino(inputs: BackendInputs, int8: bool = False) -> Backend:
-    return OpenVino(inputs.first_token_only, inputs.dtype, inputs.config, inputs.threads, int8)
+def _make_openvino(inputs: BackendInputs, choice: Choice, int8: bool = False) -> Backend:
+    return OpenVino(inputs.openvino_model, choice.dtype, inputs.pad_id, inputs.threads, int8, choice.shares_batches)
 
 
-def _make_padded(inputs: BackendInputs) -> Backend:
-    return Padded(inputs.first_token_only, inputs.device, inputs.dtype, inputs.pad_id, inputs.threads)
+def _make_padded(inputs: BackendInputs, choice: Choice) -> Backend:
+    return Padded(inputs.first_token_only, inputs.device, choice.dtype, inputs.pad_id, inputs.threads)
 
 
-# The fastest first; the last one runs every model.
+# Those that are the fastest on most chips first; the last one runs every model.
 BACKENDS = (
     BackendEntry("compiled", ("cuda",), functools.partial(_make_packed, compiled=True), tried="for_long_runs"),
     BackendEntry("packed", ("cuda",), _make_packed),
-    BackendEntry("openvino", ("cpu",), _make_openvino),
+    BackendEntry("openvino", ("cpu",), _make_openvino, may_share_batches=True),
     BackendEntry("int8", ("cpu",), functools.partial(_make_openvino, int8=True), INT8_TOLERANCE, tried="on_request"),
     BackendEntry("torch", ("cuda", "cpu"), _make_padded),
 )
@@ -99,16 +104,36 @@ class Selection:
     """The backend that was selected."""
 
     backend: Backend
+    choice: Choice
     head: nn.Module  # to be applied to what the backend returns: (n, width) -> logits (n, classes)
-    passed_over: list[str]  # why faster backends were not taken
+    passed_over: list[str]  # why others that stood before it were not taken
+    margin: str  # how much faster than others it was measured to be; empty where nothing was measured
 
 
-def candidates(name: str | None, device_type: str, long_run: bool) -> list[BackendEntry]:
-    """List the backends to try, the fastest first; only the one of that `name` where a name is given."""
-    if name:
-        return [find_backend(name)]
+def list_choices(
+    name: str | None, device: torch.device, threads: int, long_run: bool, precision: Precision
+) -> list[Choice]:
+    """List the ways to compute that may be taken, in the order in which they are tried where nothing is measured.
+
+    Args:
+        name: The backend's, where one is insisted on.
+        device: Of the model.
+        threads: CPU threads to compute with.
+        long_run: Whether a backend that takes a minute to start is worth it.
+        precision: As `hardware.allowed_number_types` takes it.
+
+    Raises:
+        UserError: The device does not compute that number type.
+    """
+    types = hardware.allowed_number_types(device, precision)
     tried = ("always", "for_long_runs") if long_run else ("always",)
-    return [entry for entry in BACKENDS if device_type in entry.device_types and entry.tried in tried]
+    entries = [entry for entry in BACKENDS if device.type in entry.device_types and entry.tried in tried]
+    return [
+        Choice(entry.name, hardware.dtype_name(dtype), shares_batches)
+        for entry in ([find_backend(name)] if name else entries)
+        for dtype in reversed(types)
+        for shares_batches in ((False, True) if entry.may_share_batches and threads > 1 else (False,))
+    ]
 
 
 def find_backend(name: str) -> BackendEntry:
@@ -123,12 +148,23 @@ def select_backend(
     model: Classifier,
     device: torch.device,
     threads: int | None,
-    entries: Sequence[BackendEntry],
+    choices: Sequence[Choice],
     objective: Objective,
+    mean_length: int | None,
 ) -> Selection:
-    """Pick the first backend whose probabilities match plain torch on a probe batch.
+    """Pick the fastest choice whose probabilities match plain torch on a probe batch.
 
-    Where none does, raises what the last of the `entries` raised; and `UserError` for a model that cannot be padded.
+    Args:
+        model: The classifier.
+        device: Where it computes.
+        threads: CPU threads to compute with; None leaves the number to the library.
+        choices: Ways to compute.
+        objective: How logits become probabilities.
+        mean_length: Tokens of the work's texts, for which the choices are measured; None takes them in their order.
+
+    Raises:
+        Exception: No choice runs the model right: what the last one raised.
+        UserError: The model cannot be padded.
     """
     config: Any = model.encoder.config
     probe = families.make_probe(config)
@@ -138,25 +174,71 @@ def select_backend(
         return float(np.abs(_probabilities(backend, head, probe, objective) - expected).max())
 
     with torch.inference_mode():
-        unsplit = SplitClassifier(model.to(device), nn.Identity(), is_whole=True)
+        unsplit = _unsplit(model)
         plain = Padded(unsplit, device, torch.float32, config.pad_token_id or 0, threads)
         expected = _probabilities(plain, unsplit.head, probe, objective)
         split = _split(model, device, difference) or unsplit
-        inputs = BackendInputs(model, split, device, hardware.compute_dtype(device), threads)
+        rates = {}
+        if mean_length and len(choices) > 1:
+            rates = _rates(model, split.is_whole, device, threads, choices, mean_length)
+        inputs = BackendInputs(model, split, device, threads)
         passed_over: list[str] = []
-        for entry in entries:
+        for choice in (ordered := timing.fastest_first(choices, rates)):
             try:
-                backend = entry.make(inputs)
+                backend = _make(inputs, choice)
                 largest = difference(backend, split.head)
-                if not largest <= entry.tolerance:  # nor if it is not a number
+                if not largest <= find_backend(choice.backend).tolerance:  # nor if it is not a number
                     raise BackendUnavailable(f"its probabilities differ by {largest:.2f} from those of plain torch")
-                return Selection(backend, split.head, passed_over)
+                return Selection(backend, choice, split.head, passed_over, timing.describe_margin(choice, rates))
             except Exception as error:
-                if entry is entries[-1]:
+                if choice is ordered[-1]:
                     raise
                 reason = textwrap.shorten(str(error), REASON_CHARACTERS, placeholder=" ...") or type(error).__name__
-                passed_over.append(f"{entry.name}: {reason}")
+                passed_over.append(f"{choice.backend}: {reason}")
     raise ValueError("no backend to select from")
+
+
+def _rates(
+    model: Classifier,
+    is_whole: bool,
+    device: torch.device,
+    threads: int | None,
+    choices: Sequence[Choice],
+    mean_length: int,
+) -> dict[str, float]:
+    """Return the tokens per second of each choice that runs, as measured on this machine now or before.
+
+    What must be compiled is not measured: it takes a minute, and is taken for long runs alone.
+    """
+    config: Any = model.encoder.config
+    measured = [choice for choice in choices if choice.backend != "compiled"]
+
+    def measure() -> dict[str, float]:
+        cut = timing.cut_layers(model)
+        split = _unsplit(cut) if is_whole else SplitClassifier(FirstToken(cut.encoder), cut.head(), is_whole=False)
+        inputs = BackendInputs(cut, split, device, threads)
+        work = timing.make_work(config, mean_length, device, threads or torch.get_num_threads())
+        return timing.measure(functools.partial(_make, inputs), measured, work)
+
+    key = {
+        "what": "inference",
+        "chip": hardware.chip_id(device),
+        "threads": threads or torch.get_num_threads(),
+        "libraries": bundle.library_versions() | {"openvino": openvino_version()},
+        "choices": [str(choice) for choice in measured],
+        "family": config.model_type,
+        "sizes": [getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "num_attention_heads")],
+        "mean_length": mean_length,
+    }
+    return measurements.remember(key, measure)
+
+
+def _make(inputs: BackendInputs, choice: Choice) -> Backend:
+    return find_backend(choice.backend).make(inputs, choice)
+
+
+def _unsplit(model: Classifier) -> SplitClassifier:
+    return SplitClassifier(model, nn.Identity(), is_whole=True)
 
 
 def _split(

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ MLP_DROPOUT = 0.1  # unless set_head_dropout says otherwise
 HEAD_STD = 0.02  # of a new head's weights, as in BERT
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of weights saved from torch.compile's and DDP's wrappers
 BUFFER = re.compile(r"(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias)$")  # saved by older versions
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class MlpClassifier(nn.Module):
@@ -259,6 +262,16 @@ def depths(classifier: Classifier) -> dict[str, int]:
     return {name: layers - 1 - n[0] if n else layers if "embedding" in name else 0 for name, n in numbers.items()}
 
 
+def copy_sharing_weights(model: Module) -> Module:
+    """Copy a model's modules, so that they can be changed, but not its weights."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
+    """Find the list of the encoder's layers; an empty one for families that have none."""
+    return max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
+
+
 def compute_first_token_only(model: nn.Module, encoder: nn.Module) -> bool:
     """Make the encoder's last layer compute only each row's first token behind its attention.
 
@@ -272,7 +285,7 @@ def compute_first_token_only(model: nn.Module, encoder: nn.Module) -> bool:
     Returns:
         Whether there was such a place.
     """
-    layers: Any = max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len, default=[])
+    layers: Any = encoder_layers(encoder)
     config: Any = encoder.config
     lists = families.make_probe(config)
     device = next(encoder.parameters()).device

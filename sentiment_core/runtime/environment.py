@@ -1,4 +1,4 @@
-"""Set the environment variables of Ray and transformers.
+"""Set the environment variables of Ray and transformers; find the user's cache.
 
 They keep the libraries quiet and a local Ray private. The libraries read them when they are imported, and their
 processes when they are started. A command sets them for its whole process. A call from Python sets them while it runs,
@@ -7,7 +7,9 @@ so that the session's environment stays as it was. A variable that the user has 
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 VARIABLES = {
     # what they print while they work would bury the command's own lines
@@ -38,3 +40,11 @@ def variables_set(variables: Mapping[str, str] = VARIABLES) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def cache_folder() -> Path:
+    """Return the folder of this project in the user's cache."""
+    home = os.path.expanduser("~")
+    if home == "~":  # a container's user without a name
+        home = tempfile.gettempdir()
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")) / "sentiment-core"

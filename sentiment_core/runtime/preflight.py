@@ -5,16 +5,19 @@ Each check raises `UserError` with one sentence; none of them computes anything.
 
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import cluster, storage
+from sentiment_core.runtime.precision import Precision
 
 CONNECT_TIMEOUT_S = 10  # for the head to take a connection
-PROBE_TIMEOUT_S = 60  # for a node to start a process and report whether it sees a folder
+PROBE_TIMEOUT_S = 60  # for a node to start a process and answer
 
 
 def check_lasting(out: str) -> None:
@@ -102,6 +105,29 @@ def check_workers(workers: int, kind: cluster.DeviceKind) -> None:
         )
 
 
+def check_precision(precision: Precision, kind: cluster.DeviceKind) -> None:
+    """Refuse a number type that the chips of some node do not compute natively. All compute float32."""
+    if precision in ("auto", "float32"):
+        return
+    nodes = [node["NodeID"] for node in cluster.live_nodes() if node["Resources"].get(kind)]
+    answers = _ask_nodes(_why_not_computed, nodes, precision, kind)
+    for reason in filter(None, answers.values()):
+        raise UserError(reason)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _why_not_computed(precision: Precision, kind: cluster.DeviceKind) -> str:
+    import torch
+
+    from sentiment_core.runtime import hardware
+
+    try:
+        hardware.allowed_number_types(torch.device("cpu") if kind == "CPU" else hardware.device(), precision)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def check_shared(folder: str, flag: str, writable: bool) -> None:
     """Refuse a local folder that the cluster's other nodes do not see.
 
@@ -120,12 +146,7 @@ def check_shared(folder: str, flag: str, writable: bool) -> None:
     if writable:
         storage.write_file(probe, b"")
     try:
-        answers = {
-            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe): node
-            for node in nodes
-        }
-        done, late = ray.wait(list(answers), num_returns=len(answers), timeout=PROBE_TIMEOUT_S)
-        blind = [answers[ref] for ref in done if not ray.get(ref)] + [answers[ref] for ref in late]
+        blind = [node for node, sees in _ask_nodes(_sees, nodes, probe).items() if not sees]
     finally:
         if writable:
             storage.delete_file(probe)
@@ -139,3 +160,15 @@ def check_shared(folder: str, flag: str, writable: bool) -> None:
 @ray.remote(num_cpus=0, max_retries=0)
 def _sees(path: str) -> bool:
     return storage.exists(path)
+
+
+def _ask_nodes(question: Any, nodes: Iterable[str], *arguments: Any) -> dict[str, Any]:
+    """Run a remote function on nodes, by their ids; return the answers, None of those that give none in time."""
+    asked = {
+        node: question.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments)
+        for node in nodes
+    }
+    if not asked:
+        return {}
+    done, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
+    return {node: ray.get(ref) if ref in done else None for node, ref in asked.items()}

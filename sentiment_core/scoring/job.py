@@ -55,10 +55,14 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
     """
     started = time.monotonic()
     workers, kind = _check_resources(plan)
-    claim_output_folder(plan)
+    run_file = claim_output_folder(plan)
     _prepare_output_folder(plan)
     tally = Tally(
-        Counts.zero(plan.info.labels), bool(plan.scored_counts.units), started, failed=list(plan.corpus.failed)
+        Counts.zero(plan.info.labels),
+        bool(plan.scored_counts.units),
+        started,
+        failed=list(plan.corpus.failed),
+        choices=dict(run_file.computed_by),
     )
     if plan.units_to_score:
         deadline = None if minutes is None else started + 60 * minutes
@@ -70,6 +74,8 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
             workers,
             kind,
             plan.settings.task_minutes,
+            run_file.computed_by,
+            lambda choices: outputs.write_run_file(plan.output_folder, replace(run_file, computed_by=dict(choices))),
             deadline,
         )
         stream.run("score", plan.units_to_score, tally)
@@ -90,6 +96,7 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
             raise UserError("--int8 computes on CPUs, and this cluster has GPUs; add --device cpu, or drop --int8")
         workers = cluster.number_of_workers(plan.settings.workers, len(plan.units_to_score), kind)
         preflight.check_workers(workers, kind)
+        preflight.check_precision(plan.run.precision, kind)
     preflight.check_writable(folder)
     if plan.units_to_score:
         preflight.check_shared(folder, "--out", writable=True)
@@ -97,13 +104,19 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
     return workers, kind
 
 
-def claim_output_folder(plan: ScorePlan) -> None:
-    """Write `_run.json`, with which later runs must agree. Raises UserError if another run claimed the folder."""
+def claim_output_folder(plan: ScorePlan) -> RunFile:
+    """Write `_run.json`, with which later runs must agree, and return its content.
+
+    Raises UserError if another run claimed the folder.
+    """
     own_bundles = [plan.run.bundle, *plan.earlier_bundles]
     check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # it may have begun since planning
-    run_file = RunFile(plan.run, storage.absolute(plan.model), plan.earlier_bundles)
+    before = outputs.read_run_file(plan.output_folder) if storage.exists(plan.output_folder) else None
+    choices = before.computed_by if before and before.run.bundle == plan.run.bundle else {}
+    run_file = RunFile(plan.run, storage.absolute(plan.model), plan.earlier_bundles, choices)
     outputs.write_run_file(plan.output_folder, run_file)
     check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # or just now
+    return run_file
 
 
 def _prepare_output_folder(plan: ScorePlan) -> None:

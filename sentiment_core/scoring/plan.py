@@ -99,6 +99,7 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
         int8=settings.int8,
         min_confidence=settings.min_confidence,
         prefix=settings.prefix,
+        precision=settings.precision,
     )
     all_shards = shards.plan(settings.input, settings.text_column, settings.keep, run.scored_columns)
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sentiment_core.data.shards import Unit
+from sentiment_core.runtime.precision import Precision
 
 FORMAT_VERSION = 5
 SCORED_COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
@@ -28,6 +29,7 @@ class Run:
     int8: bool = False
     min_confidence: float = 0.0
     prefix: str = ""  # of the scored columns' names
+    precision: Precision = "auto"
     format_version: int = field(default=FORMAT_VERSION, compare=False)
 
     @property
@@ -48,7 +50,7 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings; those that older versions do not know only where they matter."""
-        return {name: value for name, value in asdict(self).items() if name != "prefix" or value}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in NEWER_DEFAULTS}
 
     def differences(self, wanted: "Run") -> dict[str, tuple[Any, Any]]:
         """Return the settings in which `wanted` differs: (here, there) by name."""
@@ -58,6 +60,7 @@ class Run:
         return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
+NEWER_DEFAULTS = (("prefix", ""), ("precision", "auto"))  # of settings that older versions do not know
 SETTINGS = tuple(item.name for item in fields(Run))
 
 
@@ -68,15 +71,23 @@ class RunFile:
     run: Run
     model: str = ""  # path of the bundle in the latest run
     earlier_bundles: list[str] = field(default_factory=list)  # digests of bundles whose outputs stay
+    # by chip, the backend and number type that the first run chose: later ones take them too, so that results stay
+    computed_by: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "RunFile":
         """Build the record from JSON. Raises KeyError, TypeError or AttributeError for other content."""
-        return cls(Run.from_json(content), content.get("model", ""), list(content.get("earlier_bundles", [])))
+        return cls(
+            Run.from_json(content),
+            content.get("model", ""),
+            list(content.get("earlier_bundles", [])),
+            dict(content.get("computed_by", {})),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in `_run.json`: the settings and the rest side by side."""
-        return self.run.to_json() | {"model": self.model, "earlier_bundles": self.earlier_bundles}
+        choices = {"computed_by": self.computed_by} if self.computed_by else {}
+        return self.run.to_json() | {"model": self.model, "earlier_bundles": self.earlier_bundles} | choices
 
 
 @dataclass(frozen=True)

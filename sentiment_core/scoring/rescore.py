@@ -31,6 +31,7 @@ class Rescoring:
     run: Run
     bundle_files: dict[str, bytes]
     info: bundle.BundleInfo
+    choices: dict[str, str]  # by chip, of backend and number type
 
     @classmethod
     def load(cls, folder: str, model: str | None) -> "Rescoring":
@@ -45,7 +46,7 @@ class Rescoring:
         info, bundle_files = bundle.read_files(model)
         if bundle.digest_of(bundle_files) != run_file.run.bundle:
             raise UserError(f"--model {model} is not the bundle that scored {folder}; give that one")
-        return cls(folder, run_file.run, bundle_files, info)
+        return cls(folder, run_file.run, bundle_files, info, run_file.computed_by)
 
     def was_scored_by_another_bundle(self, output: Output) -> bool:
         """Return whether another bundle made the output, as before a nightly job's promotion."""
@@ -86,7 +87,9 @@ class Rescoring:
             corpus.root, self.output_folder, self.run, self.info.objective, self.info.labels, corpus.column_types
         )
         arguments = {"units_of_parts": {part.output: unit for part, unit in parts.items() if part != unit}}
-        stream = Stream(context, self.bundle_files, stages.compare_outputs, arguments, workers, kind, TASK_MINUTES)
+        stream = Stream(
+            context, self.bundle_files, stages.compare_outputs, arguments, workers, kind, TASK_MINUTES, self.choices
+        )
         stream.run("verify", list(parts), tally)
         return tally
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.runtime.precision import Precision, precision_setting
 
 TASK_MINUTES = 60.0  # that a task may take, which is seconds of work on most chips
 MINUTES_PER_WEEK = 7 * 24 * 60
@@ -27,6 +28,7 @@ class ScoreSettings:
         group="data",
     )
     model: str = setting(REQUIRED, "model bundle: folder, folder of bundles or URI", "BUNDLE", group="model")
+    precision: Precision = precision_setting()  # noqa: RUF009
     int8: bool = setting(
         False,
         "compute in int8 on CPUs; refused if more than 0.5 % of the bundle's labels change",

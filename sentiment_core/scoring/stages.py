@@ -138,6 +138,7 @@ class ClassifyStage:
             lengths=tokens.lengths,
             probabilities=probabilities,
             backend="; ".join([self.engine.backend.name, *self.engine.remarks]),
+            choice=[self.engine.chip, str(self.engine.choice)],
             padding_tokens=padding,
         )
         return task.add_seconds(CLASSIFY, started).table
@@ -245,7 +246,8 @@ def _finish(
         UnitRecord(unit.output, unit.source, unit.rows, errors[i], done.get(i, "")) for i, unit in enumerate(task.units)
     ]
     seconds = task.add_seconds(FINISH, started).seconds
-    return TaskRecord(records, lost, seconds, int(lengths.sum()), task.padding_tokens, task.backend).to_table()
+    tokens = int(lengths.sum())
+    return TaskRecord(records, lost, seconds, tokens, task.padding_tokens, task.backend, task.choice).to_table()
 
 
 # A worker process of Ray runs many tasks, and loads a bundle's tokenizer once for all of them.

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +43,7 @@ TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
 TASK_TEXT_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}
 TASK_UNITS = 512  # however small
 LONG_RUN_BYTES = 2 << 30  # of text for each GPU, which is minutes of work: from there on compiling, about one, pays
+BYTES_PER_TOKEN = 4.5  # of text, about; of English
 OVERTIME_S = 120  # that a run whose time is over waits for the next block, which would else be computed for nothing
 LOST = f"its worker died or hung {MAX_ATTEMPTS} times, or failed in a way that only Ray's logs tell"
 
@@ -58,6 +59,8 @@ class Stream:
     workers: int
     kind: DeviceKind
     task_minutes: float
+    choices: Mapping[str, str]  # by chip, of earlier runs
+    note_choices: Callable[[dict[str, str]], None] = lambda choices: None  # called with each new chip's
     deadline: float | None = None  # by `time.monotonic()`: the first block that comes later is the last
 
     def run(self, kind: str, units: list[Unit], tally: Tally) -> None:
@@ -88,7 +91,10 @@ class Stream:
                 if block is None:
                     return
                 record = TaskRecord.from_table(block)
+                chips = len(tally.choices)
                 tally.add(record)
+                if len(tally.choices) > chips:
+                    self.note_choices(tally.choices)
                 meters.add(record)
                 if not record.lost:
                     progress.add(record.rows)
@@ -121,7 +127,7 @@ class Stream:
         _silence_ray_data()
         weights = ray.put(self.bundle_files)  # to the actors only
         tokenizer = ray.put({name: data for name, data in self.bundle_files.items() if name != bundle.WEIGHTS})
-        engine = self.engine_settings(sum(unit.text_bytes for units in tasks for unit in units))
+        engine = self.engine_settings([unit for units in tasks for unit in units])
         stream = ray.data.from_blocks([TaskTable.build(units).table for units in tasks])
         stream.context.enable_progress_bars = False
         stream.context.target_max_block_size = None  # one block for each task, whatever its size
@@ -153,9 +159,13 @@ class Stream:
             )
         )
 
-    def engine_settings(self, text_bytes: int) -> dict[str, Any]:
-        """Return the settings of the actors' engines, for so much text."""
+    def engine_settings(self, units: list[Unit]) -> dict[str, Any]:
+        """Return the settings of the actors' engines, for the text of these units."""
+        text_bytes = sum(unit.text_bytes for unit in units)
         return {
+            "precision": self.context.run.precision,
+            "mean_tokens": text_bytes / BYTES_PER_TOKEN / max(1, sum(unit.rows for unit in units)),
+            "choices": dict(self.choices),
             "threads": cluster.threads_per_worker(self.workers),
             "backend": "int8" if self.context.run.int8 else None,
             "on_cpu": self.kind == "CPU",

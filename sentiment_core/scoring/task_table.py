@@ -83,6 +83,11 @@ class TaskTable:
         return self._value("backend")
 
     @property
+    def choice(self) -> list[str]:
+        """The chip that computed the task, and the backend and number type that were chosen there."""
+        return self._value("choice")
+
+    @property
     def padding_tokens(self) -> int:
         """Tokens of padding that were computed."""
         return self._value("padding_tokens")
@@ -141,6 +146,7 @@ _TO_COLUMN: dict[str, Callable[[Any], pa.Array]] = {
     "lengths": lambda lengths: _one_list(pa.array(lengths)),
     "probabilities": lambda probabilities: _one_list(pa.array(probabilities.ravel())),
     "backend": lambda backend: pa.array([backend]),
+    "choice": lambda choice: pa.array([choice], pa.list_(pa.string())),
     "padding_tokens": lambda tokens: pa.array([tokens]),
     "seconds": lambda seconds: pa.array([[seconds[stage] for stage in STAGES]], pa.list_(pa.float64())),
 }
@@ -167,6 +173,7 @@ class TaskRecord:
     tokens: int  # padding apart
     padding_tokens: int
     backend: str
+    choice: list[str]  # as `TaskTable.choice`
 
     @property
     def rows(self) -> int:

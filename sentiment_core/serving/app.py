@@ -51,6 +51,7 @@ def start(settings: ServeSettings) -> str:
         preflight.check_shared(model, "--model", writable=False)
     workers, kind = settings.workers, cluster.device_kind(settings.device)
     preflight.check_workers(workers, kind)
+    preflight.check_precision(settings.precision, kind)
     for name in ("ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     actor_options: dict[str, Any] = dict(cluster.actor_resources(workers, (READ_CPUS, LAST_CPUS), kind))
@@ -129,7 +130,7 @@ def _make_service(settings: ServeSettings) -> Any:
         def __init__(self, files: ray.ObjectRef, threads: int, path: str, models: str | None) -> None:
             """Load the bundle at `path` from its `files`; follow the current one of `models`, a folder of bundles."""
             connection.leave_background()
-            self.model = ServedModel(ray.get(files), threads, settings.min_confidence)
+            self.model = ServedModel(ray.get(files), threads, settings.min_confidence, settings.precision)
             self.batcher = MicroBatcher(lambda requests: self.model.answer(requests))
             if models:
                 threading.Thread(target=self.follow_current, args=(models, path, threads), daemon=True).start()
@@ -140,7 +141,8 @@ def _make_service(settings: ServeSettings) -> Any:
                 try:
                     current = registry.resolve(models)
                     if current != path:
-                        self.model = ServedModel(bundle.read_files(current)[1], threads, settings.min_confidence)
+                        new_files = bundle.read_files(current)[1]
+                        self.model = ServedModel(new_files, threads, settings.min_confidence, settings.precision)
                         path = current
                 except Exception:
                     logging.getLogger("ray.serve").exception("the current bundle cannot be served")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from sentiment_core.api import Classifier
+from sentiment_core.runtime.precision import Precision
 from sentiment_core.serving.micro_batching import MAX_BATCH_TEXTS
 from sentiment_core.text.status import ABSTAINED, STATUS_NAMES, apply_min_confidence
 
@@ -45,15 +46,18 @@ class Explanation(Result):
 class ServedModel:
     """A bundle, loaded and warmed up."""
 
-    def __init__(self, files: Mapping[str, bytes], threads: int, min_confidence: float) -> None:
+    def __init__(
+        self, files: Mapping[str, bytes], threads: int, min_confidence: float, precision: Precision = "auto"
+    ) -> None:
         """Load a bundle from its files by name, and compute some texts, so that the first request is as fast as others.
 
         Args:
             files: The bundle's files, as `bundle.read_files` returns them.
             threads: CPU threads to compute with.
             min_confidence: Texts below this confidence abstain.
+            precision: Number type to compute in, as `Classifier` takes it.
         """
-        self._classifier = Classifier(files, threads)
+        self._classifier = Classifier(files, threads, precision)
         self._objective = self._classifier.info.objective
         self._min_confidence = min_confidence
         self.digest = self._classifier.digest

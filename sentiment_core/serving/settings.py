@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.runtime.precision import Precision, precision_setting
 
 # Requests that a copy of the model takes, computed or waiting. Further ones wait where another copy can take them.
 MAX_ONGOING_REQUESTS = 128
@@ -14,6 +15,7 @@ class ServeSettings:
     """Flags of `sentiment-core serve`."""
 
     model: str = setting(REQUIRED, "model bundle: folder, folder of bundles or URI", "BUNDLE", group="model")
+    precision: Precision = precision_setting()  # noqa: RUF009
     min_confidence: float = setting(
         0.0, "leave texts below this confidence without a label (status abstained)", "P", group="output"
     )

@@ -149,6 +149,7 @@ def train(
     started = time.monotonic()
     prepared = prepare(settings, path or settings.out, parts)
     connection.connect_for(settings.workers, storage.parent(prepared.path), settings.device)
+    preflight.check_precision(settings.precision, cluster.device_kind(settings.device))
     with (
         prepared.run.open(prepared.request, defaults_of(settings)) as folder,
         tracking.log_curves(tracking.requested_trackers(asdict(settings), folder, tracker)) as track,

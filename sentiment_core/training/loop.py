@@ -10,6 +10,7 @@ of the step in `_train_step`, a choice of rows in `_end_epoch`. A trick that kee
 `_add_gradients`, since `cpu.ShardedBackward` knows of no others than those of dropout. Its flag is in `settings.py`.
 """
 
+import functools
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,7 +24,9 @@ import torch.distributed
 from torch import nn
 
 from sentiment_core.errors import UserError
+from sentiment_core.inference import timing
 from sentiment_core.model import classifier
+from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import EpochRecord, EvaluationScores
 from sentiment_core.runtime import connection, hardware, storage
@@ -42,6 +45,7 @@ from sentiment_core.training.data_pruning import DataPruning
 from sentiment_core.training.epochs import RunProgress
 from sentiment_core.training.forward import Forward
 from sentiment_core.training.gradients import Backward, DistributedBackward, PlainBackward
+from sentiment_core.training.number_type import NumberType, choose_number_type
 from sentiment_core.training.optimizer import (
     clip_at_next_step,
     learning_rate_share,
@@ -87,15 +91,15 @@ class TrainingLoop:
         self.model = load_model(task, self.device)
         self.vocabulary = TrimmedVocabulary(self.model, task.token_ids)
         self.model.to(self.device)
-        dtype = hardware.compute_dtype(self.device)
-        self.forward = Forward(self.device, dtype, self.settings.max_length, task.pad_id)
         self.class_weights = self._weigh_classes()
+        self.number_type = NumberType(self._choose_number_type())
+        self.forward = self._make_forward(self.number_type.dtype)
         self.optimizer = make_optimizer(self.model, self.settings)
         self.average = WeightAverage(self.model, self.settings.ema_decay)
         self.pruning = DataPruning(len(self.train_part), self.settings.data_pruning, self.settings.seed, self.device)
         tokens = find_token_budget(self._probe_memory, TRAIN_TOKENS[self.device.type], self.device)
         self.budget = TokenBudget(tokens)
-        self.backward = self._choose_backward(dtype)
+        self.backward = self._choose_backward(self.number_type.dtype)
         torch.manual_seed(self.settings.seed + self.rank)  # from here on for dropout: each worker its own
         self.progress = RunProgress(self._count_steps(), self.device)
         # what is in a checkpoint: parts that are the same on all workers, and parts of each worker's own
@@ -108,6 +112,7 @@ class TrainingLoop:
             "pruning": self.pruning,
             "random": RandomState(self.device),
             "progress": self.progress,
+            "number_type": self.number_type,
             "budget": self.budget,  # other parts of a batch would draw other dropout
         }
         self.reported_at, self.reported_step = 0.0, 0  # when, and up to which step of the epoch
@@ -117,6 +122,7 @@ class TrainingLoop:
         """Train all epochs, from the last checkpoint if there is one."""
         if checkpoint := ray.train.get_checkpoint():
             load_checkpoint(checkpoint, self.rank, self.shared, self.own)
+            self._go_on_in(self.number_type.dtype)
             self.reported_step = self.progress.step
         self._report({})
         log = self.progress.log
@@ -177,10 +183,10 @@ class TrainingLoop:
             tokens = cpu.limit_budget(tokens, self.task.model_config, longest)
         return self.backward.add_gradients(loss, self.lengths[mine], tokens)
 
-    def _row_losses(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
-        """Compute the loss of each row, (rows,)."""
+    def _row_losses(self, model: nn.Module, rows: np.ndarray, forward: Forward | None = None) -> torch.Tensor:
+        """Compute the loss of each row, (rows,); by this run's forward pass unless another is given."""
         targets = torch.from_numpy(self.train_part.labels[rows]).to(self.device)
-        logits = self.forward.logits(model, self.train_part.tokens, rows)
+        logits = (forward or self.forward).logits(model, self.train_part.tokens, rows)
         settings = self.settings
         return self.objective.row_losses(
             logits, targets, self.class_weights, settings.label_smoothing, settings.focal_gamma
@@ -233,15 +239,57 @@ class TrainingLoop:
         weights = 1 / (shares * np.count_nonzero(shares)) if balanced else shares**0
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
+    def _make_forward(self, dtype: torch.dtype) -> Forward:
+        return Forward(self.device, dtype, self.settings.max_length, self.task.pad_id)
+
+    def _choose_number_type(self) -> torch.dtype:
+        """Choose the number type by steps of the model's first layers on a batch of rows of middle length."""
+        middle = len(self.lengths) // 2
+        rows = np.argsort(self.lengths)[max(0, middle - self.settings.batch_size // 2) :][: self.settings.batch_size]
+        cut = timing.cut_layers(self.model).train()
+
+        @functools.cache
+        def backward(dtype: torch.dtype) -> Backward:
+            return self._own_backward(cut, dtype)
+
+        def step(dtype: torch.dtype) -> None:
+            forward = self._make_forward(dtype)
+
+            def loss(model: nn.Module, part: np.ndarray) -> torch.Tensor:
+                return self._row_losses(model, rows[part], forward).mean()
+
+            backward(dtype).add_gradients(loss, self.lengths[rows], TRAIN_TOKENS[self.device.type])
+            cut.zero_grad(set_to_none=True)  # its parameters are the model's
+
+        config: Any = self.task.model_config
+        shape = {
+            "family": config.model_type,
+            "hidden_size": getattr(config, "hidden_size", None),
+            "tokens": timing.work_length(float(self.lengths[rows].mean()), self.settings.max_length),
+            "batch_size": self.settings.batch_size,
+            "threads": self.task.threads,
+        }
+        return choose_number_type(self.device, self.settings.precision, step, shape)
+
+    def _go_on_in(self, dtype: torch.dtype) -> None:
+        """Compute in a checkpoint's number type, if this chip has it: a resumed run then ends as if it had not stopped."""
+        if dtype != self.forward.dtype and dtype in hardware.number_types(self.device):
+            self.forward, self.backward = self._make_forward(dtype), self._choose_backward(dtype)
+        self.number_type.dtype = self.forward.dtype
+
     def _choose_backward(self, dtype: torch.dtype) -> Backward:
         """Choose how gradients are computed here."""
         if self.workers > 1:
             return DistributedBackward(self.model, self.workers, self._leaves_parameters_unused())
+        return self._own_backward(self.model, dtype)
+
+    def _own_backward(self, model: Classifier, dtype: torch.dtype) -> Backward:
+        """Return how a single worker computes gradients."""
         # not with gradient checkpointing: the recomputed forward pass would draw another dropout
         sharded = self.device.type == "cpu" and self.task.threads > 1 and not self.settings.gradient_checkpointing
-        if sharded and cpu.is_plain(self.model):
-            return cpu.ShardedBackward(self.model, dtype, self.task.threads)
-        return PlainBackward(self.model)
+        if sharded and cpu.is_plain(model):
+            return cpu.ShardedBackward(model, dtype, self.task.threads)
+        return PlainBackward(model)
 
     def _probe_memory(self, tokens: int) -> None:
         """Run forward and backward of the longest rows, beside as much memory as the optimizer will take."""

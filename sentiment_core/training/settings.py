@@ -100,6 +100,9 @@ class TrainSettings:
     focal_gamma: float = setting(
         0.0, "focal loss: the larger, the less a row counts that is already right; 2 is usual", group="optimization"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "number type of the products; auto: the fastest on the chip, as measured", group="optimization"
+    )
     max_length: int = setting(
         256, "tokens that the encoder reads at a time, special tokens included", group="long texts"
     )

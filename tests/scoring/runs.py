@@ -62,11 +62,12 @@ class StreamInProcess(Stream):
     def blocks(self, tasks: list[list[Unit]], guard: TaskGuard) -> Iterator[pa.Table]:
         """Yield the tasks' records as tables."""
         files = ray.put(self.bundle_files)
-        engine = self.engine_settings(0)
-        key = (self.context.run.bundle, *engine.values())
-        if key not in self.loaded:
-            self.loaded[key] = stages.ClassifyStage(files, engine, guard)
-        classify = self.loaded[key]
+        engine = self.engine_settings([])
+        key = (self.context.run.bundle, *(value for name, value in engine.items() if name != "choices"))
+        classify = self.loaded.get(key)
+        noted = self.choices.get(classify.engine.chip) if classify else None
+        if classify is None or noted not in (None, str(classify.engine.choice)):
+            classify = self.loaded[key] = stages.ClassifyStage(files, engine, guard)
         classify.guard = guard
         for units in tasks:
             table = stages.read_and_tokenize(TaskTable.build(units).table, self.context, files, guard)

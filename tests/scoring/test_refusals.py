@@ -12,7 +12,7 @@ from sentiment_core.scoring.job import score
 from sentiment_core.scoring.plan import plan_scoring
 from sentiment_core.scoring.settings import ScoreSettings
 from tests.conftest import make_bundle
-from tests.scoring.runs import plan_folder, write_shard
+from tests.scoring.runs import plan_folder, score_folder, write_shard
 
 
 def refuse(words: list[str], **settings: Any) -> None:
@@ -60,6 +60,13 @@ def test_devices_the_cluster_does_not_have_are_refused_at_once(ray_here):
     assert ray.cluster_resources().get("GPU", 0) == 0, "this test is for machines without a GPU"
     with pytest.raises(UserError, match=r"--workers 1000 needs 1000 CPUs; the cluster has at most \d+\."):
         preflight.check_workers(1000, "CPU")
+
+
+def test_a_number_type_that_the_chip_lacks_is_refused_before_the_folder_is_claimed(ray_here, tiny_bundle, tmp_path):
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["good"]})
+    with pytest.raises(UserError, match=r"--precision float16: .* computes float32.* only\. Leave out --precision"):
+        score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out", precision="float16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_counts_and_writes_nothing(tiny_bundle, tmp_path):

@@ -30,7 +30,7 @@ def failed(i: int, error: str) -> UnitRecord:
 
 
 def task(*units: UnitRecord, lost: bool = False) -> TaskRecord:
-    return TaskRecord(list(units), lost, dict.fromkeys(STAGES, 1.0), 7, 1, "torch")
+    return TaskRecord(list(units), lost, dict.fromkeys(STAGES, 1.0), 7, 1, "torch", ["chip", "torch float32"])
 
 
 @pytest.fixture
