@@ -1,6 +1,7 @@
 """Dropout and attention on a CPU give what torch and transformers give."""
 
 import copy
+import os
 from pathlib import Path
 
 import numpy as np
@@ -189,16 +190,27 @@ def test_parts_have_every_row_once_and_keep_the_budget(rows, budget):
 
 def test_a_worker_allocates_by_jemalloc(ray_here):
     environment = cpu.environment()
-    if not environment:
+    if "LD_PRELOAD" not in environment:
         pytest.skip("needs Linux on x86-64, and an own choice of malloc (LD_PRELOAD) not made")
 
     @ray.remote(num_cpus=0, runtime_env={"env_vars": environment})
     def libraries() -> str:
         return Path("/proc/self/maps").read_text()
 
-    assert environment["LD_PRELOAD"] in ray.get(libraries.remote())
+    assert os.path.realpath(environment["LD_PRELOAD"]) in ray.get(libraries.remote())
 
 
-def test_the_users_own_malloc_is_left_alone(monkeypatch):
-    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libtcmalloc.so")
-    assert cpu.environment() == {}
+def test_threads_of_a_worker_wait_without_spinning(monkeypatch):
+    """A training beside a busy process made a tenth of what it makes so."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert cpu.environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_the_users_own_choice_is_left_alone(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    added = cpu.environment()
+    assert name not in added
+    assert ("MALLOC_CONF" in added) <= ("LD_PRELOAD" in added)
+    assert ("OMP_WAIT_POLICY" in added) <= (name == "LD_PRELOAD")
