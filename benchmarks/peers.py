@@ -3,6 +3,7 @@
 Each peer is written as its documentation shows it. A contender is made once from a bundle and then called with texts.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 
 from sentiment_core.model import bundle
 from sentiment_core.runtime import hardware
+from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.batching import batches_by_tokens, pad
 
 TUTORIAL_BATCH, CURATOR_BATCH, ONNX_TOKENS = 16, 256, 2_048
@@ -191,11 +193,11 @@ def make_onnx_runtime(folder: str) -> Contender:
     return contender
 
 
-def make_engine(folder: str, backend: str | None) -> Contender:
+def make_engine(folder: str, backend: str | None, precision: Precision = "auto") -> Contender:
     """Make this project's engine without Ray, tokenizing included."""
     from sentiment_core.inference.engine import Engine
 
-    engine = Engine.load(folder, None, backend)
+    engine = Engine.load(folder, None, backend, precision=precision)
     tokenizer = bundle.load_tokenizer(folder)
 
     def run(texts: list[str]) -> np.ndarray:
@@ -220,14 +222,18 @@ PEERS: dict[str, Callable[[str], Contender]] = {
     RAY_EXAMPLE: lambda folder: make_ray_example(folder, 32),
     "ONNX Runtime float32": make_onnx_runtime,
 }
+CPU_TYPES = [hardware.dtype_name(dtype) for dtype in hardware.number_types(torch.device("cpu"))]
 ENGINES: dict[str, Callable[[str], Contender]] = {
-    "engine torch": lambda folder: make_engine(folder, "torch"),
-    "engine openvino": lambda folder: make_engine(folder, "openvino"),
-    "engine int8": lambda folder: make_engine(folder, "int8"),
+    "engine": lambda folder: make_engine(folder, None),
+    **{
+        f"engine {backend} {precision}": functools.partial(make_engine, backend=backend, precision=precision)
+        for backend in ("torch", "openvino", "int8")
+        for precision in CPU_TYPES
+    },
     "engine packed": lambda folder: make_engine(folder, "packed"),
     "engine compiled": lambda folder: make_engine(folder, "compiled"),
 }
 ONLY_ON = {
-    "cpu": ("ONNX Runtime float32", "engine openvino", "engine int8"),
+    "cpu": ("ONNX Runtime float32", *(name for name in ENGINES if name.endswith(tuple(CPU_TYPES)))),
     "cuda": ("pipeline bf16 batch 256", "engine packed", "engine compiled"),
 }

@@ -99,13 +99,13 @@ def read_texts(path: str, column: str) -> list[str]:
 def measure_ceiling(folder: str, device: torch.device) -> tuple[float, float]:
     """Return the encoder's operations per token and the chip's matrix ceiling.
 
-    The ceiling is measured at the encoder's shapes, in the engine's number type.
+    The ceiling is measured at the encoder's shapes, in the chip's fastest listed number type.
     """
     model, _ = bundle.load(folder)
     config = model.encoder.config
     inner = getattr(config, "intermediate_size", None) or config.hidden_dim
     return flop_per_token(model.encoder), matrix_ceiling(
-        config.hidden_size, inner, hardware.compute_dtype(device), device
+        config.hidden_size, inner, hardware.number_types(device)[-1], device
     )
 
 

@@ -146,7 +146,7 @@ def train_with_trainer(
                 learning_rate=settings.lr,
                 warmup_steps=0.1,
                 weight_decay=0.01,
-                bf16=hardware.compute_dtype(device) == torch.bfloat16,
+                bf16=hardware.number_types(device)[-1] == torch.bfloat16,
                 use_cpu=device.type == "cpu",
                 train_sampling_strategy="group_by_length",
                 seed=seed,
