@@ -13,6 +13,7 @@ import torch
 
 from sentiment_core.errors import UserError
 from sentiment_core.inference import selection, timing
+from sentiment_core.inference.timing import Choice
 from sentiment_core.model import bundle
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
@@ -84,11 +85,9 @@ class Engine:
             objective,
             None if earlier else timing.work_length(mean_tokens, max_length),
         )
-        self.backend, self.choice, self.passed_over = selected.backend, selected.choice, selected.passed_over
-        self._margin = selected.margin
-        # in float64, whose rounding, which depends on the batch, float32 does not show
-        self.head = copy.deepcopy(selected.head).double()
-        self._initial_budget = self.backend.budget
+        self._take(selected)
+        # numbers above 65,504 are infinite in float16: then float32 computes
+        self.exact_model = model if self.choice.number_type == "float16" else None
 
     @classmethod
     def load(
@@ -138,6 +137,11 @@ class Engine:
             except torch.OutOfMemoryError:
                 if self.backend.budget <= LEAST_TOKENS:
                     raise
+            except NotFinite:
+                if self.exact_model is None:
+                    raise
+                self._compute_in_float32(self.exact_model)
+                continue
             # outside the except block, whose traceback would keep the memory in use
             self.backend.budget //= 2
             torch.cuda.empty_cache()
@@ -164,6 +168,21 @@ class Engine:
                 f"by {self.backend.name}: its weights hold NaN, or numbers that overflow"
             )
         return probabilities, sum(self.backend.padding(windows.lengths[batch]) for batch in batches)
+
+    def _take(self, selected: selection.Selection) -> None:
+        """Compute with this backend from now on."""
+        self.backend, self.choice, self.passed_over = selected.backend, selected.choice, selected.passed_over
+        self._margin = selected.margin
+        # in float64, whose rounding, which depends on the batch, float32 does not show
+        self.head = copy.deepcopy(selected.head).double()
+        self._initial_budget = self.backend.budget
+
+    def _compute_in_float32(self, model: Classifier) -> None:
+        """Give up float16, in which the model overflows."""
+        reason = f"{self.choice}: the numbers of some rows overflow"
+        exact = [Choice("torch", "float32")]
+        self._take(selection.select_backend(model, self.device, self.threads, exact, self.objective, None))
+        self.passed_over, self.exact_model = [reason], None
 
     def _limit_threads(self) -> None:
         if self.threads:
