@@ -40,12 +40,12 @@ class Engine:
         max_length: int,
         threads: int | None = None,
         backend: str | None = None,
-        long_run: bool = False,
         objective: Objective = Objective(),  # noqa: B008 (frozen)
         on_cpu: bool = False,
         precision: Precision = "auto",
         mean_tokens: float | None = None,
         choices: Mapping[str, str] = EMPTY,
+        work_tokens: float = 0.0,
     ) -> None:
         """Select the backend and move the model to its device.
 
@@ -56,12 +56,12 @@ class Engine:
             threads: CPU threads to compute with; None leaves the number to the library.
             backend: Name in `selection.BACKENDS`; None takes the fastest that runs the model right here, and
                 `passed_over` says why others were not taken.
-            long_run: Whether a backend that takes a minute to start is worth it.
             objective: How logits become probabilities.
             on_cpu: Whether to leave a GPU alone.
             precision: Number type to compute in; auto takes the fastest, as measured.
             mean_tokens: Of a text of the work; None where nothing is known of it.
             choices: By chip, the choice that earlier runs made and that is taken again, as `choice` has it.
+            work_tokens: To compute in all, about. For many a backend is compiled, which takes a minute.
 
         Raises:
             BackendUnavailable: The backend asked for does not run the model right.
@@ -75,7 +75,7 @@ class Engine:
         self.max_length = max_length
         self._limit_threads()
         self.chip = hardware.chip_id(self.device)
-        possible = selection.list_choices(backend, self.device, torch.get_num_threads(), long_run, precision)
+        possible = selection.list_choices(backend, self.device, torch.get_num_threads(), precision)
         earlier = [choice for choice in possible if str(choice) == choices.get(self.chip)]
         selected = selection.select_backend(
             model,
@@ -84,6 +84,7 @@ class Engine:
             [*earlier, *(choice for choice in possible if choice not in earlier)],
             objective,
             None if earlier else timing.work_length(mean_tokens, max_length),
+            work_tokens,
         )
         self._take(selected)
         # numbers above 65,504 are infinite in float16: then float32 computes

@@ -6,6 +6,7 @@ made. A library that few need is an extra in `pyproject.toml`.
 """
 
 import functools
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from sentiment_core.inference.backends.base import Backend, BackendUnavailable, 
 from sentiment_core.inference.backends.openvino import OpenVino, convert, openvino_version
 from sentiment_core.inference.backends.torch_padded import Padded
 from sentiment_core.inference.timing import Choice
-from sentiment_core.inference.tolerances import BF16_TOLERANCE, FP32_TOLERANCE, INT8_TOLERANCE
+from sentiment_core.inference.tolerances import BF16_TOLERANCE, FP32_TOLERANCE, INT8_TOLERANCE, STATES_TOLERANCE
 from sentiment_core.model import bundle, classifier, families, fitness
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
@@ -29,6 +30,9 @@ from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.token_lists import TokenLists
 
 REASON_CHARACTERS = 200  # of why a backend was passed over
+COMPILED = "compiled"
+# Of computing without compiling, from which on compiling is expected to pay: it takes a minute and saves a tenth.
+COMPILING_PAYS_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,9 @@ class BackendEntry:
     name: str
     device_types: tuple[str, ...]  # of torch, where it is tried without being asked for
     make: Callable[[BackendInputs, Choice], Backend]  # raises BackendUnavailable, or what its libraries raise
-    tolerance: float = BF16_TOLERANCE
-    tried: Literal["always", "for_long_runs", "on_request"] = "always"
+    tolerance: float = BF16_TOLERANCE  # of probabilities
+    states_tolerance: float = STATES_TOLERANCE
+    tried: Literal["always", "on_request"] = "always"
     may_share_batches: bool = False  # of several threads each can compute a batch, or all the same
 
 
@@ -91,10 +96,12 @@ def _make_padded(inputs: BackendInputs, choice: Choice) -> Backend:
 
 # Those that are the fastest on most chips first; the last one runs every model.
 BACKENDS = (
-    BackendEntry("compiled", ("cuda",), functools.partial(_make_packed, compiled=True), tried="for_long_runs"),
+    BackendEntry(COMPILED, ("cuda",), functools.partial(_make_packed, compiled=True)),
     BackendEntry("packed", ("cuda",), _make_packed),
     BackendEntry("openvino", ("cpu",), _make_openvino, may_share_batches=True),
-    BackendEntry("int8", ("cpu",), functools.partial(_make_openvino, int8=True), INT8_TOLERANCE, tried="on_request"),
+    BackendEntry(
+        "int8", ("cpu",), functools.partial(_make_openvino, int8=True), INT8_TOLERANCE, math.inf, tried="on_request"
+    ),
     BackendEntry("torch", ("cuda", "cpu"), _make_padded),
 )
 
@@ -110,24 +117,20 @@ class Selection:
     margin: str  # how much faster than others it was measured to be; empty where nothing was measured
 
 
-def list_choices(
-    name: str | None, device: torch.device, threads: int, long_run: bool, precision: Precision
-) -> list[Choice]:
+def list_choices(name: str | None, device: torch.device, threads: int, precision: Precision) -> list[Choice]:
     """List the ways to compute that may be taken, in the order in which they are tried where nothing is measured.
 
     Args:
         name: The backend's, where one is insisted on.
         device: Of the model.
         threads: CPU threads to compute with.
-        long_run: Whether a backend that takes a minute to start is worth it.
         precision: As `hardware.allowed_number_types` takes it.
 
     Raises:
         UserError: The device does not compute that number type.
     """
     types = hardware.allowed_number_types(device, precision)
-    tried = ("always", "for_long_runs") if long_run else ("always",)
-    entries = [entry for entry in BACKENDS if device.type in entry.device_types and entry.tried in tried]
+    entries = [entry for entry in BACKENDS if device.type in entry.device_types and entry.tried == "always"]
     return [
         Choice(entry.name, hardware.dtype_name(dtype), shares_batches)
         for entry in ([find_backend(name)] if name else entries)
@@ -151,6 +154,7 @@ def select_backend(
     choices: Sequence[Choice],
     objective: Objective,
     mean_length: int | None,
+    work_tokens: float = 0.0,
 ) -> Selection:
     """Pick the fastest choice whose probabilities match plain torch on a probe batch.
 
@@ -161,6 +165,7 @@ def select_backend(
         choices: Ways to compute.
         objective: How logits become probabilities.
         mean_length: Tokens of the work's texts, for which the choices are measured; None takes them in their order.
+        work_tokens: Tokens to compute. Compiling takes a minute, so that it must be many.
 
     Raises:
         Exception: No choice runs the model right: what the last one raised.
@@ -170,25 +175,29 @@ def select_backend(
     probe = families.make_probe(config)
     fitness.check_padding(model.to(device))
 
-    def difference(backend: Backend, head: nn.Module) -> float:
-        return float(np.abs(_probabilities(backend, head, probe, objective) - expected).max())
-
     with torch.inference_mode():
         unsplit = _unsplit(model)
         plain = Padded(unsplit, device, torch.float32, config.pad_token_id or 0, threads)
-        expected = _probabilities(plain, unsplit.head, probe, objective)
-        split = _split(model, device, difference) or unsplit
+        expected = _activate(_states(plain, probe), unsplit.head, objective)
+        split = _split(model, device, probe, expected, objective) or unsplit
+        expected_states = _states(Padded(split, device, torch.float32, config.pad_token_id or 0, threads), probe)
         rates = {}
         if mean_length and len(choices) > 1:
             rates = _rates(model, split.is_whole, device, threads, choices, mean_length)
         inputs = BackendInputs(model, split, device, threads)
+        layers = getattr(config, "num_hidden_layers", timing.LAYERS)
         passed_over: list[str] = []
-        for choice in (ordered := timing.fastest_first(choices, rates)):
+        for choice in (ordered := order_choices(choices, rates, work_tokens, layers)):
             try:
                 backend = _make(inputs, choice)
-                largest = difference(backend, split.head)
-                if not largest <= find_backend(choice.backend).tolerance:  # nor if it is not a number
+                states = _states(backend, probe)
+                entry = find_backend(choice.backend)
+                largest = float(np.abs(_activate(states, split.head, objective) - expected).max())
+                if not largest <= entry.tolerance:  # nor if it is not a number
                     raise BackendUnavailable(f"its probabilities differ by {largest:.2f} from those of plain torch")
+                share = float((states - expected_states).norm() / expected_states.norm())
+                if not share <= entry.states_tolerance:
+                    raise BackendUnavailable(f"its states differ by {100 * share:.0f} % from those of plain torch")
                 return Selection(backend, choice, split.head, passed_over, timing.describe_margin(choice, rates))
             except Exception as error:
                 if choice is ordered[-1]:
@@ -196,6 +205,21 @@ def select_backend(
                 reason = textwrap.shorten(str(error), REASON_CHARACTERS, placeholder=" ...") or type(error).__name__
                 passed_over.append(f"{choice.backend}: {reason}")
     raise ValueError("no backend to select from")
+
+
+def order_choices(choices: Sequence[Choice], rates: dict[str, float], work_tokens: float, layers: int) -> list[Choice]:
+    """Order choices, the one to try first in front.
+
+    What must be compiled comes first where so much work makes up for it, and is else left out if there is another.
+    """
+    others = [choice for choice in choices if choice.backend != COMPILED]
+    ordered = timing.fastest_first(others, rates) if others else []
+    compiled = [choice for choice in choices if choice.backend == COMPILED]
+    if not ordered:
+        return compiled
+    rate = rates.get(str(ordered[0]), math.inf) * timing.LAYERS / layers
+    pays = ordered[0].backend == "packed" and work_tokens / rate >= COMPILING_PAYS_S
+    return [*compiled, *ordered] if pays else ordered
 
 
 def _rates(
@@ -208,10 +232,10 @@ def _rates(
 ) -> dict[str, float]:
     """Return the tokens per second of each choice that runs, as measured on this machine now or before.
 
-    What must be compiled is not measured: it takes a minute, and is taken for long runs alone.
+    What must be compiled is not measured: it takes a minute.
     """
     config: Any = model.encoder.config
-    measured = [choice for choice in choices if choice.backend != "compiled"]
+    measured = [choice for choice in choices if choice.backend != COMPILED]
 
     def measure() -> dict[str, float]:
         cut = timing.cut_layers(model)
@@ -242,20 +266,26 @@ def _unsplit(model: Classifier) -> SplitClassifier:
 
 
 def _split(
-    model: Classifier, device: torch.device, difference: Callable[[Backend, nn.Module], float]
+    model: Classifier, device: torch.device, probe: TokenLists, expected: np.ndarray, objective: Objective
 ) -> SplitClassifier | None:
     """Cut the model behind its first token's last state; None where that gives other probabilities."""
     config: Any = model.encoder.config
     try:
         split = SplitClassifier(FirstToken(model.encoder), model.head(), is_whole=False)
-        largest = difference(Padded(split, device, torch.float32, config.pad_token_id or 0, None), split.head)
+        states = _states(Padded(split, device, torch.float32, config.pad_token_id or 0, None), probe)
+        largest = float(np.abs(_activate(states, split.head, objective) - expected).max())
     except (TypeError, ValueError, AttributeError, RuntimeError):  # families whose heads look at other states
         return None
     return split if largest < FP32_TOLERANCE else None
 
 
-def _probabilities(backend: Backend, head: nn.Module, tokens: TokenLists, objective: Objective) -> np.ndarray:
-    """Compute the probabilities of all rows, each of which has tokens, in their order."""
+def _states(backend: Backend, tokens: TokenLists) -> torch.Tensor:
+    """Compute all rows, each of which has tokens; return (rows, width) float32 in their order."""
     batches = backend.batches(tokens.lengths)
-    probabilities = objective.activate(head(backend(tokens, batches).float()).cpu().numpy())
-    return probabilities[np.argsort(np.concatenate(batches))]
+    states = backend(tokens, batches).float()
+    return states[torch.from_numpy(np.argsort(np.concatenate(batches))).to(states.device)]
+
+
+def _activate(states: torch.Tensor, head: nn.Module, objective: Objective) -> np.ndarray:
+    """Return the probabilities that the head makes of states, (rows, classes)."""
+    return objective.activate(head(states).cpu().numpy())

@@ -42,7 +42,6 @@ READ_CPUS, LAST_CPUS = 0.5, 0.25
 TASK_ROWS = {"CPU": 4_096, "GPU": 16_384}
 TASK_TEXT_BYTES = {"CPU": 512 << 10, "GPU": 8 << 20}
 TASK_UNITS = 512  # however small
-LONG_RUN_BYTES = 2 << 30  # of text for each GPU, which is minutes of work: from there on compiling, about one, pays
 BYTES_PER_TOKEN = 4.5  # of text, about; of English
 OVERTIME_S = 120  # that a run whose time is over waits for the next block, which would else be computed for nothing
 LOST = f"its worker died or hung {MAX_ATTEMPTS} times, or failed in a way that only Ray's logs tell"
@@ -161,15 +160,15 @@ class Stream:
 
     def engine_settings(self, units: list[Unit]) -> dict[str, Any]:
         """Return the settings of the actors' engines, for the text of these units."""
-        text_bytes = sum(unit.text_bytes for unit in units)
+        tokens = sum(unit.text_bytes for unit in units) / BYTES_PER_TOKEN
         return {
             "precision": self.context.run.precision,
-            "mean_tokens": text_bytes / BYTES_PER_TOKEN / max(1, sum(unit.rows for unit in units)),
+            "mean_tokens": tokens / max(1, sum(unit.rows for unit in units)),
             "choices": dict(self.choices),
             "threads": cluster.threads_per_worker(self.workers),
             "backend": "int8" if self.context.run.int8 else None,
             "on_cpu": self.kind == "CPU",
-            "long_run": text_bytes >= self.workers * LONG_RUN_BYTES,
+            "work_tokens": tokens / self.workers,
         }
 
 
