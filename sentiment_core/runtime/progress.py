@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from tqdm.auto import tqdm  # the notebook's bar where it runs in one
 
 LOG_EVERY_S = 30.0  # between lines in a plain log
+FIRST_LINE_S = 10.0  # after the first progress: soon enough to decide whether to wait, late enough for a rate
 STALLED_AFTER_S = 120.0  # without progress until a line says what the run waits for
 WATCH_EVERY_S = 0.5
 
@@ -39,6 +40,7 @@ class Progress:
         )
         self._total, self._done, self._done_before = total, 0, 0
         self._started = self._moved = time.monotonic()
+        self._first_moved: tuple[float, int] | None = None  # when something was first done, and how much then
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -66,6 +68,7 @@ class Progress:
         """Set how many units are done; a smaller number than before is ignored."""
         if done > self._done:
             self._moved = time.monotonic()
+            self._first_moved = self._first_moved or (self._moved, done)
             self._bar.update(done - self._done)
             self._done = done
 
@@ -80,17 +83,27 @@ class Progress:
     def _line(self) -> str:
         seconds = time.monotonic() - self._started
         rate = (self._done - self._done_before) / seconds if seconds else 0.0
-        left = f", {_duration((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
+        left = f", {_duration((self._total - self._done) / steady)} left" if (steady := self._steady_rate(rate)) else ""
         return (
             f"{self._description}: {self._done:,} of {self._total:,} {self._unit} in {_duration(seconds)}, "
             f"{rate:,.1f} {self._unit}/s{left}"
         )
 
+    def _steady_rate(self, mean_rate: float) -> float:
+        """Return the rate since the first progress, before which workers start; 0 where nothing is left to do."""
+        if self._first_moved is None or self._done >= self._total:
+            return 0.0
+        began, done_then = self._first_moved
+        return (self._done - done_then) / (time.monotonic() - began) if self._done > done_then else mean_rate
+
     def _watch(self) -> None:
         last_line = last_warning = time.monotonic()
+        first_line_due = True
         while not self._stop.wait(WATCH_EVERY_S):
             now = time.monotonic()
-            if not self._has_bar and now - last_line >= LOG_EVERY_S:
+            is_first = first_line_due and self._first_moved and now - self._first_moved[0] >= FIRST_LINE_S
+            if not self._has_bar and (is_first or now - last_line >= LOG_EVERY_S):
+                first_line_due = first_line_due and not is_first
                 self._log(self._line())
                 last_line = now
             if now - max(self._moved, last_warning) >= STALLED_AFTER_S:

@@ -36,6 +36,26 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(capsys, monkeypatch):
     assert "score: 2,000 of 2,000 rows in 0:0" in capsys.readouterr().err
 
 
+def test_a_log_gets_its_first_line_soon_after_the_first_progress(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.05)
+    with Progress("train", 2_000, "rows", lambda: "workers") as bar:
+        bar.add(500)
+        wait_for("train: 500 of 2,000 rows", capsys)
+        time.sleep(0.1)
+        assert capsys.readouterr().err == ""  # the next one after `LOG_EVERY_S`
+
+
+def test_the_time_left_does_not_count_the_start_of_the_workers(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    clock = SimpleNamespace(now=100.0)
+    bar = Progress("train", 1_000, "rows", lambda: "workers")
+    clock.now += 20  # workers start
+    bar.set(100)
+    clock.now += 10
+    bar.set(200)
+    assert bar._line() == "train: 200 of 1,000 rows in 0:30, 6.7 rows/s, 1:20 left"
+
+
 def test_a_failed_run_does_not_end_with_a_line(capsys):
     with pytest.raises(OSError, match="disk"), Progress("score", 10, "rows", lambda: "workers"):
         raise OSError("disk")
