@@ -107,8 +107,6 @@ def demo(settings: DemoSettings) -> str:
             model=encoder,
             out=str(out / "bundle"),
             epochs=settings.epochs,
-            lr=1e-4,
-            head_lr=5e-4,
             seed=settings.seed,
         )
     )

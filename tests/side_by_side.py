@@ -165,6 +165,8 @@ def compare_trees(comparison: Comparison, data: Path) -> None:
         "1e-3",
         "--head-lr",
         "1e-2",
+        "--batch-size",
+        "32",  # 27de93b's default
     ]
     for name, flags in TRAININGS.items():
         comparison.run("train", *learn, *flags, "--out", f"{{side}}/{name}")

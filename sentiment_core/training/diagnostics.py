@@ -22,8 +22,7 @@ def find_warnings(info: BundleInfo) -> list[str]:
         return []
     return [
         f"no better than always giving {info.labels[rows_by_label.argmax()]!r} ({share:.4f}): the model has not learned. "
-        f"Train longer or with higher rates (--epochs {2 * info.training.epochs}, --lr 1e-4 --head-lr 1e-3), or "
-        "check the labels."
+        f"Train longer (--epochs {2 * info.training.epochs}), label more rows, or check the labels."
     ]
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from sentiment_core.training.data import read_parts, tokenize_part
 from sentiment_core.training.diagnostics import find_warnings, reference_statistics, worst_mistakes
 from sentiment_core.training.monitor import start_monitor
 from sentiment_core.training.ray_workers import run_workers
+from sentiment_core.training.recipe import Recipe, choose_recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.task import TokenizedPart, TrainingTask
@@ -89,6 +90,7 @@ class PreparedTraining:
     """All that a training needs, checked and tokenized, before a cluster is asked for."""
 
     settings: TrainSettings
+    recipe: Recipe
     path: str  # of the new bundle
     run: ResumableRun
     encoder: encoder.Encoder
@@ -106,10 +108,15 @@ class PreparedTraining:
         """The labels, in the order of the logits."""
         return self.train_part.label_names
 
+    @property
+    def chosen_settings(self) -> dict[str, Any]:
+        """The settings with what the recipe chose."""
+        return asdict(self.settings) | asdict(self.recipe)
+
     @functools.cached_property  # hashes all texts and weights
     def request(self) -> dict[str, Any]:
         """Return what decides the result: a resumed run must have the same."""
-        return asdict(self.settings) | {
+        return self.chosen_settings | {
             "checkpoint_format": checkpoint.FORMAT,
             "encoder_sha256": storage.hash_files(self.encoder_files),
             "data_sha256": self.train_part.fingerprint(),
@@ -169,7 +176,9 @@ def prepare(
     train_part, eval_part = parts or read_parts(settings)
     labels = train_part.label_names
     try:
-        model_config = classifier.make_config(start_from.folder, labels, settings.dropout)
+        encoder_config = classifier.make_config(start_from.folder, labels)
+        recipe = choose_recipe(settings, encoder_config, len(train_part), len(labels))
+        model_config = classifier.make_config(start_from.folder, labels, recipe.dropout)
         tokenizer = encoder.load_tokenizer(start_from.folder)
         classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)
         fitness.check_tokenizer(settings.model, model_config, tokenizer)
@@ -190,6 +199,7 @@ def prepare(
     preflight.check_space(path, 12 * sum(map(len, files.values())))
     return PreparedTraining(
         settings=settings,
+        recipe=recipe,
         path=path,
         run=resumable,
         encoder=start_from,
@@ -217,6 +227,7 @@ def run(prepared: PreparedTraining, folder: str, track: Callable[[int, dict[str,
     ]
     task = TrainingTask(
         settings=settings,
+        recipe=prepared.recipe,
         label_names=prepared.labels,
         model_config=model_config,
         pad_id=pad_id,
@@ -269,7 +280,9 @@ def finish(
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save
 
     mistakes = worst_mistakes(objective, probabilities, prepared.eval_part)
-    extra = training_report.make_files(info, log, command_line("train", settings), mistakes)
+    extra = training_report.make_files(
+        info, log, command_line("train", replace(settings, **asdict(prepared.recipe))), mistakes
+    )
     extra[bundle.LOG] = "".join(json.dumps(record.to_json()) + "\n" for record in log).encode()
     bundle.write(prepared.path, weights.model, prepared.model_config, prepared.tokenizer, info, extra)
     return TrainResult(prepared.path, info, log)
@@ -280,7 +293,7 @@ def _describe_training(prepared: PreparedTraining, log: list[EpochRecord], start
     request, train_part, eval_part = prepared.request, prepared.train_part, prepared.eval_part
     best = max(log, key=lambda record: record.selected_by)
     return TrainingRecord(
-        settings=asdict(prepared.settings),
+        settings=prepared.chosen_settings,
         encoder=EncoderOrigin(prepared.encoder.name, prepared.encoder.revision),
         data=TrainingRows(**vars(train_part.origin), train_rows=len(train_part), fingerprint=request["data_sha256"]),
         eval_data=EvaluationRows(

@@ -78,7 +78,7 @@ class TrainingLoop:
 
     def __init__(self, task: TrainingTask) -> None:
         connection.leave_background()
-        self.task, self.settings = task, task.settings
+        self.task, self.settings, self.recipe = task, task.settings, task.recipe
         self.objective = SingleLabel(task.settings.ordinal)
         self.train_part, self.eval_part = ray.get(task.data)
         self.lengths = self.train_part.tokens.lengths
@@ -94,9 +94,9 @@ class TrainingLoop:
         self.class_weights = self._weigh_classes()
         self.number_type = NumberType(self._choose_number_type())
         self.forward = self._make_forward(self.number_type.dtype)
-        self.optimizer = make_optimizer(self.model, self.settings)
-        self.average = WeightAverage(self.model, self.settings.ema_decay)
-        self.pruning = DataPruning(len(self.train_part), self.settings.data_pruning, self.settings.seed, self.device)
+        self.optimizer = make_optimizer(self.model, self.settings, self.recipe)
+        self.average = WeightAverage(self.model, self.recipe.ema_decay)
+        self.pruning = DataPruning(len(self.train_part), self.recipe.data_pruning, self.settings.seed, self.device)
         tokens = find_token_budget(self._probe_memory, TRAIN_TOKENS[self.device.type], self.device)
         self.budget = TokenBudget(tokens)
         self.backward = self._choose_backward(self.number_type.dtype)
@@ -128,7 +128,7 @@ class TrainingLoop:
         log = self.progress.log
         try:
             while (
-                self.progress.epoch <= self.settings.epochs and self.progress.epochs_since_best < self.settings.patience
+                self.progress.epoch <= self.recipe.epochs and self.progress.epochs_since_best < self.settings.patience
             ):
                 self._train_epoch()
                 self._end_epoch()
@@ -142,7 +142,7 @@ class TrainingLoop:
         self.model.train()
         progress, order = self.progress, np.random.default_rng([self.settings.seed, self.progress.epoch])
         rows = self.pruning.rows
-        batches = batches_by_length(self.lengths[rows], self.settings.batch_size, order)
+        batches = batches_by_length(self.lengths[rows], self.recipe.batch_size, order)
         for batch in batches[progress.step :]:
             started = time.monotonic()
             progress.losses[progress.step] = self._train_step(rows[batch])
@@ -155,8 +155,8 @@ class TrainingLoop:
     def _train_step(self, rows: np.ndarray) -> torch.Tensor:
         """Take one optimizer step on a global batch; return this worker's share of its mean loss."""
         loss = self._add_gradients(rows)
-        if self.settings.adversarial:
-            with perturb(self.vocabulary.embedding, self.settings.adversarial):
+        if self.recipe.adversarial:
+            with perturb(self.vocabulary.embedding, self.recipe.adversarial):
                 self._add_gradients(rows)
         clip_at_next_step(self.optimizer, self.settings.max_grad_norm)
         # amid the step, or the first or the last would be lost
@@ -245,7 +245,7 @@ class TrainingLoop:
     def _choose_number_type(self) -> torch.dtype:
         """Choose the number type by steps of the model's first layers on a batch of rows of middle length."""
         middle = len(self.lengths) // 2
-        rows = np.argsort(self.lengths)[max(0, middle - self.settings.batch_size // 2) :][: self.settings.batch_size]
+        rows = np.argsort(self.lengths)[max(0, middle - self.recipe.batch_size // 2) :][: self.recipe.batch_size]
         cut = timing.cut_layers(self.model).train()
 
         @functools.cache
@@ -266,7 +266,7 @@ class TrainingLoop:
             "family": config.model_type,
             "hidden_size": getattr(config, "hidden_size", None),
             "tokens": timing.work_length(float(self.lengths[rows].mean()), self.settings.max_length),
-            "batch_size": self.settings.batch_size,
+            "batch_size": self.recipe.batch_size,
             "threads": self.task.threads,
         }
         return choose_number_type(self.device, self.settings.precision, step, shape)
@@ -294,7 +294,7 @@ class TrainingLoop:
     def _probe_memory(self, tokens: int) -> None:
         """Run forward and backward of the longest rows, beside as much memory as the optimizer will take."""
         reserve = [torch.empty_like(p) for p in self.model.parameters() for _ in range(4)]
-        rows = batches_by_tokens(self.lengths, tokens)[0][: self.settings.batch_size]
+        rows = batches_by_tokens(self.lengths, tokens)[0][: self.recipe.batch_size]
         self._row_losses(self.model.train(), rows).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
         del reserve
@@ -308,10 +308,10 @@ class TrainingLoop:
 
     def _count_steps(self) -> int:
         """Count the optimizer steps of an epoch on the rows that pruning has chosen."""
-        return -(-len(self.pruning.rows) // self.settings.batch_size)
+        return -(-len(self.pruning.rows) // self.recipe.batch_size)
 
     def _learning_rate_share(self, step: float) -> float:
-        return learning_rate_share(self.progress.epochs_done(step) / self.settings.epochs, self.settings.warmup)
+        return learning_rate_share(self.progress.epochs_done(step) / self.recipe.epochs, self.settings.warmup)
 
     def _report_progress(self) -> None:
         """Report loss and learning rate now and then."""
@@ -319,7 +319,7 @@ class TrainingLoop:
         if self.rank == 0 and (now - self.reported_at > REPORT_EVERY_S or progress.step == progress.steps):
             # about: of this worker's own shares
             loss = self.workers * float(progress.losses[self.reported_step : progress.step].mean())
-            lr = self.settings.lr * self._learning_rate_share(progress.step)
+            lr = self.recipe.lr * self._learning_rate_share(progress.step)
             self._report({"train/loss": loss, "train/learning_rate": lr})
             self.reported_at, self.reported_step = now, progress.step
 

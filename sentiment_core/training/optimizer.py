@@ -5,10 +5,11 @@ from torch import nn
 
 from sentiment_core.model import classifier
 from sentiment_core.model.classifier import Classifier
+from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.settings import TrainSettings
 
 
-def make_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(model: Classifier, settings: TrainSettings, recipe: Recipe) -> torch.optim.AdamW:
     """Make AdamW with a peak learning rate for each group of parameters (`initial_lr`).
 
     The head has its own rate; the encoder's decays from its last layer to its first. Biases and norms, the parameters
@@ -18,7 +19,7 @@ def make_optimizer(model: Classifier, settings: TrainSettings) -> torch.optim.Ad
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         in_encoder = name.startswith(model.encoder_prefix)
-        lr = settings.lr * settings.layer_decay ** depth[name] if in_encoder else settings.head_lr
+        lr = recipe.lr * settings.layer_decay ** depth[name] if in_encoder else recipe.head_lr
         groups.setdefault((lr, settings.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return torch.optim.AdamW(
         [

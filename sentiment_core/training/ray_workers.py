@@ -52,9 +52,10 @@ def run_workers(folder: str, task: TrainingTask, rows: int, track: Track) -> tup
     try:
         with (
             variables_set(VARIABLES),
-            Progress("train", rows * task.settings.epochs, "rows", cluster.describe_wait) as progress,
+            Progress("train", rows * task.recipe.epochs, "rows", cluster.describe_wait) as progress,
             _follow(task.monitor, progress, track),
         ):
+            progress.say(f"train: {rows:,} rows, {task.recipe.describe()}")
             result = _fit(folder, task, progress)
     except SystemExit:  # Ray's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None

@@ -60,14 +60,25 @@ class TrainSettings:
     head: Literal["standard", "mlp"] = setting(
         "standard", "standard: the encoder's own classification head; mlp: two layers on the first token", group="model"
     )
-    dropout: float | None = setting(None, "dropout inside the encoder; default: the encoder's own", "P", group="model")
+    dropout: float | None = setting(
+        None, "dropout inside the encoder; default: see --recipe, mostly the encoder's own", "P", group="model"
+    )
     classifier_dropout: float | None = setting(
         None, "dropout before the last layer; default: the encoder's own", "P", group="model"
     )
-    epochs: int = setting(3, "passes over the training rows, at most (see --patience)", group="optimization")
-    batch_size: int = setting(32, "rows in a global batch, shared by all workers", group="optimization")
-    lr: float = setting(2e-5, "peak learning rate of the encoder", group="optimization")
-    head_lr: float = setting(1e-4, "peak learning rate of the head", group="optimization")
+    recipe: Literal["auto", "none"] = setting(
+        "auto",
+        "auto: epochs, batch size, rates and what helps besides, by encoder, rows and labels; none: 3, 32, 2e-5 and 1e-4",
+        group="optimization",
+    )
+    epochs: int | None = setting(
+        None, "passes over the training rows, at most (see --patience); default: see --recipe", group="optimization"
+    )
+    batch_size: int | None = setting(
+        None, "rows in a global batch, shared by all workers; default: see --recipe", group="optimization"
+    )
+    lr: float | None = setting(None, "peak learning rate of the encoder; default: see --recipe", group="optimization")
+    head_lr: float | None = setting(None, "peak learning rate of the head; default: see --recipe", group="optimization")
     weight_decay: float = setting(0.01, "AdamW weight decay; biases and norms have none", group="optimization")
     warmup: float = setting(
         0.1,
@@ -79,19 +90,21 @@ class TrainSettings:
         1.0, "learning rate of a layer as a share of that of the layer above it", group="optimization"
     )
     label_smoothing: float = setting(0.0, "share of each label that is spread over all labels", group="optimization")
-    adversarial: float = setting(
-        0.0,
-        "FGM adversarial training: perturb embeddings by this L2 norm (0 = off, 1 works well, twice the time)",
+    adversarial: float | None = setting(
+        None,
+        "FGM adversarial training: perturb embeddings by this L2 norm (0 = off, 1 works well, twice the time); "
+        "default: see --recipe",
         group="optimization",
     )
-    ema_decay: float = setting(
-        0.0,
-        "average the weights over steps with this decay, such as 0.999 (0 = off: keep the last)",
+    ema_decay: float | None = setting(
+        None,
+        "average the weights over steps with this decay, such as 0.999 (0 = off: keep the last); default: see --recipe",
         group="optimization",
     )
-    data_pruning: float = setting(
-        0.0,
-        "InfoBatch: after epoch 1 skip this share of the rows with below-average loss and up-weight the rest (0.5 works well)",
+    data_pruning: float | None = setting(
+        None,
+        "InfoBatch: after epoch 1 skip this share of the rows with below-average loss and up-weight the rest (0.5 works "
+        "well, 0 = off); default: see --recipe",
         group="optimization",
     )
     class_weights: Literal["none", "balanced"] = setting(
@@ -133,11 +146,14 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "workers", "patience", "max_length"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, "1 or more")
         for name in ("lr", "head_lr", "max_grad_norm", "checkpoint_minutes"):
-            check(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a number above 0")
+            value = getattr(self, name)
+            check(value is None or 0 < value < float("inf"), name, value, "a number above 0")
         for name in ("adversarial", "focal_gamma", "max_failures"):
-            check(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "0 or more")
+            value = getattr(self, name)
+            check(value is None or 0 <= value < float("inf"), name, value, "0 or more")
         for name in ("dropout", "classifier_dropout", "label_smoothing", "ema_decay", "data_pruning"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, name, value, "a share from 0 to below 1")
@@ -152,7 +168,7 @@ class TrainSettings:
         _ = self.columns  # which checks the separator
         check(self.min_label_rows >= 1, "min_label_rows", self.min_label_rows, "1 or more")
         check(
-            self.batch_size >= self.workers,
+            self.batch_size is None or self.batch_size >= self.workers,
             "batch_size",
             self.batch_size,
             f"at least one row for each of {self.workers} workers",

@@ -8,6 +8,7 @@ import ray
 from transformers import PretrainedConfig
 
 from sentiment_core.text.token_lists import TokenLists
+from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.settings import TrainSettings
 
 
@@ -27,6 +28,7 @@ class TrainingTask:
     """A training run as a worker needs it. Large things are in Ray's object store."""
 
     settings: TrainSettings
+    recipe: Recipe
     label_names: list[str]
     model_config: PretrainedConfig
     pad_id: int

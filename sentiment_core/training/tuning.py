@@ -17,12 +17,13 @@ from ray.tune.search import BasicVariantGenerator
 
 from sentiment_core.config import check, defaults_of, flag_of, parse_value, setting
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, encoder
+from sentiment_core.model import bundle, classifier, encoder
 from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.runtime.environment import variables_set
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.training.data import read_parts
 from sentiment_core.training.job import train
+from sentiment_core.training.recipe import choose_recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 
@@ -113,12 +114,16 @@ def tune(settings: TuneSettings) -> str:
     preflight.check_lasting(settings.out)
     run = ResumableRun.of_search(settings.out)
     bundle.check_free(settings.out, run.has_checkpoint)
-    encoder.fetch(settings.model)  # what can be refused now no trial need find out
-    read_parts(settings)
+    start_from = encoder.fetch(settings.model)  # what can be refused now no trial need find out
+    train_part, _ = read_parts(settings)
+    labels = train_part.label_names
+    config = classifier.make_config(start_from.folder, labels)
+    epochs = choose_recipe(settings.base(), config, len(train_part), len(labels)).epochs
+    settings = replace(settings, epochs=epochs)  # the same for all trials, so that they can be compared
     connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)
     with run.open(asdict(settings), defaults_of(settings)) as folder:
         with variables_set(VARIABLES):
-            results = _search(settings, folder)
+            results = _search(settings, epochs, folder)
         trials = [_read_trial(result, settings.space(), storage.join(folder, TRIALS)) for result in results]
         finished = [trial for trial in trials if trial.finished]
         if not finished:
@@ -157,7 +162,7 @@ def _parse_domain(text: str) -> tuple[str, Domain]:
     return name, ends
 
 
-def _search(settings: TuneSettings, folder: str) -> Any:
+def _search(settings: TuneSettings, epochs: int, folder: str) -> Any:
     """Run the trials, or resume a search; return Ray Tune's results."""
     filesystem, path = storage.locate(folder)
     base, trials_path = settings.base(), storage.absolute(storage.join(folder, TRIALS))
@@ -186,9 +191,7 @@ def _search(settings: TuneSettings, folder: str) -> Any:
             run_path, trainable, resume_errored=True, param_space=space, storage_filesystem=filesystem
         )
     else:
-        asha = ASHAScheduler(
-            time_attr="epoch", max_t=settings.epochs, reduction_factor=KEEP_ONE_IN, stop_last_trials=False
-        )
+        asha = ASHAScheduler(time_attr="epoch", max_t=epochs, reduction_factor=KEEP_ONE_IN, stop_last_trials=False)
         tuner = ray_tune.Tuner(
             trainable,
             param_space=space,

@@ -11,6 +11,7 @@ from sentiment_core.model import classifier, families
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.optimizer import make_optimizer
+from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.vocabulary import TrimmedVocabulary, ids_in, remap
 from tests.conftest import make_bundle
@@ -69,9 +70,9 @@ def test_dropouts_reach_every_family(config, head):
 @pytest.mark.parametrize("head", ["standard", "mlp"])
 def test_the_head_learns_at_its_own_rate_and_norms_and_biases_do_not_decay(config, head):
     model = classifier.from_config(config, head)
-    settings = TrainSettings(data="", model="", out="", lr=1e-5, head_lr=1e-3, weight_decay=0.1)
+    settings = TrainSettings(data="", model="", out="", weight_decay=0.1)
     found = {}
-    for group in make_optimizer(model, settings).param_groups:
+    for group in make_optimizer(model, settings, Recipe(lr=1e-5, head_lr=1e-3)).param_groups:
         found |= {id(parameter): (group["lr"], group["weight_decay"]) for parameter in group["params"]}
     parameters = dict(model.named_parameters())
     assert len(found) == len(parameters)

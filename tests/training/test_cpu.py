@@ -200,11 +200,11 @@ def test_a_worker_allocates_by_jemalloc(ray_here):
     assert os.path.realpath(environment["LD_PRELOAD"]) in ray.get(libraries.remote())
 
 
-def test_threads_of_a_worker_wait_without_spinning(monkeypatch):
-    """A training beside a busy process made a tenth of what it makes so."""
+def test_threads_of_a_worker_do_not_spin_for_long(monkeypatch):
+    """A training beside a busy process made a fifth of what it makes so."""
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    assert cpu.environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert 0 < int(cpu.environment()["GOMP_SPINCOUNT"]) < 100_000  # by default it is 300,000
 
 
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
@@ -213,4 +213,4 @@ def test_the_users_own_choice_is_left_alone(monkeypatch, name):
     added = cpu.environment()
     assert name not in added
     assert ("MALLOC_CONF" in added) <= ("LD_PRELOAD" in added)
-    assert ("OMP_WAIT_POLICY" in added) <= (name == "LD_PRELOAD")
+    assert ("GOMP_SPINCOUNT" in added) <= (name == "LD_PRELOAD")

@@ -1,0 +1,66 @@
+"""What is not asked for is chosen by encoder, rows and labels; what is asked for is done."""
+
+from dataclasses import replace
+
+import pytest
+from transformers import BertConfig, DistilBertConfig
+
+from sentiment_core.training.recipe import FIXED, Recipe, choose_recipe, recommend
+from sentiment_core.training.settings import TrainSettings
+
+REQUEST = TrainSettings(data="d", model="m", out="o")
+SMALL = BertConfig(hidden_size=384)
+
+
+def test_without_a_recipe_the_values_are_fixed():
+    fixed = choose_recipe(replace(REQUEST, recipe="none"), SMALL, 100, 2)
+    assert fixed == FIXED == Recipe(3, 32, 2e-5, 1e-4, None, 0.0, 0.0, 0.0)
+    assert choose_recipe(replace(REQUEST, recipe="none", lr=1e-3), SMALL, 100, 2) == replace(FIXED, lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "lr", "head_lr"),
+    [
+        (SMALL, 1e-4, 1e-3),
+        (BertConfig(), 3e-5, 5e-4),
+        (DistilBertConfig(), 3e-5, 5e-4),
+        (BertConfig(hidden_size=1024), 1e-5, 2e-4),
+    ],
+)
+def test_larger_encoders_get_lower_rates(config, lr, head_lr):
+    recipe = choose_recipe(REQUEST, config, 5_000, 2)
+    assert (recipe.lr, recipe.head_lr) == (lr, head_lr)
+
+
+def test_epochs_make_a_number_of_steps_within_limits():
+    assert recommend(384, 700, 2).epochs == 10  # 420 steps of 16 rows
+    assert recommend(384, 1_500, 77).epochs == 13  # 1,170
+    assert recommend(384, 50, 2).epochs == 15
+    assert recommend(384, 7_000, 2).epochs == 3
+
+
+def test_batches_grow_with_the_rows_and_have_a_row_for_each_worker():
+    assert [recommend(384, rows, 2).batch_size for rows in (1_999, 2_000, 19_999, 20_000)] == [16, 32, 32, 64]
+    assert recommend(384, 100, 2, workers=20).batch_size == 20
+    assert choose_recipe(replace(REQUEST, batch_size=8), SMALL, 700, 2).batch_size == 8
+    assert choose_recipe(replace(REQUEST, batch_size=8), SMALL, 700, 2).epochs == 5  # as many steps as with 16
+
+
+def test_small_encoders_get_what_helps_with_many_rows():
+    recipe = recommend(384, 60_000, 2)
+    assert (recipe.dropout, recipe.adversarial, recipe.ema_decay, recipe.data_pruning) == (0.0, 1.0, 0.999, 0.5)
+    for other in (recommend(768, 60_000, 2), recommend(384, 5_000, 2)):
+        assert (other.dropout, other.adversarial, other.ema_decay, other.data_pruning) == (None, 0.0, 0.0, 0.0)
+
+
+def test_every_flag_that_is_given_wins():
+    flags = {"epochs": 4, "batch_size": 24, "lr": 5e-5, "head_lr": 5e-4, "dropout": 0.2}
+    flags |= {"adversarial": 0.0, "ema_decay": 0.0, "data_pruning": 0.0}
+    assert choose_recipe(replace(REQUEST, **flags), SMALL, 60_000, 2) == Recipe(**flags)
+
+
+def test_a_recipe_is_described_by_its_flags():
+    rates = "--lr 0.0001 --head-lr 0.001"
+    assert recommend(384, 7_000, 2).describe() == f"--epochs 3 --batch-size 32 {rates}"
+    tricks = "--dropout 0 --adversarial 1 --ema-decay 0.999 --data-pruning 0.5"
+    assert recommend(384, 60_000, 2).describe() == f"--epochs 3 --batch-size 64 {rates} {tricks}"
