@@ -107,6 +107,17 @@ def live_nodes() -> list[dict]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def check_assigned_gpu() -> None:
+    """Raise `UserError` if Ray gave this worker a GPU that torch cannot use.
+
+    Ray counts GPUs by their driver. Without this check torch computes on a CPU, and no message says so.
+    """
+    if ray.get_gpu_ids():
+        from sentiment_core.runtime import hardware  # torch: seconds, which other stages need not spend
+
+        hardware.check_gpu()
+
+
 def count_nodes_with_cpus() -> int:
     """Count the live nodes that run tasks on CPUs."""
     return sum(node["Resources"].get("CPU", 0) > 0 for node in live_nodes())

@@ -25,7 +25,7 @@ from sentiment_core.data.shards import Unit
 from sentiment_core.data.types import canonical_type, set_types
 from sentiment_core.model import bundle
 from sentiment_core.model.objective import Objective
-from sentiment_core.runtime import connection, storage
+from sentiment_core.runtime import cluster, connection, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.task_guard import AttemptsExhausted, TaskGuard, limit_memory
 from sentiment_core.scoring import comparison, outputs
@@ -109,6 +109,7 @@ class ClassifyStage:
         from sentiment_core.inference.engine import Engine
 
         connection.leave_background()
+        cluster.check_assigned_gpu()
         self.guard = guard
         key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray restarts the actor
         with guard(key, LOAD_S), storage.unpack_files(ray.get(files)) as folder:
