@@ -25,6 +25,7 @@ from sentiment_core.data.shards import FailedShard, Unit
 from sentiment_core.model import bundle
 from sentiment_core.runtime import cluster
 from sentiment_core.runtime.cluster import DeviceKind
+from sentiment_core.runtime.failures import describe_remote_error
 from sentiment_core.runtime.progress import Progress
 from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard
 from sentiment_core.scoring import stages
@@ -101,8 +102,7 @@ class Stream:
         except _TimeIsUp:
             tally.out_of_time = True
         except ray.exceptions.RayActorError as error:
-            last_line = str(error).strip().rpartition("\n")[2]  # below the trace
-            tally.broken = f"no worker could load the model: {last_line}"
+            tally.broken = f"no worker could load the model: {describe_remote_error(str(error))}"
 
     def start_guard(self) -> TaskGuard:
         """Start what bounds the time and the attempts of the tasks."""
