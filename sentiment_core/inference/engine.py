@@ -101,12 +101,17 @@ class Engine:
             try:
                 probabilities, padding = self._compute(unique)
                 return probabilities[inverse], padding
-            except torch.OutOfMemoryError:
-                if self.backend.budget <= LEAST_TOKENS:
+            except RuntimeError as error:
+                if not hardware.is_out_of_memory(error) or self.backend.budget <= LEAST_TOKENS:
                     raise
             # outside the except block, whose traceback would keep the memory in use
             self.backend.budget //= 2
             torch.cuda.empty_cache()
+
+    @property
+    def is_usable(self) -> bool:
+        """True unless an error left the device refusing this process everything."""
+        return hardware.still_computes(self.device)
 
     @property
     def remarks(self) -> list[str]:

@@ -96,6 +96,29 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out.
+
+    cuBLAS and CUDA's driver raise errors of their own for that, not torch's.
+    """
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "ALLOC_FAILED" in text
+
+
+def still_computes(device: torch.device) -> bool:
+    """Return whether this process can use the device; after some errors a GPU refuses it everything.
+
+    The text of an error does not tell: Triton, cuDNN and CUDA word theirs differently, and many leave the GPU usable.
+    """
+    if device.type != "cuda":
+        return True
+    try:
+        torch.ones(1, device=device).sum().item()  # waits for all that was launched
+    except Exception as error:
+        return is_out_of_memory(error)
+    return True
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return a number type's name without `torch.`."""
     return str(dtype).removeprefix("torch.")

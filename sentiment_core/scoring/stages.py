@@ -155,8 +155,8 @@ class ClassifyStage:
             try:
                 unit_probabilities, unit_padding = self.engine.probabilities(tokens.take(rows))
             except Exception as error:
-                if "CUDA error" in str(error):
-                    os._exit(1)  # this process cannot use its GPU any more; the next one may
+                if not self.engine.is_usable:
+                    os._exit(1)  # the next process may use the GPU
                 errors[i] = describe_error(error)
                 continue
             probabilities.append(unit_probabilities)

@@ -82,6 +82,20 @@ def test_a_gpu_that_torch_has_kernels_for_is_used(gpu, capability, built_for):
     assert hardware.device() == torch.device("cuda")
 
 
+def test_a_device_that_refuses_everything_is_noticed(monkeypatch):
+    def refuse(error: Exception) -> None:
+        def ones(*_, **__):
+            raise error
+
+        monkeypatch.setattr(torch, "ones", ones)
+
+    assert hardware.still_computes(torch.device("cpu"))
+    refuse(RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"))
+    assert not hardware.still_computes(torch.device("cuda"))
+    refuse(torch.OutOfMemoryError("CUDA out of memory"))
+    assert hardware.still_computes(torch.device("cuda"))
+
+
 # Ray counts a GPU here, and the process that asks for it computes or trains.
 RAY_WITH_A_GPU = """
 import sys, ray

@@ -22,8 +22,13 @@ def test_the_memory_that_there_is_decides_how_much_is_computed_at_a_time():
         if tokens > 1500:
             raise torch.OutOfMemoryError
 
+    def fail(tokens: int) -> None:
+        raise RuntimeError("another reason")
+
     assert find_token_budget(attempt, 4096, torch.device("cpu")) == 1024
     assert tried == [4096, 2048, 1024]
+    with pytest.raises(RuntimeError, match="another reason"):
+        find_token_budget(fail, 4096, torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError):
         find_token_budget(lambda tokens: attempt(4096), 4096, torch.device("cpu"))
 
