@@ -45,5 +45,9 @@ class TokenBudget:
         return {"tokens": self.tokens}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a checkpoint."""
-        self.tokens = state["tokens"]
+        """Continue with a checkpoint's budget, as far as it fits here.
+
+        On a smaller GPU the budget found here stands, since the run would die of the other. Its dropout then differs
+        from that of an undisturbed run. Both budgets are the same on all workers.
+        """
+        self.tokens = min(self.tokens, state["tokens"])

@@ -10,7 +10,7 @@ from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.optimizer import clip_at_next_step
 from sentiment_core.training.ray_workers import is_loss
-from sentiment_core.training.token_budget import find_token_budget
+from sentiment_core.training.token_budget import TokenBudget, find_token_budget
 from sentiment_core.training.vocabulary import TrimmedVocabulary, ids_in, remap
 
 
@@ -31,6 +31,13 @@ def test_the_memory_that_there_is_decides_how_much_is_computed_at_a_time():
         find_token_budget(fail, 4096, torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError):
         find_token_budget(lambda tokens: attempt(4096), 4096, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("fits", "resumed"), [(1024, 1024), (131072, 4096)])
+def test_a_run_resumed_on_a_smaller_gpu_computes_what_fits_there(fits, resumed):
+    budget = TokenBudget(fits)
+    budget.load_state_dict(TokenBudget(4096).state_dict())
+    assert budget.tokens == resumed
 
 
 @pytest.mark.parametrize(
