@@ -23,7 +23,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from sentiment_core.inference.backends.base import CPU_TOKENS, in_precision
+from sentiment_core.inference.backends.base import in_precision
+from sentiment_core.inference.backends.torch_packed import LEAST_STEP_TOKENS
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle
 from sentiment_core.text.token_lists import TokenLists
@@ -110,7 +111,32 @@ def test_packing_serves_the_common_families(family_bundle, family):
     lists = random_lists([5, LIMIT, 1, 30, 30, 2])
     found, padding = Engine.load(place, None, "packed").probabilities(lists)
     np.testing.assert_allclose(found, one_by_one(place, lists), atol=0.02)
-    assert padding == CPU_TOKENS - lists.lengths.sum()  # a step always has as many
+    assert padding == LEAST_STEP_TOKENS - lists.lengths.sum()
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps"), [(1, [512]), (8, [512]), (9, [1024]), (32, [2048]), (33, [2048, 512]), (49, [2048, 2048])]
+)
+def test_a_packed_step_is_filled_to_the_next_power_of_two(family_bundle, rows, steps):
+    """A step of the whole budget for each request would cost a GPU three times the request's own."""
+    engine = Engine.load(family_bundle("bert", "standard"), None, "packed")
+    engine.backend.budget = 2048
+    computed = []
+    engine.backend.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    _, padding = engine.probabilities(random_lists([LIMIT] * rows))
+    assert computed == steps
+    assert padding == sum(steps) - LIMIT * rows
+
+
+def test_a_row_longer_than_a_packed_step_is_a_step_of_its_own(family_bundle):
+    engine = Engine.load(family_bundle("bert", "standard"), None, "packed")
+    expected, _ = engine.probabilities(random_lists([LIMIT] * 3))
+    engine.backend.budget = LIMIT // 2 + 1
+    states, padding = engine.probabilities(random_lists([LIMIT] * 3))
+    np.testing.assert_allclose(states, expected, atol=1e-3)
+    assert padding == 3 * 2
 
 
 @pytest.mark.slow
@@ -118,9 +144,11 @@ def test_packing_serves_the_common_families(family_bundle, family):
     not (shutil.which("c++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
     reason="needs a C++ compiler and Python's headers, for torch.compile",
 )
-def test_one_compiled_shape_serves_all_packed_rows(family_bundle):
+def test_one_compiled_shape_serves_all_full_steps(family_bundle):
     place = family_bundle("bert", "standard")
+    torch._dynamo.utils.counters.clear()
     engine = Engine.load(place, None, "compiled")
+    assert torch._dynamo.utils.counters["stats"]
     torch._dynamo.utils.counters.clear()
     for lengths in ([5, LIMIT, 1, 30], [7], [LIMIT] * 40):
         lists = random_lists(lengths)
