@@ -40,7 +40,7 @@ from sentiment_core.training.checkpoint import (
 )
 from sentiment_core.training.data_pruning import DataPruning
 from sentiment_core.training.epochs import RunProgress
-from sentiment_core.training.forward import Forward
+from sentiment_core.training.forward import Forward, can_expand_mask
 from sentiment_core.training.gradients import Backward, DistributedBackward, PlainBackward
 from sentiment_core.training.optimizer import (
     clip_at_next_step,
@@ -88,7 +88,8 @@ class TrainingLoop:
         self.vocabulary = TrimmedVocabulary(self.model, task.token_ids)
         self.model.to(self.device)
         dtype = hardware.compute_dtype(self.device)
-        self.forward = Forward(self.device, dtype, self.settings.max_length, task.pad_id)
+        expands_mask = self.device.type == "cuda" and can_expand_mask(self.model)
+        self.forward = Forward(self.device, dtype, self.settings.max_length, task.pad_id, expands_mask)
         self.class_weights = self._weigh_classes()
         self.optimizer = make_optimizer(self.model, self.settings)
         self.average = WeightAverage(self.model, self.settings.ema_decay)
@@ -141,8 +142,8 @@ class TrainingLoop:
             started = time.monotonic()
             progress.losses[progress.step] = self._train_step(rows[batch])
             progress.step += 1
+            self._report_progress()  # waits for what a GPU still computes
             progress.seconds += time.monotonic() - started
-            self._report_progress()
             if progress.step < progress.steps and progress.step % AGREE_EVERY_STEPS == 0 and self._is_time_to_save():
                 self._save(NOT_BEST)
 
@@ -179,7 +180,7 @@ class TrainingLoop:
 
     def _row_losses(self, model: nn.Module, rows: np.ndarray) -> torch.Tensor:
         """Compute the loss of each row, (rows,)."""
-        targets = torch.from_numpy(self.train_part.labels[rows]).to(self.device)
+        (targets,) = hardware.to_device(self.device, self.train_part.labels[rows])
         logits = self.forward.logits(model, self.train_part.tokens, rows)
         settings = self.settings
         return self.objective.row_losses(
@@ -284,9 +285,10 @@ class TrainingLoop:
     def _is_time_to_save(self) -> bool:
         """Tell whether the first worker finds that a checkpoint is due; all workers take part."""
         due = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
+        if self.workers == 1:
+            return due
         answer = torch.tensor(due, device=self.device)
-        if self.workers > 1:
-            torch.distributed.broadcast(answer, 0)
+        torch.distributed.broadcast(answer, 0)
         return bool(answer)
 
     def _save(self, score: float, best: BestEpoch | None = None) -> None:
