@@ -37,6 +37,9 @@ from sentiment_core.scoring.task_table import TaskRecord, TaskTable
 # CPUs reserved by a task that reads and tokenizes, and by one of the last stage. The first must differ from what an
 # actor reserves: else Ray Data fuses the two and the model waits for the tokenizer.
 READ_CPUS, LAST_CPUS = 0.5, 0.25
+# Beside a GPU a task reads with a whole CPU, where nodes have enough of them. Twice as many processes would tokenize
+# on the CPU of the thread that launches, which small models need all of.
+READ_CPUS_BESIDE_GPU, ENOUGH_CPUS = 1.0, 3
 # Small units are gathered into tasks of up to this many rows. A task costs about 30 ms whatever it does, which is
 # little beside its seconds on a CPU and beside its tenths of a second on a GPU. Of long texts a task takes fewer, so
 # that it stays a matter of seconds.
@@ -131,18 +134,19 @@ class Stream:
         stream.context.execution_no_progress_timeout_s = -1
         stream.context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
         batches = {"batch_format": "pyarrow", "batch_size": 1}
+        read_cpus = self.read_cpus()
         return (
             stream.map_batches(
                 stages.read_and_tokenize,
                 fn_kwargs={"context": self.context, "files": tokenizer, "guard": guard},
-                num_cpus=READ_CPUS,
+                num_cpus=read_cpus,
                 **batches,
             )
             .map_batches(
                 stages.ClassifyStage,
                 fn_constructor_kwargs={"files": weights, "engine": engine, "guard": guard},
                 compute=ActorPoolStrategy(size=self.workers),
-                **cluster.actor_resources(self.workers, (READ_CPUS, LAST_CPUS), self.kind),
+                **cluster.actor_resources(self.workers, (read_cpus, LAST_CPUS), self.kind),
                 **batches,
             )
             .map_batches(
@@ -152,6 +156,11 @@ class Stream:
                 **batches,
             )
         )
+
+    def read_cpus(self) -> float:
+        """Return the CPUs that a task reserves to read and tokenize."""
+        beside_gpu = self.kind == "GPU" and cluster.fewest_cpus() >= ENOUGH_CPUS
+        return READ_CPUS_BESIDE_GPU if beside_gpu else READ_CPUS
 
     def engine_settings(self, text_bytes: int) -> dict[str, Any]:
         """Return the settings of the actors' engines, for so much text."""

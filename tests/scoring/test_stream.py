@@ -1,6 +1,7 @@
 """The stream through Ray Data: its operators, its patience, and when it stops."""
 
 import time
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -38,11 +39,14 @@ def stream_of(plan: ScorePlan, last_stage=stages.write_outputs, workers: int = 1
     return Stream(plan.context, plan.bundle_files, last_stage, arguments, workers, "CPU", 60.0, deadline)
 
 
-def test_the_tokenizer_does_not_run_inside_the_actors(plan):
+@pytest.mark.parametrize("kind", ["CPU", "GPU"])
+def test_the_tokenizer_does_not_run_inside_the_actors(plan, kind, monkeypatch):
     """Ray Data fuses stages that ask for the same resources; the model would then wait for the tokenizer."""
     guard = TaskGuard.start(60.0)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     for workers in (1, 2):
-        dataset = stream_of(plan, workers=workers).dataset([plan.units_to_score], guard)
+        dataset = replace(stream_of(plan, workers=workers), kind=kind).dataset([plan.units_to_score], guard)
         operators = get_execution_plan(dataset._logical_plan)[0].dag.post_order_iter()
         kinds = ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator", "TaskPoolMapOperator"]
         assert [type(operator).__name__ for operator in operators] == kinds
