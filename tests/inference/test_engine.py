@@ -130,6 +130,26 @@ def test_a_packed_step_is_filled_to_the_next_power_of_two(family_bundle, rows, s
     assert padding == sum(steps) - LIMIT * rows
 
 
+def test_heads_of_any_size_can_be_packed(packaged_encoder, tmp_path, monkeypatch):
+    """The kernel of GPUs takes heads whose size is a multiple of 8."""
+    sizes = SIZES | {"hidden_size": 52}
+    AutoModel.from_config(BertConfig(vocab_size=30522, **sizes, **POSITIONS)).save_pretrained(tmp_path / "encoder")
+    AutoTokenizer.from_pretrained(packaged_encoder).save_pretrained(tmp_path / "encoder")
+    place = make_bundle(str(tmp_path / "encoder"), tmp_path / "b", max_length=LIMIT)
+    lists = random_lists([5, LIMIT, 1, 30])
+    expected = one_by_one(place, lists)
+    engine = Engine.load(place, None, "packed")
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def record(query, *arguments, **keywords):
+        seen.add(query.shape[-1])
+        return attend(query, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    np.testing.assert_allclose(engine.probabilities(lists)[0], expected, atol=0.02)
+    assert seen == {32}  # of 26
+
+
 def test_a_row_longer_than_a_packed_step_is_a_step_of_its_own(family_bundle):
     engine = Engine.load(family_bundle("bert", "standard"), None, "packed")
     expected, _ = engine.probabilities(random_lists([LIMIT] * 3))

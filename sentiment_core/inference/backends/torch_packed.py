@@ -13,6 +13,7 @@ from sentiment_core.text.batching import packs_by_tokens
 from sentiment_core.text.token_lists import TokenLists
 
 LEAST_STEP_TOKENS = 512  # of a step of few rows
+KERNEL_STEP = 8  # the attention kernel takes heads of multiples of it; TinyBERT's have 26 numbers
 
 
 class Packed:
@@ -134,7 +135,10 @@ def packed_attention(
     if sliding_window is not None:
         raise BackendUnavailable("this family attends within a sliding window")
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None
+    size = query.shape[-1]
+    if padding := -size % KERNEL_STEP:  # zeros, which change no product
+        q, k, v = (nn.functional.pad(states, (0, padding)) for states in (q, k, v))
+    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling)[..., :size].unsqueeze(0), None
 
 
 PACKED_ATTENTION = "sentiment_core_packed"
