@@ -245,9 +245,10 @@ class TrainingLoop:
         return PlainBackward(self.model)
 
     def _probe_memory(self, tokens: int) -> None:
-        """Run forward and backward of the longest rows, beside as much memory as the optimizer will take."""
+        """Run forward and backward of a worker's longest rows, beside as much memory as the optimizer will take."""
+        share = -(-self.settings.batch_size // self.workers)
         reserve = [torch.empty_like(p) for p in self.model.parameters() for _ in range(4)]
-        rows = batches_by_tokens(self.lengths, tokens)[0][: self.settings.batch_size]
+        rows = batches_by_tokens(self.lengths, tokens)[0][:share]
         self._row_losses(self.model.train(), rows).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
         del reserve
