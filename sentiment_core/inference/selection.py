@@ -146,7 +146,9 @@ def select_backend(
         passed_over: list[str] = []
         for entry in entries:
             try:
-                backend = entry.make(inputs)
+                # its copies of the weights are plain tensors: those of inference mode, compiled, are little tested
+                with torch.inference_mode(False), torch.no_grad():
+                    backend = entry.make(inputs)
                 largest = difference(backend, split.head)
                 if not largest <= entry.tolerance:  # nor if it is not a number
                     raise BackendUnavailable(f"its probabilities differ by {largest:.2f} from those of plain torch")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,10 @@ def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
 
 def by_company(engine: Engine) -> float:
     """By how much a row's probabilities may differ with what else is in the batch: on AMX, torch's bfloat16 product of
-    1,536 columns is added up in an order that depends on the number of tokens, which moved them by up to 0.0021."""
+    1,536 columns is added up in an order that depends on the number of tokens, which moved them by up to 0.0021. On a
+    GPU, cuBLAS chooses kernels by the number of tokens."""
+    if engine.device.type == "cuda":
+        return 5e-3
     on_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     return 3e-3 if on_amx and engine.backend.name == "torch bfloat16" else 1e-3
 
@@ -165,14 +169,18 @@ def test_a_row_longer_than_a_packed_step_is_a_step_of_its_own(family_bundle):
     reason="needs a C++ compiler and Python's headers, for torch.compile",
 )
 def test_one_compiled_shape_serves_all_full_steps(family_bundle):
+    """Also in another thread, as in an actor of Ray Data, which loads in one and computes in another."""
     place = family_bundle("bert", "standard")
     torch._dynamo.utils.counters.clear()
-    engine = Engine.load(place, None, "compiled")
+    engine = Engine.load(place, 2, "compiled")
     assert torch._dynamo.utils.counters["stats"]
+    assert not any(parameter.is_inference() for parameter in engine.backend.encoder.parameters())
     torch._dynamo.utils.counters.clear()
-    for lengths in ([5, LIMIT, 1, 30], [7], [LIMIT] * 40):
+    pool = ThreadPoolExecutor(1)
+    for lengths in ([5, LIMIT, 1, 30], [7], [LIMIT] * (engine.backend.budget // LIMIT + 8)):
         lists = random_lists(lengths)
-        np.testing.assert_allclose(engine.probabilities(lists)[0], one_by_one(place, lists), atol=0.02)
+        probabilities, _ = pool.submit(engine.probabilities, lists).result()
+        np.testing.assert_allclose(probabilities, one_by_one(place, lists), atol=0.02)
     assert not torch._dynamo.utils.counters["stats"]  # no graph but the one that loading made
 
 
