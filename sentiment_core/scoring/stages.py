@@ -35,7 +35,7 @@ from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.task_table import CLASSIFY, FINISH, READ, TaskRecord, TaskTable, UnitRecord
 from sentiment_core.text.arrow import deduplicate_texts
 from sentiment_core.text.status import apply_min_confidence
-from sentiment_core.text.token_lists import TokenLists
+from sentiment_core.text.token_lists import DistinctLists, TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
 
 LOAD_S = 1800.0  # for an actor to load the bundle, and to compile it if it does
@@ -75,7 +75,16 @@ def read_and_tokenize(table: pa.Table, context: ScoringContext, files: ray.Objec
                     counts[i] = json.dumps(unit_counts.to_json())
     except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(task.units), True
-    task = task.replace(errors=errors, lost=lost, counts=counts, status=np.concatenate(status), tokens=_join(tokens))
+    # here, where tasks run side by side: the actors' processors should not wait for it
+    distinct = DistinctLists.find(_join(tokens))
+    task = task.replace(
+        errors=errors,
+        lost=lost,
+        counts=counts,
+        status=np.concatenate(status),
+        lists=distinct.lists,
+        inverse=distinct.inverse,
+    )
     return task.add_seconds(READ, started).table
 
 
@@ -120,23 +129,25 @@ class ClassifyStage:
         started = time.monotonic()
         task = TaskTable(table)
         tokens, status, errors, lost = task.tokens, task.status, task.errors, task.lost
+        lengths = tokens.lengths
         try:
             with self.guard(task.key("classify")):
                 try:
-                    probabilities, padding = self.engine.probabilities(tokens)
+                    probabilities, padding = self.engine.distinct_probabilities(tokens)
                 except Exception:
                     probabilities, padding, rows = self._classify_by_unit(task, tokens, errors)
-                    tokens, status = tokens.take(rows), status[rows]
+                    lengths, status = lengths[rows], status[rows]
         except AttemptsExhausted as error:
             errors, lost = [str(error)] * len(task.units), True
-            probabilities, padding, no_rows = np.zeros((0, self.engine.classes), np.float32), 0, np.zeros(0, np.int64)
-            tokens, status = tokens.take(no_rows), status[no_rows]
+            probabilities, padding = np.zeros((0, self.engine.classes), np.float32), 0
+            lengths, status = lengths[:0], status[:0]
         task = task.replace(
-            tokens=None,
+            lists=None,
+            inverse=None,
             errors=errors,
             lost=lost,
             status=status,
-            lengths=tokens.lengths,
+            lengths=lengths,
             probabilities=probabilities,
             backend="; ".join([self.engine.backend.name, *self.engine.remarks]),
             padding_tokens=padding,
@@ -144,7 +155,7 @@ class ClassifyStage:
         return task.add_seconds(CLASSIFY, started).table
 
     def _classify_by_unit(
-        self, task: TaskTable, tokens: TokenLists, errors: list[str]
+        self, task: TaskTable, tokens: DistinctLists, errors: list[str]
     ) -> tuple[np.ndarray, int, np.ndarray]:
         """Compute the units one by one, and note the `errors` of those that fail.
 

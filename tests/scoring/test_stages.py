@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
@@ -19,7 +20,7 @@ def plan(ray_here, tiny_bundle, tmp_path, monkeypatch) -> ScorePlan:
     """A plan of two shards of three rows."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # a stage sets it, elsewhere in a process of its own
     for name in ("a", "b"):
-        write_shard(tmp_path / "corpus", f"{name}.parquet", {"text": ["good", "bad", "fine"]})
+        write_shard(tmp_path / "corpus", f"{name}.parquet", {"text": ["good", "bad", "fine day"]})
     return plan_folder(tiny_bundle, tmp_path / "corpus", tmp_path / "out")
 
 
@@ -57,3 +58,28 @@ def test_a_process_whose_gpu_is_broken_ends(plan, guard, stage, monkeypatch):
     stage.engine.device = torch.device("cuda")  # which torch cannot use here
     with pytest.raises(Exited):
         stage(tokenized(plan, guard))
+
+
+def test_reading_leaves_each_text_of_the_task_once_the_longest_first(plan, guard):
+    tokens = TaskTable(tokenized(plan, guard)).tokens
+    assert tokens.lists.lengths.tolist() == [4, 3, 3]
+    assert tokens.inverse.tolist() == [1, 2, 0, 1, 2, 0]
+    assert tokens.lengths.tolist() == [3, 3, 4] * 2
+
+
+def test_a_unit_that_cannot_be_computed_leaves_the_others_alone(plan, guard, stage, tmp_path):
+    write_shard(tmp_path / "corpus", "b.parquet", {"text": ["awful", "bad", "fine day"]})
+    plan = plan_folder(plan.settings.model, tmp_path / "corpus", tmp_path / "out")
+    table = tokenized(plan, guard)
+    expected = TaskTable(stage(table))
+    awful = TaskTable(table).tokens.take(np.array([3])).ids[1]
+
+    def refuse(module, inputs):
+        if (inputs[0] == awful).any():
+            raise ValueError("awful")
+
+    stage.engine.backend.encoder.register_forward_pre_hook(refuse)
+    task = TaskTable(stage(table))
+    assert task.errors == ["", "ValueError: awful"]
+    assert task.lengths.tolist() == expected.lengths[:3].tolist()
+    np.testing.assert_allclose(task.probabilities(2), expected.probabilities(2)[:3], atol=1e-3)
