@@ -126,6 +126,7 @@ class ClassifyStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Compute the probabilities of a task's rows."""
+        connection.leave_background()  # the thread that computes is another than the one that loaded
         started = time.monotonic()
         task = TaskTable(table)
         tokens, status, errors, lost = task.tokens, task.status, task.errors, task.lost

@@ -40,6 +40,11 @@ READ_CPUS, LAST_CPUS = 0.5, 0.25
 # Beside a GPU a task reads with a whole CPU, where nodes have enough of them. Twice as many processes would tokenize
 # on the CPU of the thread that launches, which small models need all of.
 READ_CPUS_BESIDE_GPU, ENOUGH_CPUS = 1.0, 3
+# Calls of an actor at once, and tasks sent to it. One computes at a time: Ray Data gives the stage a thread of its own.
+# Meanwhile the next task's block is fetched and the last one's result is stored, which spares a GPU 12 ms between two
+# tasks (benchmarks/busy.py). On CPUs tasks take seconds, and should not queue where another actor is free.
+ACTOR_CALLS = {"CPU": 1, "GPU": 2}
+ACTOR_TASKS = {"CPU": 2, "GPU": 3}
 # Small units are gathered into tasks of up to this many rows. A task costs about 30 ms whatever it does, which is
 # little beside its seconds on a CPU and beside its tenths of a second on a GPU. Of long texts a task takes fewer, so
 # that it stays a matter of seconds.
@@ -145,7 +150,8 @@ class Stream:
             .map_batches(
                 stages.ClassifyStage,
                 fn_constructor_kwargs={"files": weights, "engine": engine, "guard": guard},
-                compute=ActorPoolStrategy(size=self.workers),
+                compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=ACTOR_TASKS[self.kind]),
+                max_concurrency=ACTOR_CALLS[self.kind],
                 **cluster.actor_resources(self.workers, (read_cpus, LAST_CPUS), self.kind),
                 **batches,
             )
