@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, BertConfig, BertModel
@@ -18,7 +17,6 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.encoder import load_tokenizer
 from sentiment_core.model.records import Int8Check, ReferenceStatistics
-from sentiment_core.runtime import connection
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -113,6 +111,10 @@ def tiny_bundle(tiny_encoder, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def ray_here():
     """Ray with room for two workers, whatever the machine."""
+    import ray  # here, so that tests of the engine run where Ray is not installed
+
+    from sentiment_core.runtime import connection
+
     ray.init(num_cpus=max(2, torch.get_num_threads()), include_dashboard=False, log_to_driver=False, address="local")
     connection.connect()
     yield

@@ -19,7 +19,7 @@ from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
 from sentiment_core.runtime import hardware
 from sentiment_core.runtime.precision import Precision
-from sentiment_core.text.token_lists import TokenLists, deduplicate, mean_over_windows
+from sentiment_core.text.token_lists import DistinctLists, TokenLists, mean_over_windows
 
 
 class NotFinite(UserError):
@@ -116,27 +116,28 @@ class Engine:
         )
 
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
-        """Compute the probabilities of all rows.
+        """Compute the probabilities of all rows, those with the same tokens once; see `distinct_probabilities`."""
+        return self.distinct_probabilities(DistinctLists.find(tokens))
 
-        Rows with the same tokens are computed once. When memory runs out, the engine halves the tokens of a batch and
-        keeps to that.
+    def distinct_probabilities(self, tokens: DistinctLists) -> tuple[np.ndarray, int]:
+        """Compute the probabilities of rows whose distinct lists are known.
+
+        When memory runs out, the engine halves the tokens of a batch and keeps to that.
 
         Returns:
-            Probabilities (n, classes) float32 in the order of `tokens`, NaN for rows without tokens; and the number of
+            Probabilities (n, classes) float32 in the order of the rows, NaN for rows without tokens; and the number of
             tokens of padding that were computed.
 
         Raises:
             NotFinite: The model gives no numbers for some rows.
         """
         self._limit_threads()
-        first_rows, inverse = deduplicate(tokens)
-        unique = tokens.take(first_rows)
         while True:
             try:
-                probabilities, padding = self._compute(unique)
-                return probabilities[inverse], padding
-            except torch.OutOfMemoryError:
-                if self.backend.budget <= LEAST_TOKENS:
+                probabilities, padding = self._compute(tokens.lists)
+                return probabilities[tokens.inverse], padding
+            except RuntimeError as error:
+                if not hardware.is_out_of_memory(error) or self.backend.budget <= LEAST_TOKENS:
                     raise
             except NotFinite:
                 if self.exact_model is None:
@@ -146,6 +147,11 @@ class Engine:
             # outside the except block, whose traceback would keep the memory in use
             self.backend.budget //= 2
             torch.cuda.empty_cache()
+
+    @property
+    def is_usable(self) -> bool:
+        """True unless an error left the device refusing this process everything."""
+        return hardware.still_computes(self.device)
 
     @property
     def remarks(self) -> list[str]:

@@ -189,7 +189,9 @@ def select_backend(
         passed_over: list[str] = []
         for choice in (ordered := order_choices(choices, rates, work_tokens, layers)):
             try:
-                backend = _make(inputs, choice)
+                # its copies of the weights are plain tensors: those of inference mode, compiled, are little tested
+                with torch.inference_mode(False), torch.no_grad():
+                    backend = _make(inputs, choice)
                 states = _states(backend, probe)
                 entry = find_backend(choice.backend)
                 largest = float(np.abs(_activate(states, split.head, objective) - expected).max())

@@ -1,5 +1,6 @@
 """Size work by what the Ray cluster has, or may still start."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -80,16 +81,18 @@ def threads_per_worker(workers: int) -> int:
 
 
 def actor_resources(workers: int, task_cpus: Sequence[float], kind: DeviceKind) -> dict[str, float]:
-    """Return what an actor that holds the model reserves: a GPU, or up to one CPU.
+    """Return what an actor that holds the model reserves: up to one CPU, and a GPU to compute there.
+
+    Beside a GPU the CPU is for the thread that launches the work.
 
     `task_cpus`: what one task of each other stage reserves. Every node keeps room for one of each, however Ray spreads
     the actors; without that the stream would stand still. An actor never reserves the same as a task: Ray would fuse
     the two, and the model would wait for the tokenizer.
     """
-    if kind == "GPU":
-        return {"num_gpus": 1}
     room = count_nodes_with_cpus() * sum(task_cpus)
     share = min(1.0, max(0.01, int(100 * (max_devices("CPU") - room) / workers) / 100))
+    if kind == "GPU":
+        return {"num_gpus": 1, "num_cpus": share}
     return {"num_cpus": share if share not in task_cpus else share - 0.01}
 
 
@@ -107,9 +110,25 @@ def live_nodes() -> list[dict]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def check_assigned_gpu() -> None:
+    """Raise `UserError` if Ray gave this worker a GPU that torch cannot use.
+
+    Ray counts GPUs by their driver. Without this check torch computes on a CPU, and no message says so.
+    """
+    if ray.get_gpu_ids():
+        from sentiment_core.runtime import hardware  # torch: seconds, which other stages need not spend
+
+        hardware.check_gpu()
+
+
 def count_nodes_with_cpus() -> int:
     """Count the live nodes that run tasks on CPUs."""
     return sum(node["Resources"].get("CPU", 0) > 0 for node in live_nodes())
+
+
+def fewest_cpus() -> float:
+    """Return the CPUs of the smallest live node that has any; infinite before such a node is there."""
+    return min((cpus for node in live_nodes() if (cpus := node["Resources"].get("CPU", 0))), default=math.inf)
 
 
 def pin_to_this_node() -> NodeAffinitySchedulingStrategy:

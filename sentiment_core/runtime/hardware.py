@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,63 @@ CPU_FIELDS = (
     "Features",
 )
 
+DRIVER = Path("/proc/driver/nvidia/version")  # NVIDIA's, on Linux
+# First driver by CUDA's major version (CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required NVIDIA
+# Driver Version")
+FIRST_DRIVER = {"11": "450", "12": "525", "13": "580"}
+OLD_CUDA = "https://download.pytorch.org/whl/cu126"  # builds for older drivers and for GPUs from 2014 on
+
 
 def device() -> torch.device:
-    """Return the GPU that Ray gave this process, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU that Ray gave this process, else the CPU.
+
+    Raises `UserError` for a GPU that torch has no kernels for.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    check_gpu()
+    return torch.device("cuda")
+
+
+def check_gpu() -> None:
+    """Raise `UserError` where torch cannot use the GPU of this process."""
+    torch_name = f"torch {torch.__version__}"
+    if torch.cuda.is_available():
+        capability, built_for = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+        if torch.version.cuda and built_for and not any(_runs_on(capability, arch) for arch in built_for):
+            raise UserError(
+                f"{torch_name} has no kernels for {torch.cuda.get_device_name()} (sm_{capability[0]}{capability[1]}); "
+                f"expected one of {', '.join(built_for)}. Install a build from {OLD_CUDA} or pass --device cpu."
+            )
+    elif not torch.version.cuda:
+        raise UserError(
+            f"{torch_name} is built without CUDA and cannot use the GPU of this worker. "
+            "Install torch with CUDA or pass --device cpu."
+        )
+    else:
+        first_driver = FIRST_DRIVER.get(torch.version.cuda.partition(".")[0], "a newer one")
+        raise UserError(
+            f"{torch_name} for CUDA {torch.version.cuda} cannot use the GPU of this worker: its driver is "
+            f"{_driver_version()}, expected {first_driver} or newer. "
+            f"Update the driver, install a build from {OLD_CUDA}, or pass --device cpu."
+        )
+
+
+def _runs_on(capability: tuple[int, int], arch: str) -> bool:
+    """Return whether code for `arch`, such as `sm_80` or `compute_90`, runs on a GPU of this capability."""
+    kind, _, number = arch.partition("_")
+    version = int(re.sub(r"\D", "", number) or 0)
+    built_for = divmod(version, 10)
+    if kind == "compute":  # the driver compiles it for any later GPU
+        return capability >= built_for
+    return capability[0] == built_for[0] and capability[1] >= built_for[1]
+
+
+def _driver_version() -> str:
+    """Return the version of NVIDIA's driver, `unknown` where it does not say."""
+    text = DRIVER.read_text() if DRIVER.exists() else ""
+    match = re.search(r"\d+\.\d+(?:\.\d+)?", text)
+    return match[0] if match else "unknown"
 
 
 def number_types(device: torch.device) -> list[torch.dtype]:
@@ -86,6 +140,29 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """
     low_precision = dtype != torch.float32
     return torch.autocast(device.type, dtype if low_precision else torch.bfloat16, enabled=low_precision)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out.
+
+    cuBLAS and CUDA's driver raise errors of their own for that, not torch's.
+    """
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "ALLOC_FAILED" in text
+
+
+def still_computes(device: torch.device) -> bool:
+    """Return whether this process can use the device; after some errors a GPU refuses it everything.
+
+    The text of an error does not tell: Triton, cuDNN and CUDA word theirs differently, and many leave the GPU usable.
+    """
+    if device.type != "cuda":
+        return True
+    try:
+        torch.ones(1, device=device).sum().item()  # waits for all that was launched
+    except Exception as error:
+        return is_out_of_memory(error)
+    return True
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -74,9 +74,9 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
             workers,
             kind,
             plan.settings.task_minutes,
+            deadline,
             run_file.computed_by,
             lambda choices: outputs.write_run_file(plan.output_folder, replace(run_file, computed_by=dict(choices))),
-            deadline,
         )
         stream.run("score", plan.units_to_score, tally)
     summary = summarize(plan, tally, workers, time.monotonic() - started)

@@ -88,7 +88,14 @@ class Rescoring:
         )
         arguments = {"units_of_parts": {part.output: unit for part, unit in parts.items() if part != unit}}
         stream = Stream(
-            context, self.bundle_files, stages.compare_outputs, arguments, workers, kind, TASK_MINUTES, self.choices
+            context,
+            self.bundle_files,
+            stages.compare_outputs,
+            arguments,
+            workers,
+            kind,
+            TASK_MINUTES,
+            choices=self.choices,
         )
         stream.run("verify", list(parts), tally)
         return tally

@@ -25,7 +25,7 @@ from sentiment_core.data.shards import Unit
 from sentiment_core.data.types import canonical_type, set_types
 from sentiment_core.model import bundle
 from sentiment_core.model.objective import Objective
-from sentiment_core.runtime import connection, storage
+from sentiment_core.runtime import cluster, connection, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.task_guard import AttemptsExhausted, TaskGuard, limit_memory
 from sentiment_core.scoring import comparison, outputs
@@ -35,7 +35,7 @@ from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.task_table import CLASSIFY, FINISH, READ, TaskRecord, TaskTable, UnitRecord
 from sentiment_core.text.arrow import deduplicate_texts
 from sentiment_core.text.status import apply_min_confidence
-from sentiment_core.text.token_lists import TokenLists
+from sentiment_core.text.token_lists import DistinctLists, TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
 
 LOAD_S = 1800.0  # for an actor to load the bundle, and to compile it if it does
@@ -75,7 +75,16 @@ def read_and_tokenize(table: pa.Table, context: ScoringContext, files: ray.Objec
                     counts[i] = json.dumps(unit_counts.to_json())
     except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(task.units), True
-    task = task.replace(errors=errors, lost=lost, counts=counts, status=np.concatenate(status), tokens=_join(tokens))
+    # here, where tasks run side by side: the actors' processors should not wait for it
+    distinct = DistinctLists.find(_join(tokens))
+    task = task.replace(
+        errors=errors,
+        lost=lost,
+        counts=counts,
+        status=np.concatenate(status),
+        lists=distinct.lists,
+        inverse=distinct.inverse,
+    )
     return task.add_seconds(READ, started).table
 
 
@@ -109,6 +118,7 @@ class ClassifyStage:
         from sentiment_core.inference.engine import Engine
 
         connection.leave_background()
+        cluster.check_assigned_gpu()
         self.guard = guard
         key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray restarts the actor
         with guard(key, LOAD_S), storage.unpack_files(ray.get(files)) as folder:
@@ -116,26 +126,29 @@ class ClassifyStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Compute the probabilities of a task's rows."""
+        connection.leave_background()  # the thread that computes is another than the one that loaded
         started = time.monotonic()
         task = TaskTable(table)
         tokens, status, errors, lost = task.tokens, task.status, task.errors, task.lost
+        lengths = tokens.lengths
         try:
             with self.guard(task.key("classify")):
                 try:
-                    probabilities, padding = self.engine.probabilities(tokens)
+                    probabilities, padding = self.engine.distinct_probabilities(tokens)
                 except Exception:
                     probabilities, padding, rows = self._classify_by_unit(task, tokens, errors)
-                    tokens, status = tokens.take(rows), status[rows]
+                    lengths, status = lengths[rows], status[rows]
         except AttemptsExhausted as error:
             errors, lost = [str(error)] * len(task.units), True
-            probabilities, padding, no_rows = np.zeros((0, self.engine.classes), np.float32), 0, np.zeros(0, np.int64)
-            tokens, status = tokens.take(no_rows), status[no_rows]
+            probabilities, padding = np.zeros((0, self.engine.classes), np.float32), 0
+            lengths, status = lengths[:0], status[:0]
         task = task.replace(
-            tokens=None,
+            lists=None,
+            inverse=None,
             errors=errors,
             lost=lost,
             status=status,
-            lengths=tokens.lengths,
+            lengths=lengths,
             probabilities=probabilities,
             backend="; ".join([self.engine.backend.name, *self.engine.remarks]),
             choice=[self.engine.chip, str(self.engine.choice)],
@@ -144,7 +157,7 @@ class ClassifyStage:
         return task.add_seconds(CLASSIFY, started).table
 
     def _classify_by_unit(
-        self, task: TaskTable, tokens: TokenLists, errors: list[str]
+        self, task: TaskTable, tokens: DistinctLists, errors: list[str]
     ) -> tuple[np.ndarray, int, np.ndarray]:
         """Compute the units one by one, and note the `errors` of those that fail.
 
@@ -155,8 +168,8 @@ class ClassifyStage:
             try:
                 unit_probabilities, unit_padding = self.engine.probabilities(tokens.take(rows))
             except Exception as error:
-                if "CUDA error" in str(error):
-                    os._exit(1)  # this process cannot use its GPU any more; the next one may
+                if not self.engine.is_usable:
+                    os._exit(1)  # the next process may use the GPU
                 errors[i] = describe_error(error)
                 continue
             probabilities.append(unit_probabilities)

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from sentiment_core.data.shards import FailedShard, Unit
 from sentiment_core.model import bundle
 from sentiment_core.runtime import cluster
 from sentiment_core.runtime.cluster import DeviceKind
+from sentiment_core.runtime.failures import describe_remote_error
 from sentiment_core.runtime.progress import Progress
 from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard
 from sentiment_core.scoring import stages
@@ -36,6 +37,14 @@ from sentiment_core.scoring.task_table import TaskRecord, TaskTable
 # CPUs reserved by a task that reads and tokenizes, and by one of the last stage. The first must differ from what an
 # actor reserves: else Ray Data fuses the two and the model waits for the tokenizer.
 READ_CPUS, LAST_CPUS = 0.5, 0.25
+# Beside a GPU a task reads with a whole CPU, where nodes have enough of them. Twice as many processes would tokenize
+# on the CPU of the thread that launches, which small models need all of.
+READ_CPUS_BESIDE_GPU, ENOUGH_CPUS = 1.0, 3
+# Calls of an actor at once, and tasks sent to it. One computes at a time: Ray Data gives the stage a thread of its own.
+# Meanwhile the next task's block is fetched and the last one's result is stored, which spares a GPU 12 ms between two
+# tasks (benchmarks/busy.py). On CPUs tasks take seconds, and should not queue where another actor is free.
+ACTOR_CALLS = {"CPU": 1, "GPU": 2}
+ACTOR_TASKS = {"CPU": 2, "GPU": 3}
 # Small units are gathered into tasks of up to this many rows. A task costs about 30 ms whatever it does, which is
 # little beside its seconds on a CPU and beside its tenths of a second on a GPU. Of long texts a task takes fewer, so
 # that it stays a matter of seconds.
@@ -58,9 +67,9 @@ class Stream:
     workers: int
     kind: DeviceKind
     task_minutes: float
-    choices: Mapping[str, str]  # by chip, of earlier runs
-    note_choices: Callable[[dict[str, str]], None] = lambda choices: None  # called with each new chip's
     deadline: float | None = None  # by `time.monotonic()`: the first block that comes later is the last
+    choices: Mapping[str, str] = field(default_factory=dict)  # by chip, of earlier runs
+    note_choices: Callable[[dict[str, str]], None] = lambda choices: None  # called with each new chip's
 
     def run(self, kind: str, units: list[Unit], tally: Tally) -> None:
         """Work on all units and add what comes of them to the tally.
@@ -106,8 +115,7 @@ class Stream:
         except _TimeIsUp:
             tally.out_of_time = True
         except ray.exceptions.RayActorError as error:
-            last_line = str(error).strip().rpartition("\n")[2]  # below the trace
-            tally.broken = f"no worker could load the model: {last_line}"
+            tally.broken = f"no worker could load the model: {describe_remote_error(str(error))}"
 
     def start_guard(self) -> TaskGuard:
         """Start what bounds the time and the attempts of the tasks."""
@@ -136,18 +144,20 @@ class Stream:
         stream.context.execution_no_progress_timeout_s = -1
         stream.context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
         batches = {"batch_format": "pyarrow", "batch_size": 1}
+        read_cpus = self.read_cpus()
         return (
             stream.map_batches(
                 stages.read_and_tokenize,
                 fn_kwargs={"context": self.context, "files": tokenizer, "guard": guard},
-                num_cpus=READ_CPUS,
+                num_cpus=read_cpus,
                 **batches,
             )
             .map_batches(
                 stages.ClassifyStage,
                 fn_constructor_kwargs={"files": weights, "engine": engine, "guard": guard},
-                compute=ActorPoolStrategy(size=self.workers),
-                **cluster.actor_resources(self.workers, (READ_CPUS, LAST_CPUS), self.kind),
+                compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=ACTOR_TASKS[self.kind]),
+                max_concurrency=ACTOR_CALLS[self.kind],
+                **cluster.actor_resources(self.workers, (read_cpus, LAST_CPUS), self.kind),
                 **batches,
             )
             .map_batches(
@@ -157,6 +167,11 @@ class Stream:
                 **batches,
             )
         )
+
+    def read_cpus(self) -> float:
+        """Return the CPUs that a task reserves to read and tokenize."""
+        beside_gpu = self.kind == "GPU" and cluster.fewest_cpus() >= ENOUGH_CPUS
+        return READ_CPUS_BESIDE_GPU if beside_gpu else READ_CPUS
 
     def engine_settings(self, units: list[Unit]) -> dict[str, Any]:
         """Return the settings of the actors' engines, for the text of these units."""

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sentiment_core.data.shards import Unit
-from sentiment_core.text.token_lists import TokenLists
+from sentiment_core.text.token_lists import DistinctLists, TokenLists
 
 STAGES = ("read and tokenise", "classify", "write")  # keys of what `_summary.json` and the meters say of seconds
 READ, CLASSIFY, FINISH = STAGES
@@ -24,7 +24,7 @@ class TaskTable:
     """A task's units and what is known of their rows so far.
 
     `status`, `tokens`, `lengths` and `probabilities` are those of the rows of all units without an error, one unit
-    after another.
+    after another. `tokens` are the columns `lists` and `inverse`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -62,11 +62,12 @@ class TaskTable:
         return self._rows("status").to_numpy()
 
     @property
-    def tokens(self) -> TokenLists:
+    def tokens(self) -> DistinctLists:
         """The token ids of the rows."""
-        lists = self._rows("tokens")
+        lists = self._rows("lists")
         offsets = lists.offsets.to_numpy().astype(np.int64)
-        return TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
+        tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
+        return DistinctLists(tokens, self._rows("inverse").to_numpy().astype(np.int64))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -133,7 +134,7 @@ def _one_list(values: pa.Array) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
 
 
-def _tokens_column(tokens: TokenLists) -> pa.Array:
+def _lists_column(tokens: TokenLists) -> pa.Array:
     return _one_list(pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.ids)))
 
 
@@ -142,7 +143,8 @@ _TO_COLUMN: dict[str, Callable[[Any], pa.Array]] = {
     "lost": lambda lost: pa.array([lost]),
     "counts": lambda counts: pa.array([counts], pa.list_(pa.string())),
     "status": lambda status: _one_list(pa.array(status)),
-    "tokens": _tokens_column,
+    "lists": _lists_column,
+    "inverse": lambda inverse: _one_list(pa.array(inverse, pa.int32())),
     "lengths": lambda lengths: _one_list(pa.array(lengths)),
     "probabilities": lambda probabilities: _one_list(pa.array(probabilities.ravel())),
     "backend": lambda backend: pa.array([backend]),

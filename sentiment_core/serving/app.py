@@ -130,6 +130,7 @@ def _make_service(settings: ServeSettings) -> Any:
         def __init__(self, files: ray.ObjectRef, threads: int, path: str, models: str | None) -> None:
             """Load the bundle at `path` from its `files`; follow the current one of `models`, a folder of bundles."""
             connection.leave_background()
+            cluster.check_assigned_gpu()
             self.model = ServedModel(ray.get(files), threads, settings.min_confidence, settings.precision)
             self.batcher = MicroBatcher(lambda requests: self.model.answer(requests))
             if models:

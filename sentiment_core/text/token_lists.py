@@ -30,7 +30,10 @@ class TokenLists:
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray) -> "TokenLists":
-        """Select rows, in the order of `rows`, with repetitions."""
+        """Select rows, in the order of `rows`, with repetitions. Consecutive rows are not copied."""
+        if len(rows) and rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all():
+            offsets = self.offsets[rows[0] : rows[-1] + 2]
+            return TokenLists(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -59,16 +62,33 @@ def mean_over_windows(logits: np.ndarray, first: np.ndarray) -> np.ndarray:
     return np.add.reduceat(logits, first) / counts[:, None]
 
 
-def deduplicate(tokens: TokenLists) -> tuple[np.ndarray, np.ndarray]:
-    """Find equal token lists; return (first_rows, inverse).
+@dataclass(frozen=True)
+class DistinctLists:
+    """The distinct lists of some rows, longest first, and which of them each row holds."""
 
-    `first_rows`: the first row of each distinct list. `inverse` (n,): which of those each row equals, so
-    `values[first_rows][inverse]` is what `values` would be for all rows.
-    """
-    buffers = [None, pa.py_buffer(tokens.offsets * tokens.ids.itemsize), pa.py_buffer(tokens.ids)]
-    as_bytes = pa.Array.from_buffers(pa.large_binary(), len(tokens), buffers)
-    inverse = as_bytes.dictionary_encode().indices.to_numpy()
-    return np.unique(inverse, return_index=True)[1], inverse
+    lists: TokenLists
+    inverse: np.ndarray  # (rows,) int64: `values[inverse]` are the rows' values, of the lists' `values`
+
+    @classmethod
+    def find(cls, tokens: TokenLists) -> "DistinctLists":
+        """Find the distinct ones of token lists; of equal length, those that come first stay first."""
+        buffers = [None, pa.py_buffer(tokens.offsets * tokens.ids.itemsize), pa.py_buffer(tokens.ids)]
+        as_bytes = pa.Array.from_buffers(pa.large_binary(), len(tokens), buffers)
+        numbers = as_bytes.dictionary_encode().indices.to_numpy()
+        first_rows = np.unique(numbers, return_index=True)[1]
+        order = np.argsort(-tokens.lengths[first_rows], kind="stable")
+        position = np.empty_like(order)
+        position[order] = np.arange(len(order))
+        return cls(tokens.take(first_rows[order]), position[numbers])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, (rows,) int64."""
+        return self.lists.lengths[self.inverse]
+
+    def take(self, rows: np.ndarray) -> TokenLists:
+        """Select rows, in the order of `rows`, with repetitions."""
+        return self.lists.take(self.inverse[rows])
 
 
 def length_histogram(lengths: np.ndarray) -> list[int]:

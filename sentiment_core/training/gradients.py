@@ -53,7 +53,10 @@ class DistributedBackward:
     """Several workers: each computes its rows, and the last part of a batch brings all gradients together."""
 
     def __init__(self, model: nn.Module, workers: int, find_unused_parameters: bool) -> None:
-        self.model = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
+        # buffers, such as the numbers of positions, never change: they need not travel before each forward pass
+        self.model = DistributedDataParallel(
+            model, find_unused_parameters=find_unused_parameters, broadcast_buffers=False
+        )
         self.workers = workers
 
     def add_gradients(self, loss: LossOfRows, lengths: np.ndarray, budget_tokens: int) -> torch.Tensor:

@@ -43,7 +43,7 @@ from sentiment_core.training.checkpoint import (
 )
 from sentiment_core.training.data_pruning import DataPruning
 from sentiment_core.training.epochs import RunProgress
-from sentiment_core.training.forward import Forward
+from sentiment_core.training.forward import Forward, can_expand_mask
 from sentiment_core.training.gradients import Backward, DistributedBackward, PlainBackward
 from sentiment_core.training.number_type import NumberType, choose_number_type
 from sentiment_core.training.optimizer import (
@@ -147,8 +147,8 @@ class TrainingLoop:
             started = time.monotonic()
             progress.losses[progress.step] = self._train_step(rows[batch])
             progress.step += 1
+            self._report_progress()  # waits for what a GPU still computes
             progress.seconds += time.monotonic() - started
-            self._report_progress()
             if progress.step < progress.steps and progress.step % AGREE_EVERY_STEPS == 0 and self._is_time_to_save():
                 self._save(NOT_BEST)
 
@@ -185,7 +185,7 @@ class TrainingLoop:
 
     def _row_losses(self, model: nn.Module, rows: np.ndarray, forward: Forward | None = None) -> torch.Tensor:
         """Compute the loss of each row, (rows,); by this run's forward pass unless another is given."""
-        targets = torch.from_numpy(self.train_part.labels[rows]).to(self.device)
+        (targets,) = hardware.to_device(self.device, self.train_part.labels[rows])
         logits = (forward or self.forward).logits(model, self.train_part.tokens, rows)
         settings = self.settings
         return self.objective.row_losses(
@@ -240,7 +240,8 @@ class TrainingLoop:
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     def _make_forward(self, dtype: torch.dtype) -> Forward:
-        return Forward(self.device, dtype, self.settings.max_length, self.task.pad_id)
+        expands_mask = self.device.type == "cuda" and can_expand_mask(self.model)
+        return Forward(self.device, dtype, self.settings.max_length, self.task.pad_id, expands_mask)
 
     def _choose_number_type(self) -> torch.dtype:
         """Choose the number type by steps of the model's first layers on a batch of rows of middle length."""
@@ -292,9 +293,10 @@ class TrainingLoop:
         return PlainBackward(model)
 
     def _probe_memory(self, tokens: int) -> None:
-        """Run forward and backward of the longest rows, beside as much memory as the optimizer will take."""
+        """Run forward and backward of a worker's longest rows, beside as much memory as the optimizer will take."""
+        share = -(-self.recipe.batch_size // self.workers)
         reserve = [torch.empty_like(p) for p in self.model.parameters() for _ in range(4)]
-        rows = batches_by_tokens(self.lengths, tokens)[0][: self.recipe.batch_size]
+        rows = batches_by_tokens(self.lengths, tokens)[0][:share]
         self._row_losses(self.model.train(), rows).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
         del reserve
@@ -332,9 +334,10 @@ class TrainingLoop:
     def _is_time_to_save(self) -> bool:
         """Tell whether the first worker finds that a checkpoint is due; all workers take part."""
         due = time.monotonic() - self.saved_at > 60 * self.settings.checkpoint_minutes
+        if self.workers == 1:
+            return due
         answer = torch.tensor(due, device=self.device)
-        if self.workers > 1:
-            torch.distributed.broadcast(answer, 0)
+        torch.distributed.broadcast(answer, 0)
         return bool(answer)
 
     def _save(self, score: float, best: BestEpoch | None = None) -> None:

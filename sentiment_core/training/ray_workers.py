@@ -20,6 +20,7 @@ from sentiment_core.training import cpu
 from sentiment_core.training.checkpoint import SCORE
 from sentiment_core.training.loop import train_loop
 from sentiment_core.training.task import TrainingTask
+from sentiment_core.training.torch_setup import CheckedTorchConfig
 
 Track = Callable[[int, dict[str, float]], None]  # (optimizer steps done, values by name)
 
@@ -93,6 +94,7 @@ def _make_trainer(folder: str, task_ref: ray.ObjectRef, task: TrainingTask) -> r
     return ray.train.torch.TorchTrainer(
         train_loop,  # type: ignore[arg-type]  # may return what it likes
         train_loop_config={"task": task_ref},
+        torch_config=CheckedTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=task.settings.workers,
             use_gpu=use_gpu,
@@ -117,7 +119,9 @@ def _make_trainer(folder: str, task_ref: ray.ObjectRef, task: TrainingTask) -> r
 def first_failure(error: Exception) -> Exception:
     """Return the worker's exception that says most: when one fails, the others lose their connection to it."""
     failures = getattr(error, "worker_failures", {}).values()
-    return min(failures, key=_lost_connection, default=getattr(error, "controller_failure", error))
+    failure = min(failures, key=_lost_connection, default=getattr(error, "controller_failure", error))
+    cause = getattr(failure, "cause", None)  # of Ray's wrapper, where the workers were only being set up
+    return cause if isinstance(cause, UserError) else failure
 
 
 def is_loss(failure: Exception) -> bool:
@@ -126,7 +130,9 @@ def is_loss(failure: Exception) -> bool:
 
 
 def _lost_connection(failure: Exception) -> bool:
-    return any(word in str(failure).lower() for word in ("gloo", "nccl", "connection reset", "connection closed"))
+    text = str(failure).lower()
+    lost = any(word in text for word in ("gloo", "nccl", "connection reset", "connection closed"))
+    return lost and "invalid usage" not in text  # of NCCL: each attempt would fail alike
 
 
 @contextlib.contextmanager

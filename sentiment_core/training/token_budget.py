@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 
+from sentiment_core.runtime import hardware
+
 # Tokens computed at a time, padding included: on a CPU what its caches hold, on a GPU more than most fit.
 TRAIN_TOKENS = {"cpu": 2048, "cuda": 131072}
 LEAST_TOKENS = 512
@@ -20,8 +22,8 @@ def find_token_budget(probe: Callable[[int], None], tokens: int, device: torch.d
         try:
             probe(tokens)
             break
-        except torch.OutOfMemoryError:
-            if tokens <= LEAST_TOKENS:
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error) or tokens <= LEAST_TOKENS:
                 raise
         torch.cuda.empty_cache()
         tokens //= 2
@@ -43,5 +45,9 @@ class TokenBudget:
         return {"tokens": self.tokens}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a checkpoint."""
-        self.tokens = state["tokens"]
+        """Continue with a checkpoint's budget, as far as it fits here.
+
+        On a smaller GPU the budget found here stands, since the run would die of the other. Its dropout then differs
+        from that of an undisturbed run. Both budgets are the same on all workers.
+        """
+        self.tokens = min(self.tokens, state["tokens"])

@@ -148,7 +148,12 @@ def _parse_domain(text: str) -> tuple[str, Domain]:
     name, _, values = text.partition("=")
     name = name.strip().replace("-", "_")
     names = {field.name for field in fields(TrainSettings)} - set(NOT_SEARCHED)
-    check(name in names, "search", text, f"NAME=LOW..HIGH or NAME=A/B/C, with NAME one of {', '.join(sorted(names))}")
+    check(
+        name in names and values != "",
+        "search",
+        text,
+        f"NAME=LOW..HIGH or NAME=A/B/C, with NAME one of {', '.join(sorted(names))}",
+    )
     low, dots, high = values.partition("..")
     if not dots:
         return name, [parse_value(TrainSettings, name, value) for value in values.split("/")]

@@ -20,6 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import cluster, preflight
+from sentiment_core.scoring.stream import Stream
 from tests import s3
 from tests.conftest import free_ports
 
@@ -157,6 +158,21 @@ def test_actors_leave_room_for_the_tasks_and_never_reserve_the_same(ray_here):
     if share <= 1:
         assert cluster.actor_resources(workers, (0.5, 0.25), "CPU")["num_cpus"] == share
         assert cluster.actor_resources(workers, (share, room - share), "CPU")["num_cpus"] == share - 0.01
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "read_cpus", "actor_cpus"),
+    [(1, 1, 0.5, 0.25), (2, 1, 0.5, 1.0), (3, 2, 1.0, 0.87), (4, 4, 1.0, 0.68), (16, 1, 1.0, 1.0)],
+)
+def test_beside_a_gpu_the_thread_that_launches_has_a_cpu(ray_here, monkeypatch, cpus, gpus, read_cpus, actor_cpus):
+    resources = {"CPU": cpus, "GPU": gpus}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    assert Stream(*[None] * 4, workers=gpus, kind="GPU", task_minutes=1).read_cpus() == read_cpus
+    assert Stream(*[None] * 4, workers=gpus, kind="CPU", task_minutes=1).read_cpus() == 0.5
+    reserved = cluster.actor_resources(gpus, (read_cpus, 0.25), "GPU")
+    assert reserved == {"num_gpus": 1, "num_cpus": actor_cpus}
+    assert gpus * actor_cpus + read_cpus + 0.25 <= cpus  # every stage has room on the node
 
 
 @pytest.mark.ray

@@ -1,6 +1,9 @@
 """The stream through Ray Data: its operators, its patience, and when it stops."""
 
+import itertools
+import threading
 import time
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -16,6 +19,7 @@ from sentiment_core.scoring.records import RunFile
 from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.stream import Stream
 from sentiment_core.scoring.tally import Tally
+from sentiment_core.scoring.task_table import TaskRecord, TaskTable
 from tests.scoring.runs import plan_folder, write_shard
 
 
@@ -38,14 +42,44 @@ def stream_of(plan: ScorePlan, last_stage=stages.write_outputs, workers: int = 1
     return Stream(plan.context, plan.bundle_files, last_stage, arguments, workers, "CPU", 60.0, deadline)
 
 
-def test_the_tokenizer_does_not_run_inside_the_actors(plan):
+@pytest.mark.parametrize("kind", ["CPU", "GPU"])
+def test_the_tokenizer_does_not_run_inside_the_actors(plan, kind, monkeypatch):
     """Ray Data fuses stages that ask for the same resources; the model would then wait for the tokenizer."""
     guard = TaskGuard.start(60.0)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
     for workers in (1, 2):
-        dataset = stream_of(plan, workers=workers).dataset([plan.units_to_score], guard)
+        dataset = replace(stream_of(plan, workers=workers), kind=kind).dataset([plan.units_to_score], guard)
         operators = get_execution_plan(dataset._logical_plan)[0].dag.post_order_iter()
         kinds = ["InputDataBuffer", "TaskPoolMapOperator", "ActorPoolMapOperator", "TaskPoolMapOperator"]
         assert [type(operator).__name__ for operator in operators] == kinds
+
+
+class RecordingStage(stages.ClassifyStage):
+    """The stage, which leaves the thread and the time of each call in place of the backend's name."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        task = TaskTable(super().__call__(table))
+        return task.replace(backend=f"{threading.get_ident()} {started} {time.monotonic()}").table
+
+
+def test_an_actor_with_two_calls_computes_one_at_a_time_in_one_thread(plan, tmp_path, monkeypatch):
+    """As on GPUs: the second call is there to fetch and to store."""
+    monkeypatch.setattr(stream, "ACTOR_CALLS", {"CPU": stream.ACTOR_CALLS["GPU"]})
+    monkeypatch.setattr(stream, "ACTOR_TASKS", {"CPU": stream.ACTOR_TASKS["GPU"]})
+    monkeypatch.setattr(stages, "ClassifyStage", RecordingStage)
+    for number in range(20):
+        write_shard(tmp_path / "corpus", f"{number}.parquet", {"text": ["good", "bad", f"word {number}"]})
+    plan = plan_folder(plan.settings.model, tmp_path / "corpus", tmp_path / "out")
+    blocks = stream_of(plan).blocks([[unit] for unit in plan.units_to_score], TaskGuard.start(60.0))
+    records = [TaskRecord.from_table(block) for block in blocks]
+    assert sorted(record.units[0].output for record in records) == sorted(unit.output for unit in plan.units_to_score)
+    assert not any(record.lost or record.units[0].error for record in records)
+    calls = [record.backend.split() for record in records]
+    assert len({thread for thread, *_ in calls}) == 1
+    intervals = sorted((float(started), float(stopped)) for _, started, stopped in calls)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(intervals))
 
 
 def test_a_task_may_take_longer_than_ray_data_waits(plan, monkeypatch):

@@ -13,10 +13,10 @@ UNITS = [Unit(f"{name}.parquet", 0, rows, rows, 1, 1, 1) for name, rows in (("a"
 @pytest.fixture
 def task() -> TaskTable:
     """A task whose second unit failed, so that it has the rows of the first and the third."""
-    tokens = TokenLists(np.array([1, 2, 3, 4], np.int32), np.array([0, 3, 3, 4]))
+    lists = TokenLists(np.array([1, 2, 3, 4], np.int32), np.array([0, 3, 4, 4]))
     status = np.array([0, 3, 0], np.int8)
     return TaskTable.build(UNITS).replace(
-        errors=["", "broken", ""], lost=False, counts=["{}", "{}", "{}"], status=status, tokens=tokens
+        errors=["", "broken", ""], lost=False, counts=["{}", "{}", "{}"], status=status, lists=lists, inverse=[0, 2, 1]
     )
 
 
@@ -24,7 +24,7 @@ def test_values_come_back(task):
     assert task.units == UNITS
     assert (task.errors, task.lost, task.counts) == (["", "broken", ""], False, ["{}", "{}", "{}"])
     assert task.status.tolist() == [0, 3, 0]
-    assert task.tokens.ids.tolist() == [1, 2, 3, 4]
+    assert task.tokens.lists.ids.tolist() == [1, 2, 3, 4]
     assert task.tokens.lengths.tolist() == [3, 0, 1]
     assert task.table.num_rows == 1
 
@@ -32,8 +32,8 @@ def test_values_come_back(task):
 def test_columns_are_replaced_and_dropped(task):
     probabilities = np.array([[0.25, 0.75], [np.nan, np.nan], [1, 0]], np.float32)
     lengths = task.tokens.lengths
-    later = task.replace(tokens=None, lengths=lengths, probabilities=probabilities, lost=True)
-    assert "tokens" not in later.table.column_names
+    later = task.replace(lists=None, inverse=None, lengths=lengths, probabilities=probabilities, lost=True)
+    assert not {"lists", "inverse"} & set(later.table.column_names)
     assert later.lost
     assert not task.lost
     assert later.lengths.tolist() == [3, 0, 1]
@@ -57,8 +57,9 @@ def test_a_task_without_rows_has_a_table_too():
         errors=["broken"],
         lost=True,
         status=np.zeros(0, np.int8),
-        tokens=nothing,
+        lists=nothing,
+        inverse=[],
         probabilities=np.zeros((0, 2), np.float32),
     )
-    assert (len(task.status), len(task.tokens), task.probabilities(2).shape) == (0, 0, (0, 2))
+    assert (len(task.status), len(task.tokens.inverse), task.probabilities(2).shape) == (0, 0, (0, 2))
     assert list(task.rows_of_units()) == []

@@ -9,7 +9,8 @@ from sentiment_core.model import bundle, classifier
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.optimizer import clip_at_next_step
-from sentiment_core.training.token_budget import find_token_budget
+from sentiment_core.training.ray_workers import is_loss
+from sentiment_core.training.token_budget import TokenBudget, find_token_budget
 from sentiment_core.training.vocabulary import TrimmedVocabulary, ids_in, remap
 
 
@@ -21,10 +22,35 @@ def test_the_memory_that_there_is_decides_how_much_is_computed_at_a_time():
         if tokens > 1500:
             raise torch.OutOfMemoryError
 
+    def fail(tokens: int) -> None:
+        raise RuntimeError("another reason")
+
     assert find_token_budget(attempt, 4096, torch.device("cpu")) == 1024
     assert tried == [4096, 2048, 1024]
+    with pytest.raises(RuntimeError, match="another reason"):
+        find_token_budget(fail, 4096, torch.device("cpu"))
     with pytest.raises(torch.OutOfMemoryError):
         find_token_budget(lambda tokens: attempt(4096), 4096, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("fits", "resumed"), [(1024, 1024), (131072, 4096)])
+def test_a_run_resumed_on_a_smaller_gpu_computes_what_fits_there(fits, resumed):
+    budget = TokenBudget(fits)
+    budget.load_state_dict(TokenBudget(4096).state_dict())
+    assert budget.tokens == resumed
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("[gloo/transport] Connection reset by peer", True),
+        ("NCCL error: remote process exited", True),
+        ("NCCL error: ncclInvalidUsage: This usually reflects invalid usage of NCCL library", False),
+        ("shapes cannot be multiplied", False),
+    ],
+)
+def test_only_a_worker_that_went_away_is_a_loss(message, lost):
+    assert is_loss(RuntimeError(message)) == lost
 
 
 def test_embeddings_that_the_data_has_no_token_of_stay_as_they_are(tiny_bundle):

@@ -12,13 +12,17 @@ from sentiment_core.runtime import hardware
 from sentiment_core.text.batching import packs_by_tokens
 from sentiment_core.text.token_lists import TokenLists
 
+LEAST_STEP_TOKENS = 512  # of a step of few rows
+KERNEL_STEP = 8  # the attention kernel takes heads of multiples of it; TinyBERT's have 26 numbers
+
 
 class Packed:
     """Torch on the tokens of many rows, one row behind the other, without padding between them.
 
     All layers but the attention treat tokens one by one, and the attention keeps to each row's own tokens
-    (`torch.nn.attention.varlen`). A step is filled up to the budget (a longer row to a multiple of it), so that one
-    compiled shape serves. Meant for GPUs; a CPU computes the same slowly, in smaller steps.
+    (`torch.nn.attention.varlen`). A step is filled up to the next power of two (a longer row to a multiple of the
+    budget): few sizes keep few kernels, and with them a row's last bits. Only steps of the budget's size are compiled.
+    Meant for GPUs; a CPU computes the same slowly, in smaller steps.
     """
 
     def __init__(
@@ -39,8 +43,8 @@ class Packed:
         embeddings = getattr(encoder, "embeddings", None)
         self.first_position = pad_id + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
         self.encoder = encoder
-        if compiled:
-            self.encoder = torch.compile(self.encoder, fullgraph=True)
+        self.full_step_encoder = torch.compile(encoder, fullgraph=True) if compiled else encoder
+        self.least_tokens = self.budget if compiled else LEAST_STEP_TOKENS
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         """Pack rows into steps within the budget."""
@@ -48,7 +52,9 @@ class Packed:
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
         """Compute the rows of all batches."""
-        return torch.cat([self._step(tokens, rows) for rows in batches])
+        states = torch.cat([self._step(tokens, rows) for rows in batches])
+        self.least_tokens = LEAST_STEP_TOKENS  # the first call, the probe's, is for the compiled encoder
+        return states
 
     def _step(self, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:
         picked = tokens.take(rows)
@@ -61,7 +67,8 @@ class Packed:
         all_positions = np.arange(size) - np.repeat(all_offsets[:-1], np.diff(all_offsets)) + self.first_position
         ids, positions, offsets = hardware.to_device(self.device, all_ids, all_positions, all_offsets.astype(np.int32))
         torch._dynamo.maybe_mark_dynamic(offsets, 0)
-        states = self.encoder(
+        encoder = self.full_step_encoder if size == self.budget else self.encoder
+        states = encoder(
             input_ids=ids[None],
             position_ids=positions[None],
             cu_seq_lens_q=offsets,
@@ -71,7 +78,10 @@ class Packed:
 
     def padding(self, lengths: np.ndarray) -> int:
         """Count the tokens that fill up a step."""
-        return -int(lengths.sum()) % self.budget
+        total = int(lengths.sum())
+        if total > self.budget:
+            return -total % self.budget
+        return min(self.budget, max(self.least_tokens, 1 << (total - 1).bit_length())) - total
 
 
 @torch.library.custom_op("sentiment_core::attend_packed", mutates_args=())
@@ -125,7 +135,10 @@ def packed_attention(
     if sliding_window is not None:
         raise BackendUnavailable("this family attends within a sliding window")
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None
+    size = query.shape[-1]
+    if padding := -size % KERNEL_STEP:  # zeros, which change no product
+        q, k, v = (nn.functional.pad(states, (0, padding)) for states in (q, k, v))
+    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling)[..., :size].unsqueeze(0), None
 
 
 PACKED_ATTENTION = "sentiment_core_packed"
