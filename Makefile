@@ -16,7 +16,7 @@ PYTHON ?= python3
 MINUTES ?= 10
 LOCK ?= constraints.txt
 RULES = tests/test_structure.py tests/test_words.py
-# one process for each core; the tests that need Ray share one Ray, and so one process
+# one process for each core; the tests that need Ray keep to two of them, see tests/conftest.py
 SIDE_BY_SIDE = -n logical --maxprocesses 4 --dist loadgroup
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

@@ -118,7 +118,7 @@ class SleepingEngine(Engine):
     def __init__(self, seconds: float, log: Path) -> None:
         self.device, self.threads, self.classes, self.max_length = device("cpu"), None, len(LABELS), 512
         self.objective, self.passed_over, self.head = SingleLabel(), [], nn.Identity()
-        self.chip, self.choice, self.exact_model, self._margin = "simulated", Choice("asleep", "bfloat16"), None, ""
+        self.chip, self.choice, self.exact_model, self.margin = "simulated", Choice("asleep", "bfloat16"), None, ""
         self.backend: Any = SleepingBackend(seconds, log)
         self._initial_budget = self.backend.budget
 

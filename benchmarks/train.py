@@ -178,6 +178,7 @@ def train_with_this(settings: TrainBenchmarkSettings, data: LabelledTexts, eval_
                 eval_data=f"{folder}/eval.parquet",
                 model=settings.model,
                 out=f"{folder}/bundle",
+                recipe="none",
                 epochs=settings.epochs,
                 batch_size=settings.batch_size,
                 lr=settings.lr,

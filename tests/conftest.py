@@ -2,8 +2,11 @@
 
 import contextlib
 import importlib.util
+import os
 import secrets
+import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +35,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure anew by which backend to compute, here and in the processes that tests start."""
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sentiment-core-cache-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove these measurements."""
+    shutil.rmtree(os.environ.pop("XDG_CACHE_HOME", ""), ignore_errors=True)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts Ray here, and the tests of tests/chaos, which need --chaos-minutes.
 
-    Side by side, all tests that start Ray run in one process: two Rays would have the same CPUs twice.
+    Side by side, the tests of training that need Ray run in one process and all others in a second one: more Rays would
+    only share the same CPUs.
     """
     for item in items:
         if "ray_here" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            item.add_marker(pytest.mark.xdist_group("training" if "training" in item.path.parts else "ray"))
         if "chaos" in item.path.parts:
             item.add_marker("chaos")
             if not config.getoption("--chaos-minutes"):

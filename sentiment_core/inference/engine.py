@@ -76,7 +76,11 @@ class Engine:
         self._limit_threads()
         self.chip = hardware.chip_id(self.device)
         possible = selection.list_choices(backend, self.device, torch.get_num_threads(), precision)
-        earlier = [choice for choice in possible if str(choice) == choices.get(self.chip)]
+        noted = choices.get(self.chip, "")
+        # with another number of threads, that of the same backend and number type
+        earlier = sorted(
+            (c for c in possible if noted.startswith(f"{c.backend} {c.number_type}")), key=lambda c: str(c) != noted
+        )[:1]
         selected = selection.select_backend(
             model,
             self.device,
@@ -155,10 +159,10 @@ class Engine:
 
     @property
     def remarks(self) -> list[str]:
-        """List what users should know of the computation: how fast it is, backends passed over, smaller batches."""
+        """List what users should know of the computation: backends passed over, batches made smaller."""
         halved = f"out of memory, so batches of {self.backend.budget:,} tokens"
         is_halved = self.backend.budget < self._initial_budget
-        return [*filter(None, [self._margin]), *self.passed_over, *[halved] * is_halved]
+        return [*self.passed_over, *[halved] * is_halved]
 
     def _compute(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         windows, first_windows = tokens.windows(self.max_length)
@@ -179,7 +183,7 @@ class Engine:
     def _take(self, selected: selection.Selection) -> None:
         """Compute with this backend from now on."""
         self.backend, self.choice, self.passed_over = selected.backend, selected.choice, selected.passed_over
-        self._margin = selected.margin
+        self.margin = selected.margin  # how much faster than others it was measured to be
         # in float64, whose rounding, which depends on the batch, float32 does not show
         self.head = copy.deepcopy(selected.head).double()
         self._initial_budget = self.backend.budget

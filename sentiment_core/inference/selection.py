@@ -130,13 +130,15 @@ def list_choices(name: str | None, device: torch.device, threads: int, precision
         UserError: The device does not compute that number type.
     """
     types = hardware.allowed_number_types(device, precision)
+    # where 16 bits do not give what 32 give; that they are slower on a GPU need not be measured
+    in_any_case = [Choice("torch", "float32")] if device.type == "cuda" and precision == "auto" and not name else []
     entries = [entry for entry in BACKENDS if device.type in entry.device_types and entry.tried == "always"]
     return [
         Choice(entry.name, hardware.dtype_name(dtype), shares_batches)
         for entry in ([find_backend(name)] if name else entries)
         for dtype in reversed(types)
         for shares_batches in ((False, True) if entry.may_share_batches and threads > 1 else (False,))
-    ]
+    ] + in_any_case
 
 
 def find_backend(name: str) -> BackendEntry:
@@ -187,7 +189,8 @@ def select_backend(
         inputs = BackendInputs(model, split, device, threads)
         layers = getattr(config, "num_hidden_layers", timing.LAYERS)
         passed_over: list[str] = []
-        for choice in (ordered := order_choices(choices, rates, work_tokens, layers)):
+        ordered = order_choices(choices, rates, work_tokens, layers) if mean_length else list(choices)
+        for choice in ordered:
             try:
                 # its copies of the weights are plain tensors: those of inference mode, compiled, are little tested
                 with torch.inference_mode(False), torch.no_grad():
@@ -198,15 +201,35 @@ def select_backend(
                 if not largest <= entry.tolerance:  # nor if it is not a number
                     raise BackendUnavailable(f"its probabilities differ by {largest:.2f} from those of plain torch")
                 share = float((states - expected_states).norm() / expected_states.norm())
-                if not share <= entry.states_tolerance:
+                if not (split.is_whole or share <= entry.states_tolerance):
                     raise BackendUnavailable(f"its states differ by {100 * share:.0f} % from those of plain torch")
-                return Selection(backend, choice, split.head, passed_over, timing.describe_margin(choice, rates))
+                margin = timing.describe_margin(choice, rates)
+                return Selection(
+                    backend, choice, split.head, [*_why_not_measured(inputs, choices, rates), *passed_over], margin
+                )
             except Exception as error:
                 if choice is ordered[-1]:
                     raise
-                reason = textwrap.shorten(str(error), REASON_CHARACTERS, placeholder=" ...") or type(error).__name__
-                passed_over.append(f"{choice.backend}: {reason}")
+                passed_over.append(_reason(choice, error))
     raise ValueError("no backend to select from")
+
+
+def _why_not_measured(inputs: BackendInputs, choices: Sequence[Choice], rates: dict[str, float]) -> list[str]:
+    """Say why backends that were to be measured cannot be made here, such as one whose library is missing."""
+    measured = {name.partition(" ")[0] for name in rates} | {COMPILED}
+    reasons: dict[str, str] = {}
+    for choice in choices if rates else ():
+        if choice.backend not in measured | set(reasons):
+            try:
+                _make(inputs, choice)
+            except Exception as error:
+                reasons[choice.backend] = _reason(choice, error)
+    return list(reasons.values())
+
+
+def _reason(choice: Choice, error: Exception) -> str:
+    reason = textwrap.shorten(str(error), REASON_CHARACTERS, placeholder=" ...") or type(error).__name__
+    return f"{choice.backend}: {reason}"
 
 
 def order_choices(choices: Sequence[Choice], rates: dict[str, float], work_tokens: float, layers: int) -> list[Choice]:
@@ -234,10 +257,16 @@ def _rates(
 ) -> dict[str, float]:
     """Return the tokens per second of each choice that runs, as measured on this machine now or before.
 
-    What must be compiled is not measured: it takes a minute.
+    What must be compiled is not measured: it takes a minute. Nor is float32 on a GPU beside other types.
     """
     config: Any = model.encoder.config
-    measured = [choice for choice in choices if choice.backend != COMPILED]
+    types = {choice.number_type for choice in choices}
+    measured = [
+        choice
+        for choice in choices
+        if choice.backend != COMPILED
+        and not (device.type == "cuda" and choice.number_type == "float32" and len(types) > 1)
+    ]
 
     def measure() -> dict[str, float]:
         cut = timing.cut_layers(model)
@@ -256,7 +285,10 @@ def _rates(
         "sizes": [getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "num_attention_heads")],
         "mean_length": mean_length,
     }
-    return measurements.remember(key, measure)
+    try:
+        return measurements.remember(key, measure)
+    except Exception:  # an encoder that cannot be cut, or memory that ran out: the choices are tried in their order
+        return {}
 
 
 def _make(inputs: BackendInputs, choice: Choice) -> Backend:

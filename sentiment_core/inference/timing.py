@@ -4,7 +4,6 @@ What a chip's flags promise is often not so, see `runtime.hardware.number_types`
 the model, cut to two layers, on a fraction of a second of tokens.
 """
 
-import contextlib
 import functools
 import math
 import time
@@ -51,17 +50,23 @@ class Choice:
 def race(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Run each of `runs` a few times, in turn; return the least seconds of each, without those that fail."""
     seconds: dict[str, float] = {}
-    for name, run in runs.items():
-        with contextlib.suppress(Exception):  # libraries fail in many ways; who takes this run is told how
-            run()  # which prepares kernels for these shapes
-            seconds[name] = math.inf
+
+    def run(name: str, best: float) -> None:
+        started = time.perf_counter()
+        try:
+            runs[name]()
+        except Exception:  # libraries fail in many ways; who takes this run is told how
+            seconds.pop(name, None)
+        else:
+            seconds[name] = min(best, time.perf_counter() - started)
+
+    for name in runs:
+        run(name, math.inf)  # which also prepares kernels for these shapes
     began = time.perf_counter()
     for number in range(ROUNDS):
-        for name in seconds:
-            started = time.perf_counter()
-            if number == 0 or started - began < ROUNDS_S:
-                runs[name]()
-                seconds[name] = min(seconds[name], time.perf_counter() - started)
+        for name in list(seconds):
+            if number == 0 or time.perf_counter() - began < ROUNDS_S:
+                run(name, math.inf if number == 0 else seconds[name])
     return seconds
 
 
@@ -100,7 +105,7 @@ def describe_margin(best: Choice, rates: Mapping[str, float]) -> str:
     if str(best) not in rates or not others:
         return ""
     fastest = max(others, key=others.__getitem__)
-    return f"measured here: {rates[str(best)] / others[fastest]:.2f} times as fast as {fastest}"
+    return f"{own} measured {rates[str(best)] / others[fastest]:.2f} times as fast as {fastest}"
 
 
 def work_length(mean_tokens: float | None, max_length: int) -> int:

@@ -89,10 +89,16 @@ def actor_resources(workers: int, task_cpus: Sequence[float], kind: DeviceKind) 
     the actors; without that the stream would stand still. An actor never reserves the same as a task: Ray would fuse
     the two, and the model would wait for the tokenizer.
     """
+    if kind == "GPU":  # an actor has to fit on the node of its GPU
+        nodes = [node["Resources"] for node in live_nodes() if node["Resources"].get("GPU")]
+        shares = [(node.get("CPU", 0) - sum(task_cpus)) / node["GPU"] for node in nodes if node.get("CPU")]
+        has_cpus = len(shares) == len(nodes)
+        return {
+            "num_gpus": 1,
+            "num_cpus": min(1.0, max(0.01, int(100 * min(shares)) / 100)) if nodes and has_cpus else 0,
+        }
     room = count_nodes_with_cpus() * sum(task_cpus)
     share = min(1.0, max(0.01, int(100 * (max_devices("CPU") - room) / workers) / 100))
-    if kind == "GPU":
-        return {"num_gpus": 1, "num_cpus": share}
     return {"num_cpus": share if share not in task_cpus else share - 0.01}
 
 

@@ -32,6 +32,8 @@ def remember(key: dict[str, Any], measure: Callable[[], dict[str, float]]) -> di
         with contextlib.suppress(OSError, ValueError, KeyError):
             return {str(name): float(value) for name, value in json.loads(path.read_text())["values"].items()}
         values = measure()
+        if not values:  # what fails now may run later
+            return values
         with contextlib.suppress(OSError):
             draft = path.with_suffix(f".{secrets.token_hex(4)}")
             draft.write_text(json.dumps({"key": key, "values": values}, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """Run a scoring job: carry out a plan and summarize what came of it."""
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from sentiment_core.runtime.cluster import DeviceKind
 from sentiment_core.runtime.failures import UNREADABLE
 from sentiment_core.scoring import outputs, stages
 from sentiment_core.scoring.plan import ScorePlan, check_output_folder
-from sentiment_core.scoring.records import RunFile
+from sentiment_core.scoring.records import Run, RunFile
 from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.stream import Stream
 from sentiment_core.scoring.summary import RunSummary, Summary
@@ -76,7 +77,7 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
             plan.settings.task_minutes,
             deadline,
             run_file.computed_by,
-            lambda choices: outputs.write_run_file(plan.output_folder, replace(run_file, computed_by=dict(choices))),
+            lambda choices: note_choices(plan.output_folder, plan.run, choices),
         )
         stream.run("score", plan.units_to_score, tally)
     summary = summarize(plan, tally, workers, time.monotonic() - started)
@@ -117,6 +118,14 @@ def claim_output_folder(plan: ScorePlan) -> RunFile:
     outputs.write_run_file(plan.output_folder, run_file)
     check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # or just now
     return run_file
+
+
+def note_choices(folder: str, run: Run, choices: dict[str, str]) -> None:
+    """Note by what the chips compute, for later runs. Another run may have taken the folder over meanwhile."""
+    with contextlib.suppress(OSError, UserError):  # the outputs themselves will say what is wrong with the folder
+        run_file = outputs.read_run_file(folder)
+        if run_file and run_file.run == run:
+            outputs.write_run_file(folder, replace(run_file, computed_by=choices | run_file.computed_by))
 
 
 def _prepare_output_folder(plan: ScorePlan) -> None:
@@ -171,7 +180,7 @@ def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Su
             busy_seconds=tally.busy_seconds,
             workers_busy_share=classify_seconds / (seconds * workers) if workers else 0.0,
             workers_idle_seconds=max(0.0, seconds * workers - classify_seconds),
-            computed_by=sorted(tally.computed_by),
+            computed_by=[*sorted(tally.computed_by), *sorted(tally.margins.values())],
         ),
         bundle=plan.run.bundle,
         libraries=bundle.library_versions(),

@@ -151,7 +151,7 @@ class ClassifyStage:
             lengths=lengths,
             probabilities=probabilities,
             backend="; ".join([self.engine.backend.name, *self.engine.remarks]),
-            choice=[self.engine.chip, str(self.engine.choice)],
+            choice=[self.engine.chip, str(self.engine.choice), self.engine.margin],
             padding_tokens=padding,
         )
         return task.add_seconds(CLASSIFY, started).table

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -85,7 +85,8 @@ class Stream:
             # Any one unit of a lost task may have killed it: its units are tried once more, one by one.
             suspects = tally.unsettled([unit for task in tasks if len(task) > 1 for unit in task])
             if suspects and (tally.first_task_seconds is not None or len(suspects) <= FIRST_FAILURES):
-                self._run_tasks([[unit] for unit in suspects], guard, tally, meters, progress)
+                again = replace(self, choices={**tally.choices, **self.choices})
+                again._run_tasks([[unit] for unit in suspects], guard, tally, meters, progress)
             tally.failed += [FailedShard(unit.source, LOST) for unit in tally.unsettled(units)]
 
     def _run_tasks(

@@ -34,6 +34,9 @@ class Tally:
     busy_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     computed_by: set[str] = field(default_factory=set)
     choices: dict[str, str] = field(default_factory=dict)  # of backend and number type, the first one of each chip
+    margins: dict[str, str] = field(
+        default_factory=dict
+    )  # by choice, how much faster than others it was measured to be
     first_task_seconds: float | None = None  # until the first task was done, start-up included
     first_task_rows: int = 0
 
@@ -47,7 +50,10 @@ class Tally:
             self.last_failure = task.units[-1].error
             return
         self.computed_by.add(task.backend)
-        self.choices.setdefault(*task.choice)
+        chip, choice, margin = task.choice
+        self.choices.setdefault(chip, choice)
+        if margin:
+            self.margins.setdefault(choice, margin)
         self.tokens += task.tokens
         self.padding_tokens += task.padding_tokens
         for stage in STAGES:

@@ -85,7 +85,7 @@ class TaskTable:
 
     @property
     def choice(self) -> list[str]:
-        """The chip that computed the task, and the backend and number type that were chosen there."""
+        """The chip that computed the task, what was chosen there, and by how much that was measured to be faster."""
         return self._value("choice")
 
     @property

@@ -159,7 +159,7 @@ def train(
     preflight.check_precision(settings.precision, cluster.device_kind(settings.device))
     with (
         prepared.run.open(prepared.request, defaults_of(settings)) as folder,
-        tracking.log_curves(tracking.requested_trackers(asdict(settings), folder, tracker)) as track,
+        tracking.log_curves(tracking.requested_trackers(prepared.chosen_settings, folder, tracker)) as track,
     ):
         weights = run(prepared, folder, track)
         return finish(prepared, weights, track, started)

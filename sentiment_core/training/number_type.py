@@ -50,7 +50,7 @@ def choose_number_type(
     """
     allowed = hardware.allowed_number_types(device, precision)
     types = [dtype for dtype in allowed if dtype != torch.float16] or [torch.float32]
-    choices = [Choice("torch", hardware.dtype_name(dtype)) for dtype in types]
+    choices = [Choice("torch", hardware.dtype_name(dtype)) for dtype in reversed(types)]
     if len(choices) > 1:
         rates = measure_number_types(device, choices, step, shape)
         choices = timing.fastest_first(choices, rates)

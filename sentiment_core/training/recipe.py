@@ -51,6 +51,9 @@ def choose_recipe(settings: TrainSettings, config: Any, rows: int, labels: int) 
         config: The encoder's configuration.
         rows: Training rows.
         labels: Number of labels.
+
+    Raises:
+        UserError: The values do not fit together.
     """
     if settings.recipe == "none":
         recipe = FIXED
@@ -58,7 +61,9 @@ def choose_recipe(settings: TrainSettings, config: Any, rows: int, labels: int) 
         width = getattr(config, "hidden_size", BASE_WIDTH)
         recipe = recommend(width, rows, labels, settings.batch_size, settings.workers)
     requested = {name: value for name in asdict(recipe) if (value := getattr(settings, name)) is not None}
-    return replace(recipe, **requested)
+    chosen = replace(recipe, **requested)
+    replace(settings, **asdict(chosen))  # which refuses what does not fit together
+    return chosen
 
 
 def recommend(hidden_size: int, rows: int, labels: int, batch_size: int | None = None, workers: int = 1) -> Recipe:

@@ -117,7 +117,10 @@ def tune(settings: TuneSettings) -> str:
     start_from = encoder.fetch(settings.model)  # what can be refused now no trial need find out
     train_part, _ = read_parts(settings)
     labels = train_part.label_names
-    config = classifier.make_config(start_from.folder, labels)
+    try:
+        config = classifier.make_config(start_from.folder, labels)
+    except (OSError, ValueError) as problem:
+        raise UserError(f"--model {settings.model} cannot be loaded: {' '.join(str(problem).split())[:300]}") from None
     epochs = choose_recipe(settings.base(), config, len(train_part), len(labels)).epochs
     settings = replace(settings, epochs=epochs)  # the same for all trials, so that they can be compared
     connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)

@@ -11,8 +11,8 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.journey
 @pytest.mark.ray
-@pytest.mark.slow
 def test_the_busy_share_is_printed():
     command = [sys.executable, str(REPO / "benchmarks" / "busy.py"), "--tasks", "20", "--task-ms", "20"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -43,7 +43,9 @@ def test_on_a_cpu_each_native_number_type_and_sharing_of_batches_is_a_choice(chi
 @pytest.mark.parametrize(("gpu_has_bf16", "number_type"), [(True, "bfloat16"), (False, "float16")])
 def test_a_gpu_computes_in_its_fast_number_type(chip, gpu_has_bf16, number_type):
     chip(gpu_has_bf16=gpu_has_bf16)
-    assert names(None, CUDA, 2) == [f"{name} {number_type}" for name in ("compiled", "packed", "torch")]
+    fast = [f"{name} {number_type}" for name in ("compiled", "packed", "torch")]
+    assert names(None, CUDA, 2) == [*fast, "torch float32"]  # the last one where 16 bits do not do
+    assert names(None, CUDA, 2, precision=number_type) == fast
 
 
 def test_a_backend_asked_for_is_the_only_one_tried_wherever_it_runs(chip):
@@ -77,6 +79,15 @@ def test_compiling_waits_for_minutes_of_work(tokens, first):
     assert order_choices(choices[:1], {}, 0, layers=12) == choices[:1]  # asked for by name
     slow = {"packed bfloat16": 1e5, "torch bfloat16": 4e5}
     assert order_choices(choices, slow, tokens, layers=12)[0].backend == "torch"  # compiled it is packed rows too
+
+
+def test_a_model_that_overflows_in_16_bits_is_computed_in_float32_from_the_start(tiny_bundle):
+    model, info = bundle.load(tiny_bundle)
+    model.encoder.encoder.layer[0].intermediate.dense.weight.data *= 1e6
+    choices = [Choice("torch", "float16"), Choice("torch", "float32")]  # as at the end of a GPU's
+    chosen = selection.select_backend(model, CPU, None, choices, info.objective, None)
+    assert chosen.choice == choices[1]
+    assert chosen.passed_over[0].startswith("torch: its probabilities differ by nan")
 
 
 def test_a_backend_of_wrong_states_is_passed_over_though_the_head_does_not_show_it(tiny_bundle, monkeypatch):

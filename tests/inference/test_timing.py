@@ -45,8 +45,8 @@ def test_a_less_exact_number_type_must_be_a_tenth_faster(rates, expected):
 
 def test_the_margin_is_told_beside_the_best_other_backend_or_number_type():
     rates = {str(EXACT): 150.0, str(SHARED): 140.0, str(PLAIN): 100.0, str(FAST): 50.0}
-    assert timing.describe_margin(EXACT, rates) == "measured here: 1.50 times as fast as torch float32"
-    assert timing.describe_margin(SHARED, rates) == "measured here: 1.40 times as fast as torch float32"
+    assert timing.describe_margin(EXACT, rates) == "openvino float32 measured 1.50 times as fast as torch float32"
+    assert timing.describe_margin(SHARED, rates) == "openvino float32 measured 1.40 times as fast as torch float32"
     assert timing.describe_margin(EXACT, {str(EXACT): 150.0}) == ""
     assert timing.describe_margin(EXACT, {}) == ""
 
@@ -112,8 +112,8 @@ def test_an_engine_measures_once_and_says_by_how_much_it_is_faster(tiny_bundle, 
     assert records[0].stat().st_mtime_ns == written
     assert again.choice == first.choice
     assert str(first.choice).startswith(first.backend.name)
-    assert first.remarks == again.remarks
-    assert "times as fast as" in first.remarks[0]
+    assert first.margin == again.margin
+    assert "times as fast as" in first.margin
 
 
 def test_an_engine_takes_the_choice_of_an_earlier_run_without_measuring(tiny_bundle, tmp_path, monkeypatch):
@@ -123,6 +123,21 @@ def test_an_engine_takes_the_choice_of_an_earlier_run_without_measuring(tiny_bun
     assert engine.backend.name == "torch float32"
     assert engine.remarks == []
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_with_another_number_of_threads_an_earlier_choice_keeps_its_backend_and_number_type(tiny_bundle):
+    noted = {hardware.chip_id(torch.device("cpu")): "openvino float32, threads sharing batches"}
+    assert str(Engine.load(tiny_bundle, threads=2, on_cpu=True, choices=noted).choice) == next(iter(noted.values()))
+    assert Engine.load(tiny_bundle, threads=1, on_cpu=True, choices=noted).choice == EXACT
+
+
+def test_a_backend_whose_library_is_missing_is_named(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for _ in range(2):  # measured, and remembered
+        engine = Engine.load(tiny_bundle, threads=2, on_cpu=True)
+        assert engine.choice.backend == "torch"
+        assert engine.remarks == ["openvino: not installed; install the extra `cpu`"]
 
 
 def test_where_an_earlier_choice_does_not_run_another_one_is_taken_and_it_is_said(tiny_bundle, monkeypatch):

@@ -175,6 +175,17 @@ def test_beside_a_gpu_the_thread_that_launches_has_a_cpu(ray_here, monkeypatch, 
     assert gpus * actor_cpus + read_cpus + 0.25 <= cpus  # every stage has room on the node
 
 
+@pytest.mark.parametrize(
+    ("gpu_node", "actor_cpus"), [({"CPU": 2, "GPU": 4}, 0.18), ({"CPU": 0, "GPU": 4}, 0)], ids=["few CPUs", "no CPUs"]
+)
+def test_an_actor_fits_on_the_node_of_its_gpu(monkeypatch, gpu_node, actor_cpus):
+    """However many CPUs other nodes have."""
+    nodes = [{"CPU": 64}, gpu_node]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    reserved = cluster.actor_resources(4, (1.0, 0.25), "GPU")
+    assert reserved == {"num_gpus": 1, "num_cpus": actor_cpus}
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("noted", "origin"), [(False, "RAY_ADDRESS"), (True, "noted here by `ray start`")], ids=["asked for", "noted"]

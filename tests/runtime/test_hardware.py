@@ -111,8 +111,8 @@ except UserError as error:
 
 
 @without_cuda
+@pytest.mark.journey
 @pytest.mark.ray
-@pytest.mark.slow
 def test_scoring_and_training_refuse_a_gpu_that_torch_cannot_use(tiny_bundle, tiny_encoder, labelled, tmp_path):
     pq.write_table(pa.table({"text": sentences(20, seed=0)["text"]}), tmp_path / "a.parquet")
     arguments = [tiny_bundle, tiny_encoder, labelled, str(tmp_path / "a.parquet"), str(tmp_path)]

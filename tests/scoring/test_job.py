@@ -14,6 +14,7 @@ import pytest
 from sentiment_core.data import shards
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle
+from sentiment_core.scoring import job
 from sentiment_core.scoring.job import claim_output_folder
 from sentiment_core.scoring.outputs import read_run_file, write_run_file
 from sentiment_core.scoring.plan import plan_scoring
@@ -125,13 +126,13 @@ def test_later_runs_into_a_folder_compute_as_the_first_one_did(in_process, tiny_
     """So that its numbers do not wander with what is measured; verify computes so too."""
     write_shard(tmp_path / "in", "a.parquet", {"text": ["good", "bad"] * 20})
     score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out")
-    (chip,) = read_run_file(tmp_path / "out").computed_by
+    (chip,) = read_run_file(str(tmp_path / "out")).computed_by
     for choice in ("torch float32", "openvino float32"):
         note_choice(tmp_path / "out", {chip: choice})
         write_shard(tmp_path / "in", f"{choice}.parquet", {"text": ["good", "bad"] * 20})
         result = score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out")
         assert result.summary["run"]["computed_by"] == [choice]
-        assert read_run_file(tmp_path / "out").computed_by == {chip: choice}
+        assert read_run_file(str(tmp_path / "out")).computed_by == {chip: choice}
     rescored = verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"), full=True))
     assert rescored.exit_code == 0
 
@@ -140,7 +141,7 @@ def test_another_bundle_chooses_anew(in_process, tiny_encoder, tiny_bundle, tmp_
     """A family that OpenVINO cannot run would else slow down the one that is promoted after it."""
     write_shard(tmp_path / "in", "a.parquet", {"text": ["good", "bad"] * 20})
     score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out")
-    before = read_run_file(tmp_path / "out")
+    before = read_run_file(str(tmp_path / "out"))
     note_choice(tmp_path / "out", dict.fromkeys(before.computed_by, "none"))
     other = make_bundle(tiny_encoder, tmp_path / "b", max_length=16)
     plan = plan_scoring(
@@ -148,6 +149,19 @@ def test_another_bundle_chooses_anew(in_process, tiny_encoder, tiny_bundle, tmp_
     )
     write_shard(tmp_path / "in", "b.parquet", {"text": ["good"]})
     assert claim_output_folder(plan).computed_by == {}
+
+
+def test_a_choice_is_not_noted_where_another_run_took_the_folder_over(in_process, tiny_bundle, tmp_path):
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["good"]})
+    score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out")
+    run_file = read_run_file(str(tmp_path / "out"))
+    job.note_choices(str(tmp_path / "out"), run_file.run, {"another chip": "torch float32"})
+    noted = read_run_file(str(tmp_path / "out")).computed_by
+    assert noted == run_file.computed_by | {"another chip": "torch float32"}
+    job.note_choices(str(tmp_path / "out"), replace(run_file.run, bundle="earlier"), {"a third": "torch float32"})
+    assert read_run_file(str(tmp_path / "out")).computed_by == noted
+    job.note_choices(str(tmp_path / "gone"), run_file.run, {"chip": "torch float32"})
+    assert not (tmp_path / "gone").exists()
 
 
 def note_choice(out: Path, choices: dict[str, str]) -> None:
@@ -159,5 +173,5 @@ def test_int8_is_used_where_the_bundle_was_checked(in_process, tiny_encoder, tmp
     write_shard(tmp_path / "in", "a.parquet", {"text": ["good", "bad", None, "good"]})
     checked = make_bundle(tiny_encoder, tmp_path / "b", int8={"agreement": 0.996, "rows": 500})
     result = score_folder(checked, tmp_path / "in", tmp_path / "out", int8=True)
-    assert all(name.startswith("int8 ") for name in result.summary["run"]["computed_by"])
+    assert result.summary["run"]["computed_by"][0].startswith("int8 ")
     assert read_scored(tmp_path / "out")["label"].null_count == 1

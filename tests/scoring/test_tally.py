@@ -30,7 +30,15 @@ def failed(i: int, error: str) -> UnitRecord:
 
 
 def task(*units: UnitRecord, lost: bool = False) -> TaskRecord:
-    return TaskRecord(list(units), lost, dict.fromkeys(STAGES, 1.0), 7, 1, "torch", ["chip", "torch float32"])
+    return TaskRecord(
+        list(units),
+        lost,
+        dict.fromkeys(STAGES, 1.0),
+        7,
+        1,
+        "torch",
+        ["chip", "torch float32", "torch float32 measured 1.2 times as fast as sleep"],
+    )
 
 
 @pytest.fixture

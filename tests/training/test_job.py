@@ -47,7 +47,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert f"{trained.info.metrics.accuracy:.4f}" in (out / "README.md").read_text()
     page = (out / "report.html").read_text()
     assert f"sentiment-core train --data {labelled} " in page
-    assert "--lr 0.0001 --head-lr 0.001 --ema-decay 0.9" in page
+    assert "--epochs 2 --batch-size 16 --lr 0.0001 --head-lr 0.001 --adversarial 0.0 --ema-decay 0.9" in page
     assert page.count("<img ") == 5
     log = [json.loads(line) for line in (out / bundle.LOG).read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2]
@@ -122,7 +122,7 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
             data=str(tmp_path / "d.parquet"), model=tiny_bundle, out=str(tmp_path / f"w{workers}"), workers=workers,
             label_column="stars", label_names=("low", "middle", "high"), head="mlp", epochs=1, max_length=8,
             truncation="window", clean="markup", dropout=0.0, classifier_dropout=0.0, batch_size=27, adversarial=0.5,
-            lr=3e-4, head_lr=3e-3,
+            lr=3e-4, head_lr=3e-3, precision="float32",
             ema_decay=0.9, layer_decay=0.9, label_smoothing=0.1, class_weights="balanced", focal_gamma=1.0,
             gradient_checkpointing=True, ordinal=True,
         )  # fmt: skip

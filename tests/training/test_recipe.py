@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from transformers import BertConfig, DistilBertConfig
 
+from sentiment_core.errors import UserError
 from sentiment_core.training.recipe import FIXED, Recipe, choose_recipe, recommend
 from sentiment_core.training.settings import TrainSettings
 
@@ -44,6 +45,11 @@ def test_batches_grow_with_the_rows_and_have_a_row_for_each_worker():
     assert recommend(384, 100, 2, workers=20).batch_size == 20
     assert choose_recipe(replace(REQUEST, batch_size=8), SMALL, 700, 2).batch_size == 8
     assert choose_recipe(replace(REQUEST, batch_size=8), SMALL, 700, 2).epochs == 5  # as many steps as with 16
+
+
+def test_values_that_do_not_fit_together_are_refused_before_the_training():
+    with pytest.raises(UserError, match="--batch-size is 32; expected at least one row for each of 40 workers"):
+        choose_recipe(replace(REQUEST, recipe="none", workers=40), SMALL, 5_000, 2)
 
 
 def test_small_encoders_get_what_helps_with_many_rows():
