@@ -64,7 +64,8 @@ class BackendInputs:
     @functools.cached_property
     def openvino_model(self) -> Any:
         """The encoder as an `openvino.Model`, which OpenVINO compiles for each number type."""
-        return convert(self.first_token_only, self.config)
+        encoder: Any = self.first_token_only.encoder
+        return convert(self.first_token_only, encoder.encoder.config)  # the copy's own, which says how it attends
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,16 @@ import torch
 
 from sentiment_core.errors import UserError
 from sentiment_core.inference import selection
+from sentiment_core.inference.backends.base import FirstToken, SplitClassifier
 from sentiment_core.inference.backends.torch_padded import Padded
-from sentiment_core.inference.selection import BACKENDS, BackendEntry, find_backend, list_choices, order_choices
+from sentiment_core.inference.selection import (
+    BACKENDS,
+    BackendEntry,
+    BackendInputs,
+    find_backend,
+    list_choices,
+    order_choices,
+)
 from sentiment_core.inference.timing import Choice
 from sentiment_core.model import bundle, classifier
 
@@ -116,3 +124,11 @@ def test_a_backend_of_wrong_states_is_passed_over_though_the_head_does_not_show_
 def test_an_unknown_backend_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="no backend 'fast'; expected one of compiled, packed, openvino, int8, torch"):
         find_backend("fast")
+
+
+def test_openvino_gets_the_attention_that_suits_it(tiny_bundle):
+    """The converted copy has a configuration of its own; with transformers' attention there were no padded keys."""
+    model, _ = bundle.load(tiny_bundle)
+    split = SplitClassifier(FirstToken(model.encoder), model.head(), is_whole=False)
+    converted = BackendInputs(model, split, CPU, 1).openvino_model
+    assert any(node.get_type_name() == "Pad" for node in converted.get_ordered_ops())
