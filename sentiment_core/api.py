@@ -78,7 +78,7 @@ class Classifier:
             precision: Number type to compute in: `float32`, `bfloat16`, `float16`, or the fastest as measured (`auto`).
 
         Raises:
-            UserError: There is no bundle at `path`, it cannot be read, or the chip does not compute in that precision.
+            UserError: `path` holds no bundle, the bundle cannot be read, or the chip lacks that precision.
         """
         return cls(bundle.read_files(registry.resolve(str(path)))[1], threads, precision)
 

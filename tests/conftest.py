@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure anew by which backend to compute, here and in the processes that tests start."""
+    """Keep measurements of backends in a temporary folder, also those of processes that tests start."""
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sentiment-core-cache-")
 
 

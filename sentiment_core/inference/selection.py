@@ -181,9 +181,9 @@ def select_backend(
     with torch.inference_mode():
         unsplit = _unsplit(model)
         plain = Padded(unsplit, device, torch.float32, config.pad_token_id or 0, threads)
-        expected = _activate(_states(plain, probe), unsplit.head, objective)
-        split = _split(model, device, probe, expected, objective) or unsplit
-        expected_states = _states(Padded(split, device, torch.float32, config.pad_token_id or 0, threads), probe)
+        whole_states = _states(plain, probe)
+        expected = _activate(whole_states, unsplit.head, objective)
+        split, expected_states = _split(model, device, probe, expected, objective) or (unsplit, whole_states)
         rates = {}
         if mean_length and len(choices) > 1:
             rates = _rates(model, split.is_whole, device, threads, choices, mean_length)
@@ -302,8 +302,11 @@ def _unsplit(model: Classifier) -> SplitClassifier:
 
 def _split(
     model: Classifier, device: torch.device, probe: TokenLists, expected: np.ndarray, objective: Objective
-) -> SplitClassifier | None:
-    """Cut the model behind its first token's last state; None where that gives other probabilities."""
+) -> tuple[SplitClassifier, torch.Tensor] | None:
+    """Cut the model behind its first token's last state; None where that gives other probabilities.
+
+    Returns the model in two parts, and the probe's states, (rows, width).
+    """
     config: Any = model.encoder.config
     try:
         split = SplitClassifier(FirstToken(model.encoder), model.head(), is_whole=False)
@@ -311,11 +314,11 @@ def _split(
         largest = float(np.abs(_activate(states, split.head, objective) - expected).max())
     except (TypeError, ValueError, AttributeError, RuntimeError):  # families whose heads look at other states
         return None
-    return split if largest < FP32_TOLERANCE else None
+    return (split, states) if largest < FP32_TOLERANCE else None
 
 
 def _states(backend: Backend, tokens: TokenLists) -> torch.Tensor:
-    """Compute all rows, each of which has tokens; return (rows, width) float32 in their order."""
+    """Compute the states of all rows, (rows, width) float32, in their order. No row may be without tokens."""
     batches = backend.batches(tokens.lengths)
     states = backend(tokens, batches).float()
     return states[torch.from_numpy(np.argsort(np.concatenate(batches))).to(states.device)]

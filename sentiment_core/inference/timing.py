@@ -23,7 +23,7 @@ from sentiment_core.text.token_lists import TokenLists
 # number type, which may win or lose a few percent by chance.
 LEAST_GAIN, LEAST_GAIN_OF_SAME_TYPE = 1.1, 1.05
 LAYERS = 2  # of the model that is timed
-ROUNDS = 3  # of which the fastest counts: other processes only ever slow one down
+ROUNDS = 3  # timed runs of a choice; the fastest counts, since other processes only slow a run down
 ROUNDS_S = 1.0  # after which no further round begins
 TOKENS_PER_THREAD = 1_024  # of a CPU: one batch for each
 DEFAULT_LENGTH, SHORTEST = 64, 16  # tokens of a text where nothing is known of them, and at least
@@ -55,7 +55,7 @@ def race(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
         started = time.perf_counter()
         try:
             runs[name]()
-        except Exception:  # libraries fail in many ways; who takes this run is told how
+        except Exception:  # a library may fail in any way; `selection` gives the reason when it tries the choice
             seconds.pop(name, None)
         else:
             seconds[name] = min(best, time.perf_counter() - started)

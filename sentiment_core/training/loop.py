@@ -247,11 +247,14 @@ class TrainingLoop:
         """Choose the number type by steps of the model's first layers on a batch of rows of middle length."""
         middle = len(self.lengths) // 2
         rows = np.argsort(self.lengths)[max(0, middle - self.recipe.batch_size // 2) :][: self.recipe.batch_size]
-        cut = timing.cut_layers(self.model).train()
+
+        @functools.cache  # most chips have one number type, and need no copy
+        def cut() -> Classifier:
+            return timing.cut_layers(self.model).train()
 
         @functools.cache
         def backward(dtype: torch.dtype) -> Backward:
-            return self._own_backward(cut, dtype)
+            return self._own_backward(cut(), dtype)
 
         def step(dtype: torch.dtype) -> None:
             forward = self._make_forward(dtype)
@@ -259,8 +262,10 @@ class TrainingLoop:
             def loss(model: nn.Module, part: np.ndarray) -> torch.Tensor:
                 return self._row_losses(model, rows[part], forward).mean()
 
-            backward(dtype).add_gradients(loss, self.lengths[rows], TRAIN_TOKENS[self.device.type])
-            cut.zero_grad(set_to_none=True)  # its parameters are the model's
+            try:
+                backward(dtype).add_gradients(loss, self.lengths[rows], TRAIN_TOKENS[self.device.type])
+            finally:
+                self.model.zero_grad(set_to_none=True)  # the copy shares its parameters
 
         config: Any = self.task.model_config
         shape = {

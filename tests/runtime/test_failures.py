@@ -1,4 +1,4 @@
-"""What is said of an error of another process."""
+"""Report an error of another process by the line that names it."""
 
 import pytest
 

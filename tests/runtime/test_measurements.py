@@ -1,4 +1,4 @@
-"""What was measured on this machine is measured once, whoever asks."""
+"""Take a measurement once on a machine, whichever process asks."""
 
 import json
 import threading

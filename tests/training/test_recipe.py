@@ -1,4 +1,4 @@
-"""What is not asked for is chosen by encoder, rows and labels; what is asked for is done."""
+"""Choose by encoder, rows and labels what the user leaves open; a given flag wins."""
 
 from dataclasses import replace
 
