@@ -29,8 +29,7 @@ test: .venv/.test
 	.venv/bin/python -m pytest $(SIDE_BY_SIDE) -p no:randomly --durations=15 -m "not journey" $(RULES:%=--ignore=%)
 
 unit: .venv/.test
-	.venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not slow and not journey and not chaos" \
-		$(RULES:%=--ignore=%)
+	.venv/bin/python -m pytest -n 0 -m "not ray and not slow and not journey and not chaos" $(RULES:%=--ignore=%)
 
 journeys: .venv/.test
 	.venv/bin/python -m pytest -p no:randomly --durations=15 -m journey $(RULES:%=--ignore=%)

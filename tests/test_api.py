@@ -95,12 +95,14 @@ def test_wrong_keywords_are_named(function, keywords, words):
         function(**keywords)
 
 
+@pytest.mark.slow
 def test_evaluate_takes_paths_and_returns_the_metrics(tiny_bundle, labelled, tmp_path):
     metrics = evaluate(model=tiny_bundle, data=labelled, out=tmp_path / "metrics.json")
     assert metrics["n"] == 640
     assert (tmp_path / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_metrics_of_each_group(tiny_bundle, labelled, tmp_path):
     table = pq.read_table(labelled)
     for lang, start in (("de", 0), ("en", 400)):

@@ -51,6 +51,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
+@pytest.mark.slow
 def test_an_old_bundle_gives_the_probabilities_that_it_gave(old):
     classifier = Classifier.load(old / "bundle")
     assert classifier.labels == ["negative", "positive"]

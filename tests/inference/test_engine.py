@@ -238,6 +238,7 @@ def test_rows_of_the_same_tokens_are_computed_once(engine):
     np.testing.assert_allclose(again, once[[3, 2, 2, 1, 0, 3, 2]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_logits_of_a_list_s_pieces_are_averaged(tiny_bundle):
     lists = random_lists([32 * 3, 5, 0, 32 * 2])
     logits = [np.log(one_by_one(tiny_bundle, TokenLists(ids, np.array([0, len(ids)])))) for ids in

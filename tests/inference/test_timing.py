@@ -102,6 +102,7 @@ def test_a_cut_model_shares_the_weights_and_leaves_the_model_whole(model, config
     assert whole.encoder.config.num_hidden_layers == 3
 
 
+@pytest.mark.slow
 def test_an_engine_measures_once_and_says_by_how_much_it_is_faster(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = Engine.load(tiny_bundle)
@@ -125,6 +126,7 @@ def test_an_engine_takes_the_choice_of_an_earlier_run_without_measuring(tiny_bun
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_with_another_number_of_threads_an_earlier_choice_keeps_its_backend_and_number_type(tiny_bundle):
     noted = {hardware.chip_id(torch.device("cpu")): "openvino float32, threads sharing batches"}
     assert str(Engine.load(tiny_bundle, threads=2, on_cpu=True, choices=noted).choice) == next(iter(noted.values()))
@@ -148,6 +150,7 @@ def test_where_an_earlier_choice_does_not_run_another_one_is_taken_and_it_is_sai
     assert engine.remarks[0] == "openvino: not installed; install the extra `cpu`"
 
 
+@pytest.mark.slow
 def test_every_number_type_gives_the_same_probabilities(tiny_bundle):
     expected, _ = Engine.load(tiny_bundle, on_cpu=True, precision="float32").probabilities(WORK)
     assert np.isfinite(expected).all()
