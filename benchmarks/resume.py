@@ -95,7 +95,7 @@ def write_outputs(settings: ResumeSettings, folder: Path) -> None:
     plan = plan_scoring(
         ScoreSettings(
             input=f"{folder}/in",
-            text_column=settings.text_column,
+            text_column=(settings.text_column,),
             keep=(),
             model=settings.model,
             out=f"{folder}/out",

@@ -19,6 +19,7 @@ from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle, registry
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.precision import Precision
+from sentiment_core.text.arrow import join_fields
 from sentiment_core.text.status import EMPTY, NULL, STATUS_NAMES
 
 
@@ -91,7 +92,8 @@ class Classifier:
         """Classify texts.
 
         Args:
-            texts: The texts: a list, a pandas or Arrow column, ... None and NaN stand for a missing text.
+            texts: The texts: a list, a pandas or Arrow column, ... None and NaN stand for a missing text. A model of
+                several text columns also takes mappings with those fields.
 
         Returns:
             One prediction a text, in their order.
@@ -118,10 +120,35 @@ class Classifier:
 
     def predict_with_status(self, texts: Iterable[str | None]) -> tuple[np.ndarray, np.ndarray]:
         """Compute probabilities (n, classes) as `predict_proba`, and status codes (n,) int8 as in `text.status`."""
-        tokens, status = self._tokenizer.encode(_as_texts(texts))
+        tokens, status = self._tokenizer.encode(self._as_texts(texts))
         with self._lock:
             probabilities, _ = self._engine.probabilities(tokens)
         return probabilities, status
+
+    def join_fields(self, text: Any) -> str | None:
+        """Return a text as the model reads it: the fields of a mapping are joined as scoring joins columns.
+
+        Raises:
+            UserError: It is no text, or has a field that the model does not have.
+        """
+        if not isinstance(text, Mapping):
+            return _as_text(text)
+        fields = self.info.text_columns
+        if unknown := [name for name in text if name not in fields]:
+            raise UserError(f"it has the field {unknown[0]!r}; expected {', '.join(fields)}")
+        return join_fields([_as_text(text.get(name)) for name in fields])
+
+    def _as_texts(self, texts: Iterable[Any]) -> list[str | None]:
+        if isinstance(texts, str | bytes | Mapping | None):
+            raise UserError(f"texts is {type(texts).__name__}; expected a list of texts: [text]")
+        values = texts.to_pylist() if hasattr(texts, "to_pylist") else texts
+        read: list[str | None] = []
+        for value in values:
+            try:
+                read.append(self.join_fields(value))
+            except UserError as error:
+                raise UserError(f"text {len(read)}: {error}") from None
+        return read
 
     def _prediction(self, probabilities: np.ndarray, code: int) -> Prediction:
         if code in (EMPTY, NULL):
@@ -133,15 +160,8 @@ class Classifier:
         return f"Classifier(labels={self.labels}, computed_by={self.computed_by!r})"
 
 
-def _as_texts(texts: Iterable[Any]) -> list[str | None]:
-    """Return the texts as a list, missing ones as None, lone surrogates (which JSON may hold) as question marks."""
-    if isinstance(texts, str | bytes | None):
-        raise UserError(f"texts is {type(texts).__name__}; expected a list of texts: [text]")
-    values = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
-    return [_as_text(position, value) for position, value in enumerate(values)]
-
-
-def _as_text(position: int, value: Any) -> str | None:
+def _as_text(value: Any) -> str | None:
+    """Return a text, None for a missing one; lone surrogates, which JSON may hold, become question marks."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if (
@@ -150,4 +170,4 @@ def _as_text(position: int, value: Any) -> str | None:
         or (isinstance(value, float) and math.isnan(value))
     ):
         return None
-    raise UserError(f"text {position} is {type(value).__name__} ({value!r:.40}); expected text or None")
+    raise UserError(f"it is {type(value).__name__} ({value!r:.40}); expected text or None")

@@ -35,7 +35,12 @@ class EvaluateSettings:
         "D",
         group="data",
     )
-    text_column: str = setting("text", "column with the text", group="data")
+    text_column: tuple[str, ...] = setting(
+        (),
+        "column with the text, or several whose texts are joined; default: those of the model, else text",
+        "A,B",
+        group="data",
+    )
     label_column: str = setting(
         "label", "column with the label: a label name of the bundle, or its number", group="data"
     )
@@ -59,15 +64,14 @@ class EvaluateSettings:
         None, "file for the metrics; without it they are only printed", "metrics.json", group="output"
     )
 
-    @property
-    def columns(self) -> Columns:
-        """The columns of labelled files to read."""
-        return Columns(self.text_column, self.label_column, self.csv_separator, self.csv_encoding, self.by)
+    def columns(self, of_model: tuple[str, ...]) -> Columns:
+        """Return the columns of labelled files to read; `of_model` are those of the model's texts."""
+        return Columns(self.text_column or of_model, self.label_column, self.csv_separator, self.csv_encoding, self.by)
 
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""
         parse_mapping(self.label_map)
-        _ = self.columns  # which checks the separator
+        self.columns(())  # which checks them
 
 
 def evaluate(settings: EvaluateSettings) -> Evaluation:
@@ -80,7 +84,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """
     info, files = bundle.read_files(registry.resolve(settings.model))
     scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
-    data = labelled.read(settings.data, settings.columns, scheme)
+    data = labelled.read(settings.data, settings.columns(info.text_columns), scheme)
     if settings.out:
         preflight.check_file(settings.out, "--out")
     classifier = Classifier(files, precision=settings.precision)

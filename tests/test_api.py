@@ -67,7 +67,7 @@ def test_columns_of_other_libraries_are_lists_of_texts(classifier, texts):
 
 
 @pytest.mark.parametrize(
-    ("texts", "words"), [("good", "expected a list of texts"), (["good", 3], "text 1 is int"), (None, "NoneType")]
+    ("texts", "words"), [("good", "expected a list of texts"), (["good", 3], "text 1: it is int"), (None, "NoneType")]
 )
 def test_what_is_no_list_of_texts_is_refused(classifier, texts, words):
     with pytest.raises(UserError, match=words):

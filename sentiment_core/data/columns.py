@@ -14,41 +14,42 @@ from sentiment_core.text.arrow import is_text
 MISSING = "missing"  # in place of the type of a column that a shard does not have
 
 
-def kept_columns(schema: pa.Schema, text_column: str, keep: Sequence[str] | None) -> list[str]:
+def kept_columns(schema: pa.Schema, text_columns: Sequence[str], keep: Sequence[str] | None) -> list[str]:
     """List the shard's columns that go into the output, in the shard's order.
 
     They are those in `keep`, or all but the text where `keep` is None.
     """
-    return [name for name in schema.names if (name != text_column if keep is None else name in keep)]
+    return [name for name in schema.names if (name not in text_columns if keep is None else name in keep)]
 
 
-def check_columns(schema: pa.Schema, path: str, text_column: str, keep: Sequence[str] | None) -> None:
-    """Refuse a shard that lacks the text column or a column to keep, or has one twice.
+def check_columns(schema: pa.Schema, path: str, text_columns: Sequence[str], keep: Sequence[str] | None) -> None:
+    """Refuse a shard that lacks a text column or a column to keep, or has one twice.
 
     Raises `UserError`.
     """
     names = schema.names
-    for name in (text_column, *kept_columns(schema, text_column, keep)):
+    for name in (*text_columns, *kept_columns(schema, text_columns, keep)):
         if names.count(name) > 1:
             raise UserError(f"{path} has {names.count(name)} columns {name!r}; expected one; rename the others")
-    if text_column not in names:
-        raise UserError(f"{path} has no column {text_column!r}; it has {', '.join(names)}; choose with --text-column")
-    kind = schema.field(text_column).type
-    if not is_text(kind):
-        raise UserError(f"column {text_column!r} of {path} holds {kind}; expected text; choose with --text-column")
+    for name in text_columns:
+        if name not in names:
+            raise UserError(f"{path} has no column {name!r}; it has {', '.join(names)}; choose with --text-column")
+        kind = schema.field(name).type
+        if not is_text(kind):
+            raise UserError(f"column {name!r} of {path} holds {kind}; expected text; choose with --text-column")
     for name in keep or ():
         if name not in names and name not in partition_values(path):
             raise UserError(f"{path} has no column {name!r}; it has {', '.join(names)}; choose with --keep")
 
 
 def check_clash(
-    schema: pa.Schema, path: str, text_column: str, keep: Sequence[str] | None, reserved: Sequence[str]
+    schema: pa.Schema, path: str, text_columns: Sequence[str], keep: Sequence[str] | None, reserved: Sequence[str]
 ) -> None:
     """Refuse a shard that would bring a column of a `reserved` name into the output.
 
     Raises `UserError`.
     """
-    names = kept_columns(schema, text_column, keep)
+    names = kept_columns(schema, text_columns, keep)
     reserved = [name.lower() for name in reserved]
     for name in names:
         if name.lower() in reserved:  # DuckDB and Spark do not tell Label from label

@@ -19,7 +19,7 @@ from sentiment_core.data.readers import COMPRESSIONS, READERS, SUFFIXES, Columns
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import UNREADABLE
-from sentiment_core.text.arrow import REPLACEMENT, is_text, to_texts
+from sentiment_core.text.arrow import REPLACEMENT, is_text, join_texts
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def read(path: str, columns: Columns = Columns(), scheme: LabelScheme = LabelSch
     rows = np.flatnonzero(has_text & has_label)
     dropped = DroppedRows(int((~has_text).sum()), int((has_text & ~has_label).sum()))
     if not len(rows):
+        text_columns = ", ".join(map(repr, columns.texts))
         raise UserError(
-            f"{path} has no row with both a text in {columns.text!r} and a label in {columns.label!r} "
+            f"{path} has no row with both a text in {text_columns} and a label in {columns.label!r} "
             f"({len(texts)} rows, {dropped.without_text} without text); expected labelled rows"
         )
     chosen = [texts[i] or "" for i in rows]
@@ -235,12 +236,11 @@ def _take_columns(
     table: pa.Table, path: str, columns: Columns, folder: dict[str, str | None], declared: list[str] | None
 ) -> _LabelledFile:
     """Return the texts and labels of a file's columns; a label that is none of them stands in the folder's name."""
-    column = table[columns.text]
-    if not is_text(column.type):
-        raise UserError(
-            f"column {columns.text!r} of {path} holds {column.type}; expected text; choose with --text-column"
-        )
-    texts = [text for chunk in column.chunks for text in to_texts(chunk)]
+    for name in columns.texts:
+        if not is_text(kind := table.schema.field(name).type):
+            raise UserError(f"column {name!r} of {path} holds {kind}; expected text; choose with --text-column")
+    batches = table.select(list(columns.texts)).to_batches()
+    texts = [text for batch in batches for text in join_texts(batch.columns)]
     if columns.label in table.column_names:
         values = labels.read_labels(table[columns.label], path, columns.label)
     else:

@@ -29,7 +29,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # endings that ma
 class Columns:
     """The columns to read, and how CSV files write them."""
 
-    text: str = "text"  # a column, or a field of a struct by its dotted path
+    texts: tuple[str, ...] = ("text",)  # columns, or fields of structs by their dotted paths, to be joined
     label: str = "label"
     csv_separator: str | None = None  # None: the one with which the first line has these columns
     csv_encoding: str | None = None  # None: by the byte-order mark, else UTF-8
@@ -42,7 +42,9 @@ class Columns:
         return "\t" if self.csv_separator in ("\\t", "tab") else self.csv_separator
 
     def __post_init__(self) -> None:
-        """Check the separator. Raises `UserError`."""
+        """Check the names of the text columns and the separator. Raises `UserError`."""
+        if len(set(self.texts)) < len(self.texts):
+            raise UserError(f"--text-column is {','.join(self.texts)!r}; expected different names")
         if self.separator is not None and len(self.separator) != 1:
             raise UserError(f"--csv-separator is {self.csv_separator!r}; expected one character, or tab")
 
@@ -50,7 +52,8 @@ class Columns:
     def flags(self) -> dict[str, str]:
         """The flag that chooses each column, by the column's name."""
         flags: dict[str, str] = {}
-        for name, flag in ((self.text, "--text-column"), (self.label, "--label-column"), (self.group, "--by")):
+        texts = [(name, "--text-column") for name in self.texts]
+        for name, flag in (*texts, (self.label, "--label-column"), (self.group, "--by")):
             if name is not None:
                 flags.setdefault(name, flag)
         return flags
@@ -63,7 +66,7 @@ class Columns:
     @property
     def in_file(self) -> list[str]:
         """Names of the columns that the file itself must have."""
-        return [name for name in self.names if name == self.text or name not in self.folder_keys]
+        return [name for name in self.names if name in self.texts or name not in self.folder_keys]
 
     def present(self, names: Sequence[str], path: str) -> list[str]:
         """Return those of the columns that a file with these `names` has itself.
@@ -123,7 +126,7 @@ def read_csv(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
         pa.csv.ReadOptions(block_size=BLOCK_BYTES),
         pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         pa.csv.ConvertOptions(
-            column_types={columns.text: pa.string()},
+            column_types=dict.fromkeys(columns.texts, pa.string()),
             strings_can_be_null=True,
             null_values=[""],
             include_columns=names,

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import FileChanged, describe_error
 from sentiment_core.runtime.storage import FileStamp
-from sentiment_core.text.arrow import is_text
+from sentiment_core.text.arrow import is_text, join_texts
 
 SUFFIXES = (".parquet", ".pq", ".parq")
 UNIT_ROWS = 32_768  # most rows of a unit: what is lost when a worker dies, and the grain of the progress bar
@@ -113,10 +113,10 @@ class Corpus:
         return sum(unit.rows for unit in self.units)
 
 
-def plan(path: str, text_column: str, keep: tuple[str, ...] | None, reserved: tuple[str, ...]) -> Corpus:
+def plan(path: str, text_columns: Sequence[str], keep: tuple[str, ...] | None, reserved: tuple[str, ...]) -> Corpus:
     """Plan the units of all readable shards at `path`, and list the other shards.
 
-    Raises `UserError` if there is no shard, no readable one, none with the text column, or one that would bring a
+    Raises `UserError` if there is no shard, no readable one, none with the text columns, or one that would bring a
     column of a `reserved` name into the output.
     """
     data = files.find_files(path, SUFFIXES)
@@ -125,19 +125,19 @@ def plan(path: str, text_column: str, keep: tuple[str, ...] | None, reserved: tu
     failed: list[FailedShard] = []
     differences = SchemaDifferences()
     unusable: UserError | None = None  # of the first shard with the wrong columns
-    for shard in read_footers(root, data.stamps, text_column):
+    for shard in read_footers(root, data.stamps, text_columns):
         if isinstance(shard, FailedShard):
             failed.append(shard)
             continue
         try:
-            columns.check_columns(shard.schema, shard.stamp.path, text_column, keep)
+            columns.check_columns(shard.schema, shard.stamp.path, text_columns, keep)
         except UserError as error:
             unusable = unusable or error
             failed.append(FailedShard(shard.stamp.path, str(error)))
             continue
-        columns.check_clash(shard.schema, shard.stamp.path, text_column, keep, reserved)
+        columns.check_clash(shard.schema, shard.stamp.path, text_columns, keep, reserved)
         units += cut_into_units(shard)
-        differences.note(shard.schema, shard.stamp.path, columns.kept_columns(shard.schema, text_column, keep))
+        differences.note(shard.schema, shard.stamp.path, columns.kept_columns(shard.schema, text_columns, keep))
     if not units:
         raise unusable or UserError(
             f"--input {path} holds no readable Parquet file: {failed[0].source}: {failed[0].reason}"
@@ -148,7 +148,7 @@ def plan(path: str, text_column: str, keep: tuple[str, ...] | None, reserved: tu
 
 
 def read_footers(
-    root: str, stamps: list[FileStamp], text_column: str | None, with_hash: bool = False
+    root: str, stamps: list[FileStamp], text_columns: Sequence[str], with_hash: bool = False
 ) -> Iterator[Shard | FailedShard]:
     """Read the shards' footers in parallel, in the order of `stamps`. `with_hash` costs half as much again."""
 
@@ -162,12 +162,12 @@ def read_footers(
             if any(group.num_rows < 0 for group in groups):
                 raise OSError("its footer gives a negative number of rows; write the file again")
             names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-            text = names.index(text_column) if text_column in names else None
+            texts = [i for i, name in enumerate(names) if name in text_columns]
             shard = Shard(
                 stamp,
                 metadata.schema.to_arrow_schema(),
                 [group.num_rows for group in groups],
-                [0 if text is None else group.column(text).total_uncompressed_size for group in groups],
+                [sum(group.column(i).total_uncompressed_size for i in texts) for group in groups],
                 [group.total_byte_size for group in groups],
                 hash_footer(root, stamp.path, stamp.size) if with_hash else None,
             )
@@ -261,13 +261,15 @@ def limit_rows(corpus: Corpus, rows: int) -> Corpus:
     return replace(corpus, units=units)
 
 
-def read_texts(root: str, unit: Unit, text_column: str) -> pa.ChunkedArray:
-    """Read a unit's texts as dictionaries, which hold a repeated text once.
+def read_texts(root: str, unit: Unit, text_columns: Sequence[str]) -> Iterator[pa.Array]:
+    """Read a unit's texts, in parts; those of several columns are joined.
 
-    Raises what `read_rows` raises.
+    Those of one column are dictionaries, which hold a repeated text once. Raises what `read_rows` raises.
     """
-    table = storage.retry_transient_errors(root, lambda: _read_rows(root, unit, lambda _: [text_column], [text_column]))
-    return table.column(0)
+    names = list(text_columns)
+    table = storage.retry_transient_errors(root, lambda: _read_rows(root, unit, lambda _: names, names))
+    for batch in table.select(names).to_batches():
+        yield batch.column(0) if len(names) == 1 else pa.array(join_texts(batch.columns), pa.large_string())
 
 
 def read_rows(root: str, unit: Unit, choose: Callable[[pa.Schema], list[str]]) -> pa.Table:

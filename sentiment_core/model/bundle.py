@@ -90,6 +90,12 @@ class BundleInfo:
         return Preprocessing(self.max_length, self.truncation, self.clean)
 
     @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Return the columns whose joined texts the model was trained on; `text` where it was one."""
+        columns = self.training.settings.get("text_column", "text")
+        return tuple(columns) if isinstance(columns, list) and len(columns) > 1 else ("text",)
+
+    @property
     def objective(self) -> Objective:
         """Return what the model was trained for: how logits become labels."""
         return Objective(self.ordinal)

@@ -92,7 +92,7 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
     run = Run(
         input=storage.absolute(settings.input),
         bundle=bundle.digest_of(bundle_files),
-        text_column=settings.text_column,
+        text_column=",".join(settings.text_column or info.text_columns),
         keep=None if settings.keep is None else list(settings.keep),
         probabilities=settings.probabilities,
         limit=settings.limit,
@@ -101,7 +101,7 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
         prefix=settings.prefix,
         precision=settings.precision,
     )
-    all_shards = shards.plan(settings.input, settings.text_column, settings.keep, run.scored_columns)
+    all_shards = shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns)
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
     preflight.check_lasting(settings.out)
     folder = outputs.output_folder(settings.out, settings.limit)

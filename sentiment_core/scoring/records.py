@@ -22,7 +22,7 @@ class Run:
 
     input: str  # path or URI
     bundle: str  # digest
-    text_column: str = "text"
+    text_column: str = "text"  # several are joined by commas
     keep: list[str] | None = None  # None: all columns but the text
     probabilities: bool = False
     limit: int | None = None  # rows
@@ -31,6 +31,11 @@ class Run:
     prefix: str = ""  # of the scored columns' names
     precision: Precision = "auto"
     format_version: int = field(default=FORMAT_VERSION, compare=False)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Names of the columns whose texts are joined."""
+        return self.text_column.split(",")
 
     @property
     def scored_columns(self) -> tuple[str, ...]:

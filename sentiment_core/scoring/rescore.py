@@ -103,7 +103,7 @@ class Rescoring:
     def _plan(self, input_path: str) -> Corpus:
         """Cut the input into the units that scoring makes of it."""
         keep = None if self.run.keep is None else tuple(self.run.keep)
-        corpus = shards.plan(input_path, self.run.text_column, keep, self.run.scored_columns)
+        corpus = shards.plan(input_path, self.run.text_columns, keep, self.run.scored_columns)
         return shards.limit_rows(corpus, self.run.limit) if self.run.limit else corpus
 
 

@@ -17,7 +17,12 @@ class ScoreSettings:
     input: str = setting(
         REQUIRED, "Parquet to score: file, folder (nested, Hive-partitioned), glob or URI", "P", group="data"
     )
-    text_column: str = setting("text", "column with the text", group="data")
+    text_column: tuple[str, ...] = setting(
+        (),
+        "column with the text, or several whose texts are joined; default: those of the model, else text",
+        "A,B",
+        group="data",
+    )
     keep: tuple[str, ...] | None = setting(
         None, "input columns to keep in the output; default: all but the text; '' keeps none", "A,B", group="data"
     )
@@ -60,6 +65,8 @@ class ScoreSettings:
 
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""
+        names = self.text_column
+        check(len(set(names)) == len(names), "text_column", ",".join(names), "different names")
         for name in ("workers", "limit"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")

@@ -94,7 +94,7 @@ def _tokenize_unit(
     """Return tokens and status codes of the unit's rows, in parts, and the statistics of its texts."""
     tokenizer = _load_tokenizer(context.run.bundle, files)
     tokens, status, counts = [], [], Counts.zero(context.labels)
-    for chunk in shards.read_texts(context.input_root, unit, context.run.text_column).chunks:
+    for chunk in shards.read_texts(context.input_root, unit, context.run.text_columns):
         texts, inverse = deduplicate_texts(chunk)
         text_tokens, text_status = tokenizer.encode(texts)
         row_tokens = text_tokens.take(inverse)
@@ -238,7 +238,7 @@ def _finish(
                         kept_columns = shards.read_rows(
                             context.input_root,
                             unit,
-                            lambda schema: columns.kept_columns(schema, run.text_column, run.keep),
+                            lambda schema: columns.kept_columns(schema, run.text_columns, run.keep),
                         )
                         types = {  # but of texts that are dictionaries, since they are so long
                             name: kind

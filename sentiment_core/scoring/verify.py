@@ -231,13 +231,13 @@ def _current_shards(
     Failed are those that scoring with the settings of `run_file` lists as failed.
     """
     run, rows_left = run_file.run if run_file else None, limit
-    for shard in corpus.read_footers(data.root, data.stamps, run.text_column if run else None, with_hash=True):
+    for shard in corpus.read_footers(data.root, data.stamps, run.text_columns if run else (), with_hash=True):
         if isinstance(shard, FailedShard):
             yield shard
             continue
         try:
             if run:
-                columns.check_columns(shard.schema, shard.stamp.path, run.text_column, run.keep)
+                columns.check_columns(shard.schema, shard.stamp.path, run.text_columns, run.keep)
         except UserError as error:
             yield FailedShard(shard.stamp.path, str(error))
             continue

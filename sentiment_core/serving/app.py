@@ -104,10 +104,10 @@ def _make_service(settings: ServeSettings) -> Any:
     from sentiment_core import __version__
 
     class Texts(BaseModel):
-        texts: list[str] = Field(min_length=1, max_length=settings.max_texts)
+        texts: list[str | dict[str, str | None]] = Field(min_length=1, max_length=settings.max_texts)
 
     class Text(BaseModel):
-        text: str
+        text: str | dict[str, str | None]
 
     app = FastAPI(title="sentiment-core", version=__version__)
     app.add_middleware(BodySizeLimit, max_bytes=settings.max_bytes)
@@ -149,19 +149,27 @@ def _make_service(settings: ServeSettings) -> Any:
                     logging.getLogger("ray.serve").exception("the current bundle cannot be served")
                 time.sleep(follow_interval_s)
 
+        def read(self, text: str | dict[str, str | None]) -> str | None:
+            """Return a request's text; its fields are joined. Answers 422 for fields that the model does not have."""
+            try:
+                return self.model.join_fields(text)
+            except UserError as error:
+                raise HTTPException(422, str(error)) from None
+
         @app.post("/score", response_model=Results)
         async def score(self, body: Texts, request: Request) -> Results:
             """Return label, confidence, probabilities and status of each text, as in scored Parquet."""
             check_rate(request, len(body.texts))
-            return await self.batcher(body.texts)
+            return await self.batcher([self.read(text) for text in body.texts])
 
         @app.post("/explain", response_model=Explanation)
         async def explain(self, body: Text, request: Request) -> Explanation:
             """Return the same for one text, and for each word by how much the label's log odds fall without it."""
-            if len(body.text) > EXPLAINED_CHARACTERS:
+            text = self.read(body.text) or ""
+            if len(text) > EXPLAINED_CHARACTERS:
                 raise HTTPException(422, f"text has more than {EXPLAINED_CHARACTERS} characters")
-            check_rate(request, min(EXPLAINED_WORDS, 1 + len(body.text.split())))
-            return await asyncio.to_thread(self.model.explain, body.text)
+            check_rate(request, min(EXPLAINED_WORDS, 1 + len(text.split())))
+            return await asyncio.to_thread(self.model.explain, text)
 
         @app.get("/healthz")
         async def health(self) -> dict[str, str]:

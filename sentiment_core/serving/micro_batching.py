@@ -16,17 +16,17 @@ class MicroBatcher(Generic[Answer]):
     `serve.batch` of Ray instead collects what arrives within some milliseconds, however long the batch then waits.
     """
 
-    def __init__(self, compute: Callable[[list[list[str]]], Sequence[Answer]]) -> None:
+    def __init__(self, compute: Callable[[list[list[str | None]]], Sequence[Answer]]) -> None:
         """Set up an empty queue.
 
         Args:
             compute: Returns an answer for the texts of each request; called in a thread, one call at a time.
         """
         self._compute = compute
-        self._queue: deque[tuple[list[str], asyncio.Future[Answer]]] = deque()
+        self._queue: deque[tuple[list[str | None], asyncio.Future[Answer]]] = deque()
         self._task: asyncio.Task | None = None
 
-    async def __call__(self, texts: list[str]) -> Answer:
+    async def __call__(self, texts: list[str | None]) -> Answer:
         """Wait for the answer to a request. Raises what `compute` raises for its batch."""
         answer = asyncio.get_running_loop().create_future()
         self._queue.append((texts, answer))
@@ -50,9 +50,9 @@ class MicroBatcher(Generic[Answer]):
                     future.set_result(answer)
         self._task = None
 
-    def _next_batch(self) -> tuple[list[list[str]], list[asyncio.Future[Answer]]]:
+    def _next_batch(self) -> tuple[list[list[str | None]], list[asyncio.Future[Answer]]]:
         """Take requests from the queue, without those whose client has disconnected."""
-        requests: list[list[str]] = []
+        requests: list[list[str | None]] = []
         futures: list[asyncio.Future[Answer]] = []
         while self._queue and sum(map(len, requests)) < MAX_BATCH_TEXTS:
             texts, future = self._queue.popleft()

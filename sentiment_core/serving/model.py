@@ -1,7 +1,7 @@
 """Turn texts into the answers of the service: label, confidence, probabilities, and which words decide."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -79,7 +79,11 @@ class ServedModel:
             lengths = self._classifier.info.max_length ** random.random(MAX_BATCH_TEXTS)
             self._predict([" ".join(random.choice(letters, int(length))) for length in lengths])
 
-    def answer(self, requests: list[list[str]]) -> list[Results]:
+    def join_fields(self, text: str | Mapping[str, str | None]) -> str | None:
+        """Return a text as the model reads it, see `Classifier.join_fields`."""
+        return self._classifier.join_fields(text)
+
+    def answer(self, requests: list[list[str | None]]) -> list[Results]:
         """Compute the texts of several requests together."""
         probabilities, status = self._predict([text for texts in requests for text in texts])
         results = iter(self._to_results(probabilities, status))
@@ -90,7 +94,7 @@ class ServedModel:
 
         Each word is left out once (Li et al. 2016, Understanding Neural Networks through Representation Erasure).
         """
-        words = _replace_lone_surrogates(text).split()
+        words = text.split()
         explained = words[:EXPLAINED_WORDS]
         without_word = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(explained))]
         probabilities, status = self._predict([text, *without_word])
@@ -105,7 +109,7 @@ class ServedModel:
         rounded = [round(float(fall), 4) for fall in falls]
         return Explanation(**asdict(result), bundle=self.digest, words=[*zip(explained, rounded, strict=True)])
 
-    def _predict(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
         """Compute probabilities (n, classes), NaN where there is nothing to score, and status codes (n,)."""
         probabilities, status = self._classifier.predict_with_status(texts)
         return probabilities, apply_min_confidence(status, probabilities, self._min_confidence)
@@ -127,8 +131,3 @@ class ServedModel:
                 probabilities, status, indices, confidences, has_score, strict=True
             )
         ]
-
-
-def _replace_lone_surrogates(text: str) -> str:
-    """Return the text with question marks for halves of characters, which JSON may hold."""
-    return text.encode("utf-8", "replace").decode()

@@ -1,5 +1,7 @@
 """Read texts from Arrow columns."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +38,23 @@ def deduplicate_texts(column: pa.Array) -> tuple[list[str | None], np.ndarray]:
     used = pc.unique(column.indices)
     inverse = pc.index_in(column.indices, used).to_numpy().astype(np.int64)
     return to_texts(column.dictionary.take(used)), inverse
+
+
+def join_texts(columns: Sequence[pa.Array]) -> list[str | None]:
+    """Join the texts of several columns, row by row, by a line break.
+
+    Nulls are left out; a row of nulls alone is None.
+    """
+    texts = [to_texts(column) for column in columns]
+    if len(texts) == 1:
+        return texts[0]
+    return [join_fields(row) for row in zip(*texts, strict=True)]
+
+
+def join_fields(fields: Iterable[str | None]) -> str | None:
+    """Join the fields of one text by a line break. Nulls are left out; without a field there is no text."""
+    present = [field for field in fields if field is not None]
+    return "\n".join(present) if present else None
 
 
 def to_texts(column: pa.Array) -> list[str | None]:

@@ -35,7 +35,12 @@ class TrainSettings:
     eval_fraction: float = setting(
         0.1, "share of --data that is held out without --eval-data, each label in proportion", group="data"
     )
-    text_column: str = setting("text", "column with the text; a field of a struct as review.text", group="data")
+    text_column: tuple[str, ...] = setting(
+        ("text",),
+        "column with the text, or several whose texts are joined; a field of a struct as review.text (default: text)",
+        "A,B",
+        group="data",
+    )
     label_column: str = setting(
         "label", "column with the label, text or a whole number; or the key of folders named label=...", group="data"
     )
@@ -165,7 +170,7 @@ class TrainSettings:
         names = self.label_names
         check(len(set(names)) == len(names), "label_names", ",".join(names), "different names")
         parse_mapping(self.label_map)
-        _ = self.columns  # which checks the separator
+        _ = self.columns  # which checks them
         check(self.min_label_rows >= 1, "min_label_rows", self.min_label_rows, "1 or more")
         check(
             self.batch_size is None or self.batch_size >= self.workers,

@@ -37,7 +37,7 @@ TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8
 )  # fmt: skip
 def test_kept_columns_are_read_in_their_canonical_type(tmp_path, values, kind):
     pq.write_table(pa.table({"text": ["x"] * len(values), "kept": values}), tmp_path / "a.parquet")
-    (unit,) = shards.plan(str(tmp_path), "text", None, ()).units
+    (unit,) = shards.plan(str(tmp_path), ["text"], None, ()).units
     column = shards.read_rows(str(tmp_path), unit, lambda _: ["kept"])["kept"]
     assert column.type == kind
     assert column.to_pylist() == values.to_pylist()
@@ -68,12 +68,12 @@ def test_differences_between_shards_are_described():
 def test_a_corpus_with_differing_shards_is_planned_as_a_whole(tmp_path):
     pq.write_table(pa.table({"text": ["x"], "n": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": pa.array(["x"], pa.large_string())}), tmp_path / "b.parquet")
-    planned = shards.plan(str(tmp_path), "text", None, ())
+    planned = shards.plan(str(tmp_path), ["text"], None, ())
     assert (len(planned.units), planned.schema_differences) == (
         2,
         ["'n' is int64 in 1 (a.parquet), missing in 1 (b.parquet)"],
     )
-    narrow = shards.plan(str(tmp_path), "text", ("n",), ())
+    narrow = shards.plan(str(tmp_path), ["text"], ("n",), ())
     assert ([unit.source for unit in narrow.units], narrow.schema_differences) == (["a.parquet"], [])
     assert "b.parquet has no column 'n'" in narrow.failed[0].reason
 
@@ -81,8 +81,8 @@ def test_a_corpus_with_differing_shards_is_planned_as_a_whole(tmp_path):
 def test_a_column_that_appears_twice_is_refused():
     schema = pa.schema([("text", pa.string()), ("n", pa.int8()), ("n", pa.int8())])
     with pytest.raises(UserError, match="2 columns 'n'"):
-        columns.check_columns(schema, "a.parquet", "text", None)
-    columns.check_columns(schema, "a.parquet", "text", ())
+        columns.check_columns(schema, "a.parquet", ["text"], None)
+    columns.check_columns(schema, "a.parquet", ["text"], ())
 
 
 def test_a_text_repeated_in_many_rows_is_held_once(tmp_path):
@@ -90,9 +90,9 @@ def test_a_text_repeated_in_many_rows_is_held_once(tmp_path):
     long = pa.array(["x" * 2_000_000])
     repeated = pa.DictionaryArray.from_arrays(pa.array(np.zeros(30_000, np.int32)), long)
     pq.write_table(pa.table({"text": repeated}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
-    (unit,) = shards.plan(str(tmp_path), "text", None, ()).units
+    (unit,) = shards.plan(str(tmp_path), ["text"], None, ()).units
     rows = 0
-    for chunk in shards.read_texts(str(tmp_path), unit, "text").chunks:
+    for chunk in shards.read_texts(str(tmp_path), unit, ["text"]):
         texts, inverse = deduplicate_texts(chunk)
         assert texts == long.to_pylist()
         rows += len(inverse)
@@ -102,4 +102,4 @@ def test_a_text_repeated_in_many_rows_is_held_once(tmp_path):
 @pytest.mark.parametrize(("keep", "kept"), [(None, ["b", "c"]), ((), []), (("c", "text"), ["text", "c"])])
 def test_kept_columns_are_in_the_order_of_the_shard(keep, kept):
     schema = pa.schema({"text": pa.string(), "b": pa.int8(), "c": pa.int8()})
-    assert columns.kept_columns(schema, "text", keep) == kept
+    assert columns.kept_columns(schema, ["text"], keep) == kept

@@ -94,11 +94,11 @@ def test_a_text_inside_a_struct_has_a_dotted_path(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"review": review, "a.b": "x"}) for review in reviews))
     for name in ("a.parquet", "b.jsonl"):
-        data = labelled.read(str(tmp_path / name), Columns("review.body.text", "review.stars"))
+        data = labelled.read(str(tmp_path / name), Columns(("review.body.text",), "review.stars"))
         assert (data.texts, data.labels.tolist(), data.label_names) == (["good", "bad"], [1, 0], ["1", "5"])
-        assert labelled.read(str(tmp_path / name), Columns("a.b", "review.stars")).texts[0] == "x"
+        assert labelled.read(str(tmp_path / name), Columns(("a.b",), "review.stars")).texts[0] == "x"
         with pytest.raises(UserError, match=r"has no column 'review\.none'; it has review, a\.b"):
-            labelled.read(str(tmp_path / name), Columns("review.none", "review.stars"))
+            labelled.read(str(tmp_path / name), Columns(("review.none",), "review.stars"))
 
 
 def test_texts_may_be_bytes_or_json(tmp_path):

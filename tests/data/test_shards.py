@@ -79,7 +79,7 @@ def test_nested_shards_are_planned_and_hidden_ones_passed_over(tmp_path):
         tmp_path, dict.fromkeys(["x.parquet", "k=1/y.parquet", "_tmp/z.parquet", ".h/z.parquet", "_z.parquet"], columns)
     )
     (tmp_path / "notes.txt").write_text("no Parquet")
-    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    corpus = shards.plan(str(tmp_path), ["text"], None, RESERVED)
     assert [unit.source for unit in corpus.units] == ["k=1/y.parquet", "x.parquet"]
     assert (corpus.rows, corpus.failed) == (4, [])
 
@@ -94,22 +94,22 @@ def test_nested_shards_are_planned_and_hidden_ones_passed_over(tmp_path):
 )
 def test_globs_and_single_files_are_planned(tmp_path, pattern, sources):
     make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["x.parquet", "k=1/y.parquet", "k=2/y.parquet"]})
-    assert [unit.source for unit in shards.plan(str(tmp_path / pattern), "text", None, RESERVED).units] == sources
+    assert [unit.source for unit in shards.plan(str(tmp_path / pattern), ["text"], None, RESERVED).units] == sources
 
 
 def test_a_glob_that_would_leave_out_folders_is_refused(tmp_path):
     make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["x.parquet", "k=1/y.parquet", "_old/z.parquet"]})
     with pytest.raises(UserError, match=r"matches files and folders \(k=1\).*/\*\*/\*.parquet"):
-        shards.plan(str(tmp_path / "*"), "text", None, RESERVED)
-    assert len(shards.plan(str(tmp_path / "**/*.parquet"), "text", None, RESERVED).units) == 2
-    assert len(shards.plan(str(tmp_path / "*.parquet"), "text", None, RESERVED).units) == 1
+        shards.plan(str(tmp_path / "*"), ["text"], None, RESERVED)
+    assert len(shards.plan(str(tmp_path / "**/*.parquet"), ["text"], None, RESERVED).units) == 2
+    assert len(shards.plan(str(tmp_path / "*.parquet"), ["text"], None, RESERVED).units) == 1
 
 
 def test_damaged_and_unusable_shards_are_listed_and_the_others_planned(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}, "b.parquet": {"other": [1]}, "c.parquet": {"text": [1]}})
     (tmp_path / "d.parquet").write_bytes(b"not Parquet at all")
     (tmp_path / "e.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    corpus = shards.plan(str(tmp_path), ["text"], None, RESERVED)
     assert [unit.source for unit in corpus.units] == ["a.parquet"]
     assert [shard.source for shard in corpus.failed] == ["b.parquet", "c.parquet", "d.parquet", "e.parquet"]
     assert all(isinstance(shard, FailedShard) and shard.reason for shard in corpus.failed)
@@ -132,22 +132,22 @@ def test_damaged_and_unusable_shards_are_listed_and_the_others_planned(tmp_path)
 def test_a_corpus_that_cannot_be_scored_is_refused(tmp_path, files, keep, words):
     make_corpus(tmp_path, files)
     if words is None:
-        assert len(shards.plan(str(tmp_path), "text", keep, RESERVED).units) == 2
+        assert len(shards.plan(str(tmp_path), ["text"], keep, RESERVED).units) == 2
         return
     with pytest.raises(UserError) as error:
-        shards.plan(str(tmp_path), "text", keep, RESERVED)
+        shards.plan(str(tmp_path), ["text"], keep, RESERVED)
     assert all(word in str(error.value) for word in words), error.value
 
 
 def test_two_shards_with_the_same_output_are_refused(tmp_path):
     make_corpus(tmp_path, {key: {"text": ["a"]} for key in ["a", "a.parquet"]})
     with pytest.raises(UserError, match=r"both be scored into a.parquet"):
-        shards.plan(str(tmp_path / "*"), "text", None, RESERVED)
+        shards.plan(str(tmp_path / "*"), ["text"], None, RESERVED)
 
 
 def test_a_shard_that_changed_since_the_plan_is_not_read(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}})
-    unit = shards.plan(str(tmp_path), "text", None, RESERVED).units[0]
+    unit = shards.plan(str(tmp_path), ["text"], None, RESERVED).units[0]
     make_corpus(tmp_path, {"a.parquet": {"text": ["a", "b"]}})
     with pytest.raises(OSError, match="changed"):
         shards.read_rows(str(tmp_path), unit, lambda _: ["text"])
@@ -155,7 +155,7 @@ def test_a_shard_that_changed_since_the_plan_is_not_read(tmp_path):
 
 def test_a_limit_takes_the_first_rows(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 5}, "b.parquet": {"text": ["x"] * 5}})
-    corpus = shards.limit_rows(shards.plan(str(tmp_path), "text", None, RESERVED), 7)
+    corpus = shards.limit_rows(shards.plan(str(tmp_path), ["text"], None, RESERVED), 7)
     assert [(unit.source, unit.start, unit.stop) for unit in corpus.units] == [("a.parquet", 0, 5), ("b.parquet", 0, 2)]
 
 
@@ -163,7 +163,7 @@ def test_a_footer_that_gives_too_many_units_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "UNIT_ROWS", 10)
     monkeypatch.setattr(shards, "MAX_SHARD_UNITS", 3)
     make_corpus(tmp_path, {"a.parquet": {"text": ["x"] * 30}, "b.parquet": {"text": ["x"] * 31}})
-    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    corpus = shards.plan(str(tmp_path), ["text"], None, RESERVED)
     assert len(corpus.units) == 3
     assert "31 rows" in corpus.failed[0].reason
 
@@ -181,7 +181,7 @@ def test_a_name_that_is_not_utf8_is_listed_and_the_others_planned(tmp_path):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet")).write_bytes(b"")
     except OSError:
         pytest.skip("needs a file system that takes any bytes for a name")
-    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    corpus = shards.plan(str(tmp_path), ["text"], None, RESERVED)
     assert [unit.source for unit in corpus.units] == ["a.parquet"]
     assert [shard.source for shard in corpus.failed] == ["caf\ufffd.parquet"]
 
@@ -190,7 +190,7 @@ def test_a_column_name_that_is_not_utf8_fails_its_shard_only(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}, "b.parquet": {"text": ["b"], "umlaut": [1]}})
     content = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(content.replace(b"umlaut", b"uml\xe4ut"))
-    corpus = shards.plan(str(tmp_path), "text", None, RESERVED)
+    corpus = shards.plan(str(tmp_path), ["text"], None, RESERVED)
     assert [unit.source for unit in corpus.units] == ["a.parquet"]
     assert "UnicodeDecodeError" in corpus.failed[0].reason
 
@@ -198,5 +198,5 @@ def test_a_column_name_that_is_not_utf8_fails_its_shard_only(tmp_path):
 def test_an_empty_file_is_called_empty(tmp_path):
     make_corpus(tmp_path, {"a.parquet": {"text": ["a"]}})
     (tmp_path / "b.parquet").touch()
-    (failed,) = shards.plan(str(tmp_path), "text", None, RESERVED).failed
+    (failed,) = shards.plan(str(tmp_path), ["text"], None, RESERVED).failed
     assert (failed.source, failed.reason) == ("b.parquet", "it is an empty file; write it again")

@@ -65,7 +65,7 @@ def test_a_connection_dropped_in_the_middle_of_a_file_is_retried(store, tmp_path
     pq.write_table(sentences(3_000, seed=0), tmp_path / "a.parquet")
     storage.write_file(f"s3://{s3.BUCKET}/dropped/a.parquet", (tmp_path / "a.parquet").read_bytes())
     store.key, store.drop = "a.parquet", 2
-    planned = shards.plan(f"s3://{s3.BUCKET}/dropped/", "text", None, ())
+    planned = shards.plan(f"s3://{s3.BUCKET}/dropped/", ["text"], None, ())
     store.drop = 2
     table = shards.read_rows(planned.root, planned.units[0], lambda _: ["text"])
     assert table.equals(sentences(3_000, seed=0).select(["text"]))
@@ -85,7 +85,7 @@ def test_names_that_would_leave_the_output_are_listed_and_the_others_planned(sto
     client = s3.client(store.port)
     for name in names:
         client.put_object(Bucket=s3.BUCKET, Key=f"names/{name}", Body=(tmp_path / "a.parquet").read_bytes())
-    planned = shards.plan(f"s3://{s3.BUCKET}/names", "text", None, ())
+    planned = shards.plan(f"s3://{s3.BUCKET}/names", ["text"], None, ())
     assert {unit.output for unit in planned.units} == {"a.parquet", "k%20=?/f*.parquet"}
     assert {shard.source for shard in planned.failed} == set(names[1:5])
     assert all("rename it" in shard.reason for shard in planned.failed)

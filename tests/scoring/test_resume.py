@@ -95,7 +95,7 @@ def test_another_bundle_or_setting_is_refused_with_the_difference(tiny_bundle, t
     write_shard(source, "a.parquet", {"text": ["good"], "body": ["bad"]})
     outputs.write_run_file(str(out), RunFile(plan_folder(tiny_bundle, source, out).run))
     with pytest.raises(UserError, match=r"other settings \(text_column: 'text' there, 'body' now\)"):
-        plan_folder(tiny_bundle, source, out, text_column="body")
+        plan_folder(tiny_bundle, source, out, text_column=("body",))
     with pytest.raises(UserError, match=r"other settings \(probabilities: False there, True now\)"):
         plan_folder(tiny_bundle, source, out, probabilities=True)
 

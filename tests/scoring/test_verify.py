@@ -32,7 +32,7 @@ def folders(tmp_path, monkeypatch) -> tuple[Path, Path]:
     source.mkdir()
     for name, rows in (("a", 5), ("b", 25)):
         pq.write_table(pa.table({"text": ["x"] * rows}), source / f"{name}.parquet")
-    for unit in shards.plan(str(source), "text", None, ()).units:
+    for unit in shards.plan(str(source), ["text"], None, ()).units:
         write_output(out, unit)
     return source, out
 
@@ -85,7 +85,7 @@ def test_changed_and_vanished_inputs_are_found(folders):
 
 
 def test_an_input_that_changes_meanwhile_is_judged_as_it_was_planned(folders):
-    planned = shards.plan(str(folders[0]), "text", None, ())
+    planned = shards.plan(str(folders[0]), ["text"], None, ())
     pq.write_table(pa.table({"text": ["x"] * 3}), folders[0] / "c.parquet")
     pq.write_table(pa.table({"text": ["y"] * 5}), folders[0] / "a.parquet")
     (folders[0] / "b.parquet").unlink()
@@ -99,7 +99,7 @@ def test_an_input_that_changes_meanwhile_is_judged_as_it_was_planned(folders):
 
 
 def test_outputs_with_other_rows_than_their_footer_says_are_found(folders):
-    unit = shards.plan(str(folders[0]), "text", None, ()).units[0]
+    unit = shards.plan(str(folders[0]), ["text"], None, ()).units[0]
     write_output(folders[1], unit, number_of_rows=4)
     assert "its rows are not 0 to 4 in order" in verify_folders(folders).damaged[0]
 
