@@ -3,6 +3,7 @@
 A folder is a bundle when it holds `sentiment.json`. That file is written last, so a bundle appears whole or not at all.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import platform
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -124,9 +125,15 @@ class UnknownSetting(ValueError):
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the packages that a bundle depends on."""
-    own = {"sentiment-core": __version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in LIBRARIES}
+    """Return the versions of the packages that a bundle depends on, without those that are not installed.
+
+    The engine runs without Ray.
+    """
+    versions = {"sentiment-core": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def write(

@@ -186,3 +186,9 @@ def test_a_record_is_written_as_it_was_read(tmp_path):
     info = bundle.BundleInfo.from_json(content)
     assert info.label_scheme.numbered
     assert json.dumps(info.to_json()) == json.dumps(content)
+
+
+def test_a_library_that_is_not_installed_has_no_version(monkeypatch):
+    """The engine runs where Ray is not installed."""
+    monkeypatch.setattr(bundle, "LIBRARIES", ("torch", "a-library-that-nobody-wrote"))
+    assert bundle.library_versions().keys() == {"sentiment-core", "python", "torch"}
