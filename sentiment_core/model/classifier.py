@@ -97,7 +97,7 @@ class _HeadAlone(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = copy.copy(model)
-        stub = _EncoderStub(getattr(model.base_model, "pooler", None))
+        stub = _EncoderStub(model.base_model)
         self.model._modules = model._modules | {str(model.base_model_prefix): stub}
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -108,13 +108,18 @@ class _HeadAlone(nn.Module):
 class _EncoderStub(nn.Module):
     """An encoder whose last hidden states are its input; only the pooler computes."""
 
-    def __init__(self, pooler: nn.Module | None) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__()
-        self.pooler = pooler
+        self.pooler = getattr(encoder, "pooler", None)
+        self.activation = getattr(encoder, "pooler_activation", None)  # ALBERT's pooler is a bare linear layer
 
     def forward(self, *_, inputs_embeds: torch.Tensor, **__) -> BaseModelOutputWithPooling:
         """Return the states as an encoder would."""
-        pooled = self.pooler(inputs_embeds) if self.pooler is not None else None
+        pooled = None
+        if self.activation is not None and self.pooler is not None:
+            pooled = self.activation(self.pooler(inputs_embeds[:, 0]))
+        elif self.pooler is not None:
+            pooled = self.pooler(inputs_embeds)
         return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)
 
 
