@@ -13,6 +13,8 @@ ENCODER_DROPOUTS = (
 )  # fmt: skip
 # families whose attention is the plain one; others may have fewer keys than queries, caps, sinks, ...
 PLAIN_ATTENTION = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+# families some of whose layers attend to a window on both sides, as transformers' flash attention counts it
+WINDOWED_ATTENTION = ("modernbert",)
 # families that number positions from behind the padding id, so that no token takes the first two
 POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 RESERVED_POSITIONS = 2  # in those

@@ -8,12 +8,15 @@ from torch import nn
 from transformers import AttentionInterface
 
 from sentiment_core.inference.backends.base import BackendUnavailable, SplitClassifier, in_precision, token_budget
+from sentiment_core.model.families import WINDOWED_ATTENTION
 from sentiment_core.runtime import hardware
 from sentiment_core.text.batching import packs_by_tokens
 from sentiment_core.text.token_lists import TokenLists
 
 LEAST_STEP_TOKENS = 512  # of a step of few rows
-KERNEL_STEP = 8  # the attention kernel takes heads of multiples of it; TinyBERT's have 26 numbers
+KERNEL_STEP = 8  # the attention kernels take heads of multiples of it; TinyBERT's have 26 numbers
+FLASH_CAPABILITY = (8, 0)  # of the first GPUs that torch's flash attention runs on
+EVERYWHERE = -1  # a window without bounds
 
 
 class Packed:
@@ -33,7 +36,7 @@ class Packed:
         if not getattr(classifier.encoder.encoder, "_supports_attention_backend", False):
             raise BackendUnavailable("this family brings its own attention")
         if device.type == "cuda" and dtype == torch.float32:
-            raise BackendUnavailable("attention of packed rows needs a GPU with bfloat16")
+            raise BackendUnavailable("attention of packed rows computes with 16 bits on GPUs")
         self.name = f"{'compiled' if compiled else 'packed'} {hardware.dtype_name(dtype)}"
         self.device, self.pad_id = device, pad_id
         self.budget = token_budget(device)
@@ -92,27 +95,77 @@ def attend_packed(
     offsets: torch.Tensor,
     longest: torch.Tensor,
     scale: float,
+    window: int,
 ) -> torch.Tensor:
-    """Compute attention of packed rows, each token to those of its own row.
+    """Compute attention of packed rows, each token to those of its own row up to `window` tokens away.
 
     `query`, `key` and `value` are (tokens, heads, size); a row goes from one of the `offsets`, (rows + 1) int32, to the
     next. `longest` is the length of the longest row, on the CPU. Returns (tokens, heads, size).
     """
-    if query.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn  # takes a second, which CPUs need not spend
-
-        length = int(longest)
-        states: torch.Tensor = varlen_attn(query, key, value, offsets, offsets, length, length, scale=scale)  # type: ignore[assignment]
-        return states.contiguous()
-    sizes = torch.diff(offsets).tolist()
-    rows = zip(*(part.transpose(0, 1).split(sizes, dim=1) for part in (query, key, value)), strict=True)
-    attend = nn.functional.scaled_dot_product_attention
-    return torch.cat([attend(q, k, v, scale=scale) for q, k, v in rows], dim=1).transpose(0, 1).contiguous()
+    if not query.is_cuda:
+        return _attend_row_by_row(query, key, value, offsets, scale, window)
+    return _attend_on_gpu(query, key, value, offsets, int(longest), scale, window).contiguous()
 
 
 @attend_packed.register_fake
-def _attend_packed_shape(query, key, value, offsets, longest, scale):
+def _attend_packed_shape(query, key, value, offsets, longest, scale, window):
     return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+def _attend_on_gpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    offsets: torch.Tensor,
+    longest: int,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Compute the attention of `attend_packed` by the kernel that this GPU has."""
+    if torch.cuda.get_device_capability(query.device) < FLASH_CAPABILITY:
+        if window != EVERYWHERE:
+            raise BackendUnavailable("attention within a sliding window needs a GPU of capability 8.0 or newer")
+        return attend_efficiently(query, key, value, offsets, longest, scale)
+    from torch.nn.attention.varlen import varlen_attn  # takes a second, which CPUs need not spend
+
+    bounds = (window, window)
+    return varlen_attn(query, key, value, offsets, offsets, longest, longest, scale=scale, window_size=bounds)  # type: ignore[return-value]
+
+
+def attend_efficiently(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, longest: int, scale: float
+) -> torch.Tensor:
+    """Compute attention of packed rows by torch's memory-efficient kernel, which runs on older GPUs too.
+
+    Shapes are those of `attend_packed`. torch's nested tensors call it in the same way.
+    """
+    q, k, v = (states[None] for states in (query, key, value))
+    without_mask, dropout = 0, 0.0
+    states, *_ = torch.ops.aten._efficient_attention_forward(
+        q, k, v, None, offsets, offsets, longest, longest, dropout, without_mask, False, scale=scale
+    )
+    return states[0]
+
+
+def _attend_row_by_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, scale: float, window: int
+) -> torch.Tensor:
+    """Compute the attention of `attend_packed` on a CPU."""
+    sizes = torch.diff(offsets).tolist()
+    rows = zip(*(part.transpose(0, 1).split(sizes, dim=1) for part in (query, key, value)), strict=True)
+    states = [
+        nn.functional.scaled_dot_product_attention(q, k, v, _window_mask(size, window), scale=scale)
+        for size, (q, k, v) in zip(sizes, rows, strict=True)
+    ]
+    return torch.cat(states, dim=1).transpose(0, 1).contiguous()
+
+
+def _window_mask(size: int, window: int) -> torch.Tensor | None:
+    """Return which tokens of a row see which, (size, size); None where each sees all."""
+    if window == EVERYWHERE or size <= window + 1:
+        return None
+    positions = torch.arange(size)
+    return (positions[:, None] - positions).abs() <= window
 
 
 def packed_attention(
@@ -132,13 +185,17 @@ def packed_attention(
 
     `query`, `key` and `value` are (1, heads, tokens, size); returns (1, tokens, heads, size).
     """
+    window = EVERYWHERE
     if sliding_window is not None:
-        raise BackendUnavailable("this family attends within a sliding window")
+        config: Any = module.config
+        if config.model_type not in WINDOWED_ATTENTION:
+            raise BackendUnavailable("this family attends within a sliding window")
+        window = sliding_window - 1  # flash attention's convention, by which transformers counts: the token's own too
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     size = query.shape[-1]
     if padding := -size % KERNEL_STEP:  # zeros, which change no product
         q, k, v = (nn.functional.pad(states, (0, padding)) for states in (q, k, v))
-    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling)[..., :size].unsqueeze(0), None
+    return attend_packed(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)[..., :size].unsqueeze(0), None
 
 
 PACKED_ATTENTION = "sentiment_core_packed"
