@@ -193,12 +193,35 @@ def make_onnx_runtime(folder: str) -> Contender:
     return contender
 
 
-def make_engine(folder: str, backend: str | None, precision: Precision = "auto") -> Contender:
+def make_sentence_transformer(folder: str, batch_size: int) -> Contender:
+    """Make sentence-transformers in the chip's fast type.
+
+    It computes embeddings only, so all its label numbers are 0. It sorts texts by length.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    device = hardware.device()
+    encoder = SentenceTransformer(
+        folder, device=device.type, model_kwargs={"torch_dtype": hardware.number_types(device)[-1]}
+    )
+
+    def run(texts: list[str]) -> np.ndarray:
+        encoder.encode(texts, batch_size=batch_size, show_progress_bar=False)
+        return np.zeros(len(texts), np.int64)
+
+    return Contender(run)
+
+
+def make_engine(
+    folder: str, backend: str | None, precision: Precision = "auto", uses_kitoken: bool = True
+) -> Contender:
     """Make this project's engine without Ray, tokenizing included."""
     from sentiment_core.inference.engine import Engine
 
     engine = Engine.load(folder, None, backend, precision=precision)
     tokenizer = bundle.load_tokenizer(folder)
+    if not uses_kitoken:
+        tokenizer.ascii = None
 
     def run(texts: list[str]) -> np.ndarray:
         tokens, _ = tokenizer.encode(texts)

@@ -1,4 +1,4 @@
-"""Contender processes, the matrix ceiling and versions, for all benchmarks."""
+"""Contender processes and the matrix ceiling, for all benchmarks."""
 
 import contextlib
 import datetime
@@ -9,7 +9,6 @@ import statistics
 import textwrap
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ RESULTS = Path(__file__).parent / "results"
 CEILING_ROWS = {"cpu": 2_048, "cuda": 32_768}  # of the matrices: the tokens of an engine's batch
 START_LIMIT_S = 300.0  # for a process to import its libraries and make its contender
 CEILING_REPEATS, CEILING_PRODUCTS = 30, 5
-LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy", "sentiment-core")
 PROCESSES = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
 
 
@@ -159,15 +157,6 @@ def matrix_ceiling(hidden: int, inner: int, dtype: torch.dtype, device: torch.de
                 seconds.append(time.perf_counter() - started)
         rates.append(2 * rows * inputs * outputs * CEILING_PRODUCTS / statistics.median(seconds))
     return statistics.harmonic_mean(rates)
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the installed libraries' versions; a bare GPU machine lacks some."""
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def today() -> str:

@@ -1,0 +1,1 @@
+"""Steps of `gpu.py`: one module for each subject."""
