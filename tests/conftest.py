@@ -17,9 +17,12 @@ import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from sentiment_core.inference.int8_layers import pack_layers
+from sentiment_core.inference.quantization import fit_layers
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.encoder import load_tokenizer
 from sentiment_core.model.records import Int8Check, ReferenceStatistics
+from sentiment_core.text.token_lists import TokenLists
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -113,8 +116,18 @@ def make_bundle(
         reference=ReferenceStatistics.from_json(reference or {}),
         int8=Int8Check.from_json(int8 or {}),
     )
-    bundle.write(str(place), model, config, load_tokenizer(encoder), info, {})
+    files = {}
+    if info.int8.layers:  # as from versions that note their number
+        layers, _ = fit_layers(model.eval(), random_lists([4, 9, 17, 30] * 8), max_length)
+        files[bundle.INT8] = pack_layers(layers)
+    bundle.write(str(place), model, config, load_tokenizer(encoder), info, files)
     return str(place)
+
+
+def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
+    """Token lists of random words."""
+    ids = np.random.default_rng(seed).integers(1_000, 30_000, sum(lengths), dtype=np.int32)
+    return TokenLists(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
 @pytest.fixture(scope="session")

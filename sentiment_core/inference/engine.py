@@ -5,6 +5,7 @@ It knows nothing of Ray or of files to score. `selection` finds the backend that
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from sentiment_core.errors import UserError
 from sentiment_core.inference import selection, timing
+from sentiment_core.inference.int8_layers import Int8Layers, unpack_layers
 from sentiment_core.inference.timing import Choice
 from sentiment_core.model import bundle
 from sentiment_core.model.classifier import Classifier
@@ -46,6 +48,7 @@ class Engine:
         mean_tokens: float | None = None,
         choices: Mapping[str, str] = EMPTY,
         work_tokens: float = 0.0,
+        int8_layers: Int8Layers = selection.NO_LAYERS,
     ) -> None:
         """Select the backend and move the model to its device.
 
@@ -62,6 +65,7 @@ class Engine:
             mean_tokens: Of a text of the work; None where nothing is known of it.
             choices: By chip, the choice that earlier runs made and that is taken again, as `choice` has it.
             work_tokens: To compute in all, about. For many a backend is compiled, which takes a minute.
+            int8_layers: Layers that the backend `int8` computes in 8 bits.
 
         Raises:
             BackendUnavailable: The backend asked for does not run the model right.
@@ -75,7 +79,10 @@ class Engine:
         self.max_length = max_length
         self._limit_threads()
         self.chip = hardware.chip_id(self.device)
-        possible = selection.list_choices(backend, self.device, torch.get_num_threads(), precision)
+        own_threads = torch.get_num_threads()
+        possible = selection.list_choices(backend, self.device, own_threads, precision)
+        # what is asked for is taken even where it is slower, but then `margin` says so
+        usual = selection.list_choices(None, self.device, own_threads, precision) if backend == "int8" else []
         noted = choices.get(self.chip, "")
         # with another number of threads, that of the same backend and number type
         earlier = sorted(
@@ -89,6 +96,8 @@ class Engine:
             objective,
             None if earlier else timing.work_length(mean_tokens, max_length),
             work_tokens,
+            int8_layers,
+            usual,
         )
         self._take(selected)
         # numbers above 65,504 are infinite in float16: then float32 computes
@@ -108,6 +117,9 @@ class Engine:
         reference = info.reference
         if mean_tokens is None and reference.tokens and reference.rows:
             mean_tokens = reference.tokens / reference.rows
+        int8_file = Path(folder, bundle.INT8)
+        if backend == "int8" and int8_file.exists():
+            settings["int8_layers"] = unpack_layers(int8_file.read_bytes())
         return cls(
             model,
             len(info.labels),

@@ -9,7 +9,8 @@ import functools
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from sentiment_core.inference import timing
 from sentiment_core.inference.backends.base import Backend, BackendUnavailable, FirstToken, SplitClassifier
 from sentiment_core.inference.backends.openvino import OpenVino, convert, openvino_version
 from sentiment_core.inference.backends.torch_padded import Padded
+from sentiment_core.inference.int8_layers import Int8Layers
 from sentiment_core.inference.timing import Choice
 from sentiment_core.inference.tolerances import BF16_TOLERANCE, FP32_TOLERANCE, INT8_TOLERANCE, STATES_TOLERANCE
 from sentiment_core.model import bundle, classifier, families, fitness
@@ -31,6 +33,7 @@ from sentiment_core.text.token_lists import TokenLists
 
 REASON_CHARACTERS = 200  # of why a backend was passed over
 COMPILED = "compiled"
+NO_LAYERS: Int8Layers = MappingProxyType({})
 # Of computing without compiling, from which on compiling is expected to pay: it takes a minute and saves a tenth.
 COMPILING_PAYS_S = 600.0
 
@@ -43,6 +46,7 @@ class BackendInputs:
     split: SplitClassifier
     device: torch.device
     threads: int | None  # on a CPU; None leaves the choice to the library
+    int8_layers: Int8Layers = field(default_factory=dict)  # of the encoder, that can be computed in 8 bits
 
     @property
     def config(self) -> Any:
@@ -87,8 +91,16 @@ def _make_packed(inputs: BackendInputs, choice: Choice, compiled: bool = False) 
     return Packed(inputs.split, inputs.device, choice.dtype, inputs.pad_id, compiled)
 
 
-def _make_openvino(inputs: BackendInputs, choice: Choice, int8: bool = False) -> Backend:
-    return OpenVino(inputs.openvino_model, choice.dtype, inputs.pad_id, inputs.threads, int8, choice.shares_batches)
+def _make_openvino(inputs: BackendInputs, choice: Choice) -> Backend:
+    return OpenVino(inputs.openvino_model, choice.dtype, inputs.pad_id, inputs.threads, choice.shares_batches)
+
+
+def _make_int8(inputs: BackendInputs, choice: Choice) -> Backend:
+    if not inputs.int8_layers:
+        raise BackendUnavailable(f"the bundle has no {bundle.INT8}, which training makes")
+    return OpenVino(
+        inputs.openvino_model, choice.dtype, inputs.pad_id, inputs.threads, choice.shares_batches, inputs.int8_layers
+    )
 
 
 def _make_padded(inputs: BackendInputs, choice: Choice) -> Backend:
@@ -100,9 +112,7 @@ BACKENDS = (
     BackendEntry(COMPILED, ("cuda",), functools.partial(_make_packed, compiled=True)),
     BackendEntry("packed", ("cuda",), _make_packed),
     BackendEntry("openvino", ("cpu",), _make_openvino, may_share_batches=True),
-    BackendEntry(
-        "int8", ("cpu",), functools.partial(_make_openvino, int8=True), INT8_TOLERANCE, math.inf, tried="on_request"
-    ),
+    BackendEntry("int8", ("cpu",), _make_int8, INT8_TOLERANCE, math.inf, tried="on_request", may_share_batches=True),
     BackendEntry("torch", ("cuda", "cpu"), _make_padded),
 )
 
@@ -158,6 +168,8 @@ def select_backend(
     objective: Objective,
     mean_length: int | None,
     work_tokens: float = 0.0,
+    int8_layers: Int8Layers = NO_LAYERS,
+    beside: Sequence[Choice] = (),
 ) -> Selection:
     """Pick the fastest choice whose probabilities match plain torch on a probe batch.
 
@@ -169,6 +181,8 @@ def select_backend(
         objective: How logits become probabilities.
         mean_length: Tokens of the work's texts, for which the choices are measured; None takes them in their order.
         work_tokens: Tokens to compute. Compiling takes a minute, so that it must be many.
+        int8_layers: Layers that the backend `int8` computes in 8 bits.
+        beside: Other choices that are only measured, for the margin.
 
     Raises:
         Exception: No choice runs the model right: what the last one raised.
@@ -185,9 +199,9 @@ def select_backend(
         expected = _activate(whole_states, unsplit.head, objective)
         split, expected_states = _split(model, device, probe, expected, objective) or (unsplit, whole_states)
         rates = {}
-        if mean_length and len(choices) > 1:
-            rates = _rates(model, split.is_whole, device, threads, choices, mean_length)
-        inputs = BackendInputs(model, split, device, threads)
+        inputs = BackendInputs(model, split, device, threads, int8_layers)
+        if mean_length and len(choices) + len(beside) > 1:
+            rates = _rates(inputs, [*choices, *beside], mean_length)
         layers = getattr(config, "num_hidden_layers", timing.LAYERS)
         passed_over: list[str] = []
         ordered = order_choices(choices, rates, work_tokens, layers) if mean_length else list(choices)
@@ -204,7 +218,7 @@ def select_backend(
                 share = float((states - expected_states).norm() / expected_states.norm())
                 if not (split.is_whole or share <= entry.states_tolerance):
                     raise BackendUnavailable(f"its states differ by {100 * share:.0f} % from those of plain torch")
-                margin = timing.describe_margin(choice, rates)
+                margin = timing.describe_margin(choice, rates, beside)
                 return Selection(
                     backend, choice, split.head, [*_why_not_measured(inputs, choices, rates), *passed_over], margin
                 )
@@ -248,19 +262,13 @@ def order_choices(choices: Sequence[Choice], rates: dict[str, float], work_token
     return [*compiled, *ordered] if pays else ordered
 
 
-def _rates(
-    model: Classifier,
-    is_whole: bool,
-    device: torch.device,
-    threads: int | None,
-    choices: Sequence[Choice],
-    mean_length: int,
-) -> dict[str, float]:
+def _rates(inputs: BackendInputs, choices: Sequence[Choice], mean_length: int) -> dict[str, float]:
     """Return the tokens per second of each choice that runs, as measured on this machine now or before.
 
     What must be compiled is not measured: it takes a minute. Nor is float32 on a GPU beside other types.
     """
-    config: Any = model.encoder.config
+    config, device = inputs.config, inputs.device
+    threads = inputs.threads or torch.get_num_threads()
     types = {choice.number_type for choice in choices}
     measured = [
         choice
@@ -270,22 +278,30 @@ def _rates(
     ]
 
     def measure() -> dict[str, float]:
-        cut = timing.cut_layers(model)
-        split = _unsplit(cut) if is_whole else SplitClassifier(FirstToken(cut.encoder), cut.head(), is_whole=False)
-        inputs = BackendInputs(cut, split, device, threads)
-        work = timing.make_work(config, mean_length, device, threads or torch.get_num_threads())
-        return timing.measure(functools.partial(_make, inputs), measured, work)
+        cut = timing.cut_layers(inputs.classifier)
+        split = SplitClassifier(FirstToken(cut.encoder), cut.head(), is_whole=False)
+        left = {name for name, _ in cut.encoder.named_modules()}
+        cut_inputs = replace(
+            inputs,
+            classifier=cut,
+            split=_unsplit(cut) if inputs.split.is_whole else split,
+            int8_layers={name: layer for name, layer in inputs.int8_layers.items() if name in left},
+        )
+        work = timing.make_work(config, mean_length, device, threads)
+        return timing.measure(functools.partial(_make, cut_inputs), measured, work)
 
     key = {
         "what": "inference",
         "chip": hardware.chip_id(device),
-        "threads": threads or torch.get_num_threads(),
+        "threads": threads,
         "libraries": bundle.library_versions() | {"openvino": openvino_version()},
         "choices": [str(choice) for choice in measured],
         "family": config.model_type,
         "sizes": [getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "num_attention_heads")],
         "mean_length": mean_length,
     }
+    if inputs.int8_layers:
+        key["int8_layers"] = sorted(inputs.int8_layers)
     try:
         return measurements.remember(key, measure)
     except Exception:  # an encoder that cannot be cut, or memory that ran out: the choices are tried in their order

@@ -107,14 +107,20 @@ def fastest_first(choices: Sequence[Choice], rates: Mapping[str, float]) -> list
     return sorted(choices, key=lambda choice: (choice != best, -worth.get(choice, 0.0)))
 
 
-def describe_margin(best: Choice, rates: Mapping[str, float]) -> str:
-    """Say how fast a choice is beside the fastest other backend or number type; empty if there is none."""
+def describe_margin(best: Choice, rates: Mapping[str, float], beside: Sequence[Choice] = ()) -> str:
+    """Say how fast a choice is beside the fastest other backend or number type; empty if there is none.
+
+    With `beside` the others are these alone, and a choice that a flag insists on is slower than it need be.
+    """
     own = str(Choice(best.backend, best.number_type))
-    others = {name: rate for name, rate in rates.items() if not name.startswith(own)}
+    compared = {str(choice) for choice in beside} or set(rates)
+    others = {name: rate for name, rate in rates.items() if name in compared and not name.startswith(own)}
     if str(best) not in rates or not others:
         return ""
     fastest = max(others, key=others.__getitem__)
-    return f"{own} measured {rates[str(best)] / others[fastest]:.2f} times as fast as {fastest}"
+    gain = rates[str(best)] / others[fastest]
+    advice = f"; leave out --{best.backend} on this chip" if beside and gain < 1 else ""
+    return f"{own} measured {gain:.2f} times as fast as {fastest}{advice}"
 
 
 def work_length(mean_tokens: float | None, max_length: int) -> int:

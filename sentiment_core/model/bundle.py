@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # importing torch and transformers takes seconds; what only a
 FORMAT_VERSION = 2  # 1 knew no other truncation than "head", and no cleaning
 CARD = "sentiment.json"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+INT8 = "int8.safetensors"  # how layers are put into 8 bits; only where that leaves the labels as they are
 METRICS = "metrics.json"  # which `sentiment-core evaluate` may put beside
 LOG = "training_log.jsonl"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ray", "pyarrow")
@@ -251,7 +252,7 @@ def digest_of(files: dict[str, bytes]) -> str:
 
 def tokens_digest_of(files: dict[str, bytes]) -> str:
     """Hash all that decides a text's tokens, so that token counts of equal bundles can be compared. Returns sha256."""
-    tokenizer = {name: data for name, data in _deciding(files).items() if name not in (WEIGHTS, CONFIG)}
+    tokenizer = {name: data for name, data in _deciding(files).items() if name not in (WEIGHTS, CONFIG, INT8)}
     rules = _text_rules(json.loads(files[CARD]))
     return hashlib.sha256((storage.hash_files(tokenizer) + json.dumps(rules)).encode()).hexdigest()
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from sentiment_core.data.origin import DataOrigin, DroppedRows
 
 Head = Literal["standard", "mlp"]  # see `classifier`
+LEAST_INT8_AGREEMENT = 0.995  # of the labels of 8 bits with those of float32
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,24 @@ class ReferenceStatistics(Record):
 
 @dataclass(frozen=True)
 class Int8Check(Record):
-    """Agreement of labels in 8-bit numbers, or the reason why it is not known."""
+    """Agreement of labels in 8-bit numbers, or the reason why it is not known.
 
-    agreement: float | None = None  # share of rows with the same label as in the default number type
+    Bundles of old versions lack the last five.
+    """
+
+    agreement: float | None = None  # share of rows with the same label as in float32
     rows: int | None = None
     reason: str | None = None
+    accuracy: float | None = None  # in 8 bits, on those of the rows that are evaluation rows
+    float32_accuracy: float | None = None  # on the same ones
+    accuracy_rows: int | None = None
+    layers: int | None = None  # linear layers in 8 bits
+    all_layers: int | None = None  # that could be
+
+    @property
+    def is_allowed(self) -> bool:
+        """True if enough labels stay for `--int8`."""
+        return self.agreement is not None and self.agreement >= LEAST_INT8_AGREEMENT
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
     model = registry.resolve(settings.model)
     info, bundle_files = bundle.read_files(model)
     if settings.int8:
-        require_int8_agreement(settings.model, info)
+        require_int8_agreement(settings.model, info, bundle_files)
     run = Run(
         input=storage.absolute(settings.input),
         bundle=bundle.digest_of(bundle_files),

@@ -100,8 +100,11 @@ class Stream:
                 if block is None:
                     return
                 record = TaskRecord.from_table(block)
-                chips = len(tally.choices)
+                chips, margins = len(tally.choices), len(tally.margins)
                 tally.add(record)
+                if self.context.run.int8:
+                    for margin in list(tally.margins.values())[margins:]:
+                        progress.say(margin)
                 if len(tally.choices) > chips:
                     self.note_choices(tally.choices)
                 meters.add(record)
@@ -177,12 +180,14 @@ class Stream:
     def engine_settings(self, units: list[Unit]) -> dict[str, Any]:
         """Return the settings of the actors' engines, for the text of these units."""
         tokens = sum(unit.text_bytes for unit in units) / BYTES_PER_TOKEN
+        # an older version's bundle lacks the file: then `verify` compares what that version made in 8 bits with floats
+        in_8_bits = self.context.run.int8 and bundle.INT8 in self.bundle_files
         return {
             "precision": self.context.run.precision,
             "mean_tokens": tokens / max(1, sum(unit.rows for unit in units)),
             "choices": dict(self.choices),
             "threads": cluster.threads_per_worker(self.workers),
-            "backend": "int8" if self.context.run.int8 else None,
+            "backend": "int8" if in_8_bits else None,
             "on_cpu": self.kind == "CPU",
             "work_tokens": tokens / self.workers,
         }

@@ -18,7 +18,7 @@ from sentiment_core.config import command_line, defaults_of
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import label_shares
 from sentiment_core.errors import UserError
-from sentiment_core.inference.int8 import measure_int8_agreement
+from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
 from sentiment_core.model import bundle, classifier, encoder, fitness
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import EncoderOrigin, EpochRecord, EvaluationRows, TrainingRecord, TrainingRows
@@ -262,6 +262,10 @@ def finish(
         sum(len(record.losses) for record in log),
         {"calibrated/ece": scores.ece, "calibrated/brier": scores.brier},
     )
+    evaluation = LabelledTokens(prepared.eval_tokens, targets)
+    int8, int8_files = prepare_int8(
+        weights.model, labels, settings.max_length, objective, evaluation, prepared.train_tokens
+    )
     info = bundle.BundleInfo(
         head=settings.head,
         labels=labels,
@@ -273,9 +277,7 @@ def finish(
         calibration=fitted,
         training=_describe_training(prepared, log, started),
         reference=reference_statistics(objective, prepared.eval_tokens, probabilities, labels, prepared.unknown_id),
-        int8=measure_int8_agreement(
-            weights.model, len(labels), settings.max_length, objective, prepared.eval_tokens, prepared.train_tokens
-        ),
+        int8=int8,
     )
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save
 
@@ -284,6 +286,7 @@ def finish(
         info, log, command_line("train", replace(settings, **asdict(prepared.recipe))), mistakes
     )
     extra[bundle.LOG] = "".join(json.dumps(record.to_json()) + "\n" for record in log).encode()
+    extra |= int8_files
     bundle.write(prepared.path, weights.model, prepared.model_config, prepared.tokenizer, info, extra)
     return TrainResult(prepared.path, info, log)
 

@@ -31,7 +31,7 @@ from sentiment_core.inference.backends.torch_padded import Padded
 from sentiment_core.inference.engine import Engine, NotFinite
 from sentiment_core.model import bundle
 from sentiment_core.text.token_lists import TokenLists
-from tests.conftest import make_bundle
+from tests.conftest import make_bundle, random_lists
 
 LIMIT = 64
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -74,11 +74,6 @@ def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
     return Engine.load(
         make_bundle(packaged_encoder, place, labels=("a", "b", "c"), max_length=512), None, request.param
     )
-
-
-def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
-    ids = np.random.default_rng(seed).integers(1_000, 30_000, sum(lengths), dtype=np.int32)
-    return TokenLists(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
 def by_company(engine: Engine) -> float:
@@ -299,7 +294,7 @@ def test_a_model_that_overflows_in_float16_is_computed_in_float32(tiny_bundle):
 @pytest.mark.slow
 def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
     """Random words on an untrained head lie closer to the boundary than text that the model was trained for."""
-    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
+    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512, int8={"layers": 36})
     lists = random_lists(np.random.default_rng(0).integers(3, 60, 400).tolist())
     whole, _ = Engine.load(place).probabilities(lists)
     small = Engine.load(place, None, "int8")

@@ -52,6 +52,17 @@ def test_the_margin_is_told_beside_the_best_other_backend_or_number_type():
     assert timing.describe_margin(EXACT, {}) == ""
 
 
+def test_what_a_flag_insists_on_is_compared_with_the_usual_choices_only():
+    small, rough = Choice("int8", "float32"), Choice("int8", "bfloat16")
+    rates = {str(EXACT): 100.0, "torch float32": 60.0, str(small): 130.0, str(rough): 120.0}
+    usual = [EXACT, Choice("torch", "float32")]
+    faster = "int8 float32 measured 1.30 times as fast as openvino float32"
+    assert timing.describe_margin(small, rates, usual) == faster
+    rates |= {str(EXACT): 260.0}
+    slower = "int8 float32 measured 0.50 times as fast as openvino float32; leave out --int8 on this chip"
+    assert timing.describe_margin(small, rates, usual) == slower
+
+
 def test_of_runs_the_fastest_time_counts_and_those_that_fail_are_left_out():
     def fail() -> None:
         raise RuntimeError

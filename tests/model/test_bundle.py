@@ -85,6 +85,7 @@ def test_the_digest_follows_what_decides_a_label_and_nothing_else(tiny_bundle):
     for name in ("README.md", bundle.METRICS, ".gitattributes"):
         assert bundle.digest_of(files | {name: b"another"}) == digest
     assert bundle.digest_of(files | {bundle.WEIGHTS: files[bundle.WEIGHTS][:-1] + b"x"}) != digest
+    assert bundle.digest_of(files | {bundle.INT8: b"labels of --int8"}) != digest
     card = json.loads(files[bundle.CARD])
     assert bundle.digest_of(files | {bundle.CARD: json.dumps(card | {"max_length": 9}).encode()}) != digest
     assert bundle.digest_of(files | {bundle.CARD: json.dumps(card | {"metrics": {"n": 1}}).encode()}) == digest
@@ -93,7 +94,8 @@ def test_the_digest_follows_what_decides_a_label_and_nothing_else(tiny_bundle):
 def test_bundles_that_make_the_same_tokens_are_known(tiny_bundle):
     files = storage.read_folder(tiny_bundle)
     digest = bundle.tokens_digest_of(files)
-    assert bundle.tokens_digest_of(files | {bundle.WEIGHTS: b"others", bundle.CONFIG: b"other"}) == digest
+    others = {bundle.WEIGHTS: b"others", bundle.CONFIG: b"other", bundle.INT8: b"more"}
+    assert bundle.tokens_digest_of(files | others) == digest
     assert bundle.tokens_digest_of(files | {"tokenizer.json": b"another"}) != digest
     card = json.loads(files[bundle.CARD])
     assert bundle.tokens_digest_of(files | {bundle.CARD: json.dumps(card | {"max_length": 9}).encode()}) != digest
@@ -180,7 +182,8 @@ def test_a_record_is_written_as_it_was_read(tmp_path):
             "rows": 2, "predicted_shares": {"no": 1.0, "yes": 0.0}, "confidence_histogram": [0, 2],
             "length_histogram": [2], "tokens": 8, "tokens_quantiles": {"0.5": 4.0}, "unknown_token_share": 0.0,
         },
-        "int8": {"agreement": 1.0, "rows": 2},
+        "int8": {"agreement": 1.0, "rows": 2, "accuracy": 0.5, "float32_accuracy": 0.5, "accuracy_rows": 2,
+                 "layers": 11, "all_layers": 12},
         "truncation": "head", "clean": "none", "ordinal": True, "format_version": 2, "libraries": {"torch": "2.13.0"},
     }  # fmt: skip
     info = bundle.BundleInfo.from_json(content)

@@ -1,10 +1,12 @@
 """The model card: its numbers, as text and as the hub reads them."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
 
+from sentiment_core.model.records import Int8Check
 from sentiment_core.report.model_card import make_model_card
 from tests.report.examples import bundle_info, epoch_log
 
@@ -37,6 +39,30 @@ def test_the_numbers_are_those_of_the_bundle():
     assert "learning rates 2e-05 (encoder) and 0.0001 (head), 3 epochs" in card
     assert "bfloat16 on AMD EPYC, 152 s." in card
     assert re.findall(r"!\[(.*?)\]\((.*?)\)", card) == list(FIGURES.items())
+
+
+def test_the_card_says_what_8_bits_change():
+    info = bundle_info()
+    card = make_model_card(info, epoch_log(), FIGURES)
+    rows = table_rows(card)
+    assert rows["rows with the same label as in float32"] == ["99.75 % of 9,000"]
+    assert rows["accuracy in 8 bits"] == ["0.8425 (0.8450 in float32) on 900 held-out rows"]
+    assert "`score --int8` computes 34 of 36 linear layers in 8 bits." in card
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        (Int8Check(agreement=0.99, rows=500, layers=18, all_layers=36), "is refused: too many labels change."),
+        (Int8Check(reason="not installed"), "Not checked: not installed. `score --int8` is refused."),
+        (Int8Check(), "Not checked: made by an older version."),
+    ],
+)
+def test_the_card_says_why_there_are_no_8_bits(check, words):
+    card = make_model_card(replace(bundle_info(), int8=check), epoch_log(), FIGURES)
+    assert words in card
+    assert "linear layers in 8 bits" not in card
+    assert "accuracy in 8 bits" not in card
 
 
 def test_the_hub_finds_the_same_numbers_in_the_metadata():

@@ -1,5 +1,6 @@
 """Whole scoring runs: every row once and in order, whatever is in it, with the scores of the engine."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,9 +170,12 @@ def note_choice(out: Path, choices: dict[str, str]) -> None:
     write_run_file(str(out), replace(read_run_file(str(out)), computed_by=choices))
 
 
-def test_int8_is_used_where_the_bundle_was_checked(in_process, tiny_encoder, tmp_path):
+def test_int8_is_used_where_the_bundle_was_checked(in_process, tiny_encoder, tmp_path, capfd):
     write_shard(tmp_path / "in", "a.parquet", {"text": ["good", "bad", None, "good"]})
-    checked = make_bundle(tiny_encoder, tmp_path / "b", int8={"agreement": 0.996, "rows": 500})
+    checked = make_bundle(tiny_encoder, tmp_path / "b", int8={"agreement": 0.996, "rows": 500, "layers": 12})
     result = score_folder(checked, tmp_path / "in", tmp_path / "out", int8=True)
-    assert result.summary["run"]["computed_by"][0].startswith("int8 ")
+    backend, margin = result.summary["run"]["computed_by"]
+    assert backend.startswith("int8 ")
+    assert re.match(r"int8 \w+ measured \d+\.\d\d times as fast as (openvino|torch) ", margin)
+    assert margin in capfd.readouterr().err  # not only at the end
     assert read_scored(tmp_path / "out")["label"].null_count == 1

@@ -48,6 +48,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
         ({"agreement": 0.99, "rows": 500}, ["500 rows", "99.00 %", "99.5 %", "without --int8"]),
         ({"reason": "not installed"}, ["was not checked in 8 bits (not installed)", "Train it again"]),
         ({}, ["made by an older version"]),
+        ({"agreement": 0.999, "rows": 500}, ["no int8.safetensors", "an older version made it", "Train it again"]),
     ],
 )
 def test_int8_that_changes_labels_is_refused(tiny_encoder, tmp_path, int8, words):

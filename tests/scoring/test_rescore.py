@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 
 from sentiment_core.data.shards import Unit
 from sentiment_core.errors import UserError
+from sentiment_core.scoring import plan
 from sentiment_core.scoring.rescore import PART_ROWS, Rescoring, draw_sample
 from sentiment_core.scoring.verify import VerifySettings, verify
+from tests.conftest import make_bundle
 from tests.scoring.conftest import ODD_TEXTS
+from tests.scoring.runs import score_folder, write_shard
 
 
 def test_rows_scored_again_show_what_was_changed(odd_scored, odd_corpus, tmp_path):
@@ -48,6 +52,28 @@ def test_another_bundle_than_the_one_that_scored_is_refused(odd_scored, odd_corp
     (other / "sentiment.json").write_text(json.dumps(card | {"max_length": 7}))
     with pytest.raises(UserError, match="is not the bundle that scored"):
         verify(VerifySettings(input=str(odd_corpus), out=odd_scored.place, full=True, model=str(other)))
+
+
+def test_what_an_older_version_scored_in_8_bits_is_compared_with_floats(
+    in_process, tiny_encoder, tmp_path, monkeypatch
+):
+    """Its bundles say nothing of how to put layers into 8 bits."""
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["good", "bad", None]})
+    old = make_bundle(tiny_encoder, tmp_path / "b", int8={"agreement": 0.999, "rows": 500})
+    monkeypatch.setattr(plan, "require_int8_agreement", lambda *bundle: None)
+    out = tmp_path / "out"
+    assert score_folder(old, tmp_path / "in", out, int8=True).exit_code == 0
+    settings = VerifySettings(input=str(tmp_path / "in"), out=str(out), full=True)
+    assert verify(settings).report().startswith("3 rows in, 3 rows out\nscored again: 3 rows are the same")
+    table = pq.read_table(out / "a.parquet")
+    for change, exit_code in ((0.06, 0), (0.2, 1)):  # as far as its 8 bits were off, and further
+        lower = table.set_column(
+            table.column_names.index("confidence"),
+            table.schema.field("confidence"),
+            pc.subtract(table["confidence"], pa.scalar(change, pa.float32())),
+        )
+        pq.write_table(lower, out / "a.parquet")
+        assert verify(settings).exit_code == exit_code
 
 
 def test_an_output_that_does_not_say_how_it_was_scored_is_refused(tmp_path):

@@ -16,6 +16,8 @@ import sentiment_core
 from sentiment_core.data import labelled as dataset
 from sentiment_core.data.readers import Columns
 from sentiment_core.evaluation import EvaluateSettings, evaluate
+from sentiment_core.inference.engine import Engine
+from sentiment_core.inference.int8_layers import unpack_layers
 from sentiment_core.model import bundle, metrics
 from sentiment_core.training import tracking
 from sentiment_core.training.job import TrainResult, train
@@ -51,8 +53,15 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert page.count("<img ") == 5
     log = [json.loads(line) for line in (out / bundle.LOG).read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2]
-    assert trained.info.int8.agreement > 0.95
-    assert trained.info.int8.rows == len(dataset.read(labelled))
+    checked = trained.info.int8
+    assert checked.agreement >= 0.995
+    assert checked.rows == len(dataset.read(labelled))
+    assert checked.accuracy == pytest.approx(trained.info.metrics.accuracy, abs=0.02)
+    assert 18 <= checked.layers <= checked.all_layers == 36
+    small = Engine.load(str(out), backend="int8")
+    assert small.choice.backend == "int8"
+    assert len(unpack_layers((out / bundle.INT8).read_bytes())) == checked.layers
+    assert f"computes {checked.layers} of 36 linear layers in 8 bits" in (out / "README.md").read_text()
     # the curves, elsewhere too
     curves = tensorboard_scalars(tmp_path / "curves")
     steps = len(log[0]["losses"])

@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs, in the chip's fast number type or with 8-bit numbers."""
+"""OpenVINO on CPUs, in the chip's fast number type or with linear layers in 8 bits."""
 
 import os
 import re
@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from sentiment_core.inference.backends.base import CPU_STEP, CPU_TOKENS, BackendUnavailable, PaddedRows, SplitClassifier
+from sentiment_core.inference.int8_layers import INPUT_STEPS, Int8Layers
 from sentiment_core.model.families import PLAIN_ATTENTION
 from sentiment_core.runtime import hardware
 from sentiment_core.text.batching import pad
@@ -29,12 +30,8 @@ CACHED_SHAPES = 100
 # grew by 40 MB in its first minutes; as fast with these, and not with none.
 CACHED_KERNELS = 128
 KERNEL_CACHE_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # read once, when oneDNN is first used
-# numbers of an activation that share a scale when multiplied in 8 bits: with 384, 1 in 600 labels was another; less
-# than 128 was slower
-INT8_GROUP_SIZE = 128
-# What 8 bits leave alone: with the attention's layers in 8 bits too, a model of three classes changed 0.56 % of the
-# labels of 8,000 texts instead of 0.34 %, for 16 % more speed.
-IN_ATTENTION = re.compile(r"att(entio)?n")
+# The name of a converted operation begins with that of the module that it was traced in.
+MODULE = re.compile(r"__module\.(.+?)/")
 
 
 class OpenVino(PaddedRows):
@@ -45,16 +42,25 @@ class OpenVino(PaddedRows):
     """
 
     def __init__(
-        self, model: Any, dtype: torch.dtype, pad_id: int, threads: int | None, int8: bool, shares_batches: bool
+        self,
+        model: Any,
+        dtype: torch.dtype,
+        pad_id: int,
+        threads: int | None,
+        shares_batches: bool,
+        int8_layers: Int8Layers | None = None,
     ) -> None:
-        """Compile an `openvino.Model`, as `convert` makes it."""
+        """Compile an `openvino.Model`, as `convert` makes it; `int8_layers` are to be computed in 8 bits.
+
+        Raises `BackendUnavailable` where the model lacks one of them.
+        """
         import openvino
 
         super().__init__(torch.device("cpu"))
         threads = threads or torch.get_num_threads()
         streams = 1 if shares_batches else threads
         self.budget = CPU_TOKENS if shares_batches else BATCH_TOKENS
-        self.name = f"{'int8' if int8 else 'openvino'} {hardware.dtype_name(dtype)}"
+        self.name = f"{'int8' if int8_layers else 'openvino'} {hardware.dtype_name(dtype)}"
         self.pad_id = pad_id
         options = {
             "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float32: "f32"}[dtype],
@@ -63,10 +69,9 @@ class OpenVino(PaddedRows):
             "ENABLE_CPU_PINNING": False,  # else two processes sit on the same core
             "CPU_RUNTIME_CACHE_CAPACITY": CACHED_SHAPES,
         }
-        if int8:
+        if int8_layers:
             model = model.clone()
-            to_int8(model)
-            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = INT8_GROUP_SIZE
+            quantize(model, int8_layers)
         with few_kernels():
             compiled = openvino.Core().compile_model(model, "CPU", options)
         self.new_streams = lambda: openvino.AsyncInferQueue(compiled, streams)
@@ -167,26 +172,47 @@ def few_kernels() -> Iterator[None]:
         del os.environ[KERNEL_CACHE_VARIABLE]
 
 
-def to_int8(model) -> None:
-    """Store the weights of linear layers, except those of the attention, as 8-bit numbers.
+def quantize(model: Any, layers: Int8Layers) -> None:
+    """Round the inputs and weights of linear layers in an `openvino.Model`, which the plugin then multiplies in 8 bits.
 
-    Each output has its own scale and zero point. The CPU plugin then also quantizes what they are multiplied with, in
-    groups of `INT8_GROUP_SIZE`, at run time, so that no calibration text is needed (dynamic quantization; see
-    DYNAMIC_QUANTIZATION_GROUP_SIZE in OpenVINO's manual).
+    Raises `BackendUnavailable` where the model lacks one of the layers.
     """
     import openvino.opset13 as ops
 
+    rounded: dict[tuple[Any, ...], Any] = {}  # inputs, by what they are and how they are rounded
+    missing = set(layers)
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul" or (source := node.input_value(1).get_node()).get_type_name() != "Constant":
+        name = _layer_of(node, layers)
+        if name is None:
             continue
-        if IN_ATTENTION.search(node.get_friendly_name()):
-            continue
-        weights = source.data.astype(np.float32)  # (outputs, inputs), or its transpose
-        along = 1 if node.get_attributes()["transpose_b"] else 0
-        lowest = weights.min(axis=along, keepdims=True)
-        scale = np.maximum((weights.max(axis=along, keepdims=True) - lowest) / 255, np.finfo(np.float32).tiny)
-        zero = np.clip(np.round(-lowest / scale), 0, 255)
-        rounded = np.clip(np.round(weights / scale + zero), 0, 255)
-        small, offset = (ops.convert(ops.constant(x.astype(np.uint8)), "f32") for x in (rounded, zero))
-        restored = ops.multiply(ops.subtract(small, offset), ops.constant(scale))
+        missing.discard(name)
+        layer, inputs, weights = layers[name], node.input_value(0), node.input_value(1).get_node()
+        rounding = layer.scales.numpy().tobytes(), layer.low, layer.high  # a file's layers are objects of their own
+        key = inputs.get_node().get_friendly_name(), inputs.get_index(), rounding
+        if key not in rounded:
+            # the plugin multiplies and rounds in one pass; steps that differ by channel it does not take
+            even = inputs
+            if not torch.equal(layer.scales, torch.ones_like(layer.scales)):
+                shape = (1,) * (inputs.get_partial_shape().rank.get_length() - 1) + (-1,)
+                even = ops.multiply(inputs, ops.constant((1 / layer.scales).numpy().reshape(shape)))
+            ends = [ops.constant(np.float32(end)) for end in (layer.low, layer.high)]
+            rounded[key] = ops.fake_quantize(even, *ends, *ends, INPUT_STEPS + 1)
+        is_transposed = node.get_attributes()["transpose_b"]  # (outputs, inputs)
+        matrix = torch.from_numpy(weights.data.astype(np.float32))
+        numbers, step = layer.round_weights(matrix if is_transposed else matrix.T)
+        small, steps = (part.numpy() if is_transposed else part.numpy().T for part in (numbers.to(torch.int8), step))
+        restored = ops.multiply(ops.convert(ops.constant(np.ascontiguousarray(small)), "f32"), ops.constant(steps))
+        node.input(0).replace_source_output(rounded[key].output(0))
         node.input(1).replace_source_output(restored.output(0))
+    if missing:
+        raise BackendUnavailable(f"the converted model has no layer {min(missing)}, which the bundle has in 8 bits")
+
+
+def _layer_of(node: Any, layers: Int8Layers) -> str | None:
+    """Return the name of the layer that an operation multiplies the weights of; None for other operations."""
+    if node.get_type_name() != "MatMul" or node.input_value(1).get_node().get_type_name() != "Constant":
+        return None
+    traced = MODULE.match(node.get_friendly_name())
+    path = traced[1].split(".") if traced else []
+    names = (".".join(path[start:]) for start in range(len(path)))  # without what is wrapped around the encoder
+    return next((name for name in names if name in layers), None)
