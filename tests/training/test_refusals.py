@@ -37,7 +37,7 @@ def test_an_error_in_a_worker_is_seen_and_leaves_nothing(ray_here, tiny_encoder,
         ({"seed": 2**32}, ["--seed is 4294967296"]),
         ({"label_names": ("a", "a")}, ["--label-names is 'a,a'", "different"]),
         ({"out": "."}, ["--out .", "already holds something"]),
-        ({"text_column": "body"}, ["'body'", "--text-column"]),
+        ({"text_column": ("body",)}, ["'body'", "--text-column"]),
     ],
 )
 def test_what_cannot_be_trained_is_refused(ray_here, tiny_encoder, labelled, tmp_path, change, words):
