@@ -16,7 +16,7 @@ import numpy as np
 
 from sentiment_core.errors import UserError
 from sentiment_core.inference.engine import Engine
-from sentiment_core.model import bundle, registry
+from sentiment_core.model import bundle, registry, source
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.arrow import join_fields
@@ -53,7 +53,7 @@ class Classifier:
         """Load a bundle from the contents of its files.
 
         Args:
-            files: The bundle's files by name, as `bundle.read_files` returns them.
+            files: The bundle's files by name, as `source.open_model` returns them.
             threads: CPU threads to compute with; None leaves the number to the library.
             precision: Number type to compute in: `float32`, `bfloat16`, `float16`, or the fastest as measured (`auto`).
 
@@ -73,15 +73,19 @@ class Classifier:
     def load(cls, path: str, threads: int | None = None, precision: Precision = "auto") -> "Classifier":
         """Load a bundle from a folder or URI; of a folder of bundles load the current one.
 
+        A Hugging Face sequence classifier is loaded too. Its confidences are as it gives them, not calibrated, which a
+        warning says.
+
         Args:
-            path: Path or URI of the bundle, or of a folder of bundles.
+            path: Path or URI of the bundle, of a folder of bundles or of a classifier; or the name of a classifier on
+                the Hugging Face hub, `owner/name` or `owner/name@revision`.
             threads: CPU threads to compute with; None leaves the number to the library.
             precision: Number type to compute in: `float32`, `bfloat16`, `float16`, or the fastest as measured (`auto`).
 
         Raises:
-            UserError: `path` holds no bundle, the bundle cannot be read, or the chip lacks that precision.
+            UserError: `path` holds neither bundle nor classifier, it cannot be read, or the chip lacks that precision.
         """
-        return cls(bundle.read_files(registry.resolve(str(path)))[1], threads, precision)
+        return cls(source.open_model(registry.resolve(str(path))).files, threads, precision)
 
     @property
     def computed_by(self) -> str:

@@ -5,6 +5,7 @@ Modules are imported when a command runs, so that `--help` and mistakes take no 
 """
 
 import contextlib
+import functools
 import os
 import platform
 import shlex
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +22,7 @@ from typing import Any, NoReturn
 
 from sentiment_core import __version__
 from sentiment_core.config import parse, suggest
-from sentiment_core.errors import EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
+from sentiment_core.errors import EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, Notice, UserError
 from sentiment_core.runtime import environment
 
 MAX_REASON_CHARACTERS = 500  # of an error in a message
@@ -64,6 +66,7 @@ def run_and_exit(action: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a sentence with emoji on an ASCII terminal
     environment.set_variables()
+    warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
     try:
         code = action() or EXIT_OK
     except UserError as error:
@@ -83,6 +86,16 @@ def run_and_exit(action: Callable[[], int | None]) -> NoReturn:
         print(f"fault: {_log_fault(error)}", file=sys.stderr)
         code = EXIT_FAULT
     sys.exit(code)
+
+
+def _show_warning(
+    show_others: Callable[..., None], message: Warning | str, category: type[Warning], *arguments: Any, **keywords: Any
+) -> None:
+    """Show a `Notice` as a sentence, without the line of code that made it."""
+    if issubclass(category, Notice):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        show_others(message, category, *arguments, **keywords)
 
 
 def _log_fault(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Define what ends a command early, and the exit codes that a scheduler sees."""
+"""Define what ends a command early, what it remarks, and the exit codes that a scheduler sees."""
 
 EXIT_OK = 0  # all done
 EXIT_FAULT = 1  # a fault of ours, or everything failed alike
@@ -13,3 +13,7 @@ class UserError(Exception):
     The message is for the user. It names the thing (file, column, flag), what was found, what was expected, and what to
     do. It is raised before any work starts; a command prints it and exits with `EXIT_BAD_REQUEST`.
     """
+
+
+class Notice(UserWarning):
+    """A sentence that a user should read though all is well; a command prints it on stderr."""

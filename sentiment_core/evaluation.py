@@ -12,7 +12,7 @@ from sentiment_core.data import labelled
 from sentiment_core.data.labels import parse_mapping
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, registry
+from sentiment_core.model import registry, source
 from sentiment_core.model.records import Evaluation, Metrics
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.precision import Precision, precision_setting
@@ -27,7 +27,12 @@ SHOWN_GROUPS = 20
 class EvaluateSettings:
     """Settings of `evaluate`."""
 
-    model: str = setting(REQUIRED, "model bundle, or folder of bundles: a folder or URI", "BUNDLE", group="model")
+    model: str = setting(
+        REQUIRED,
+        "bundle, folder of bundles or Hugging Face classifier: a folder, URI or hub name",
+        "MODEL",
+        group="model",
+    )
     data: str = setting(
         REQUIRED,
         "labelled text: Parquet, CSV or JSON Lines (file, folder, glob, URI), or a hub data set as "
@@ -82,12 +87,13 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     Returns:
         The objective's metrics, the number of rows left out by reason (`dropped`), and the bundle's digest (`bundle`).
     """
-    info, files = bundle.read_files(registry.resolve(settings.model))
+    model = source.open_model(registry.resolve(settings.model))
+    info = model.info
     scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
     data = labelled.read(settings.data, settings.columns(info.text_columns), scheme)
     if settings.out:
         preflight.check_file(settings.out, "--out")
-    classifier = Classifier(files, precision=settings.precision)
+    classifier = Classifier(model.files, precision=settings.precision)
     probabilities = classifier.predict_proba(data.texts)
     has_score = ~np.isnan(probabilities).any(axis=1)
     if not has_score.any():

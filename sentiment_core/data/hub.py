@@ -1,4 +1,4 @@
-"""Fetch a labelled data set from the Hugging Face hub, at the revision it has now."""
+"""Fetch a labelled data set from the Hugging Face hub, at the revision it has now; know the hub's names."""
 
 import json
 import re
@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # importing datasets takes a second, and most data are files
     import datasets
 
 HUB_NAME = re.compile(r"^[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}$")  # owner/name[:config][:split]
+MODEL_NAME = re.compile(r"^[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")  # owner/name[@revision]
 DEFAULT_SPLIT = "train"
 TIMEOUT_S = 20  # for the hub to answer
 MAX_REASON_CHARACTERS = 300  # of the client's error in a message
@@ -42,6 +43,11 @@ class HubDataset:
 def is_hub_name(name: str) -> bool:
     """Return whether `name` may be a hub data set, `owner/name[:config][:split]`."""
     return HUB_NAME.match(name) is not None
+
+
+def is_model_name(name: str) -> bool:
+    """Return whether `name` may be a hub model, `owner/name[@revision]`."""
+    return MODEL_NAME.match(name) is not None
 
 
 def fetch(name: str) -> HubDataset:

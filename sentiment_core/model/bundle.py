@@ -105,7 +105,7 @@ class BundleInfo:
     @property
     def label_scheme(self) -> LabelScheme:
         """Return how the labels of other data meet the bundle's: as those it was trained on did."""
-        data = self.training.data
+        data = self.training.data if self.training.data.rows else self.training.eval_data  # of an adopted model
         return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map)
 
 
@@ -194,7 +194,8 @@ def _publish(folder: Path, path: str) -> None:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return
-    for name in sorted(os.listdir(folder), key=lambda name: name == CARD):
+    # without `sentiment.json` a folder with a configuration is another's classifier, see `source`
+    for name in sorted(os.listdir(folder), key=lambda name: (name == CARD, name == CONFIG)):
         storage.write_file(storage.join(path, name), (folder / name).read_bytes())
 
 
@@ -225,7 +226,8 @@ def read_info(path: str) -> BundleInfo:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         problem = f"its {CARD} is missing or damaged" if storage.exists(path) else "the folder does not exist"
         raise UserError(
-            f"--model {path} is not a bundle: {problem}. Give a folder made by sentiment-core train."
+            f"--model {path} is not a bundle: {problem}. Give a folder made by sentiment-core train, or a Hugging Face "
+            "classifier."
         ) from None
 
 
@@ -252,9 +254,14 @@ def digest_of(files: dict[str, bytes]) -> str:
 
 def tokens_digest_of(files: dict[str, bytes]) -> str:
     """Hash all that decides a text's tokens, so that token counts of equal bundles can be compared. Returns sha256."""
-    tokenizer = {name: data for name, data in _deciding(files).items() if name not in (WEIGHTS, CONFIG, INT8)}
+    tokenizer = {name: data for name, data in _deciding(files).items() if name != CONFIG and not is_weights(name)}
     rules = _text_rules(json.loads(files[CARD]))
     return hashlib.sha256((storage.hash_files(tokenizer) + json.dumps(rules)).encode()).hexdigest()
+
+
+def is_weights(name: str) -> bool:
+    """Return whether a bundle's file of this name holds weights, all or a part, or says which part holds what."""
+    return name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _text_rules(info: dict[str, Any]) -> list[Any]:

@@ -171,17 +171,18 @@ def from_encoder(folder: str, config: PretrainedConfig, head: Head, with_head: b
 def _check_report(folder: str, model: nn.Module, report: dict[str, Any], with_head: bool) -> None:
     """Refuse weights that lack a part of the encoder, or have one too many or of another shape. Raises `UserError`.
 
-    The head may be missing unless `with_head`, and with it the pooler, which pretrained encoders often lack.
+    The head may be missing unless `with_head`, and with it the pooler, which pretrained encoders often lack. A pooler
+    and heads that the model does not have may stand in its folder: pretraining left them.
     """
     prefix = f"{model.base_model_prefix}."
     parts = {name.split(".")[0] for name, _ in model.base_model.named_parameters()}  # type: ignore[union-attr]
 
-    def of_encoder(names: Iterable[str]) -> list[str]:
+    def needed(names: Iterable[str], with_head: bool = with_head) -> list[str]:
         names = (name.removeprefix(prefix) for name in names if not BUFFER.search(name))
         return sorted(name for name in names if with_head or (name.split(".")[0] in parts and "pooler" not in name))
 
-    missing, unexpected = of_encoder(report["missing_keys"]), of_encoder(report["unexpected_keys"])
-    other_shape = of_encoder(name for name, *_ in report["mismatched_keys"])
+    missing, unexpected = needed(report["missing_keys"]), needed(report["unexpected_keys"], with_head=False)
+    other_shape = needed(name for name, *_ in report["mismatched_keys"])
     kinds = (("missing", missing), ("of another shape", other_shape), ("unexpected", unexpected))
     problems = [f"{len(names)} {kind} ({names[0]})" for kind, names in kinds if names]
     if problems:

@@ -1,12 +1,14 @@
 """Find pretrained encoders: a local folder, or a hub model that is fetched once at a pinned revision."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from sentiment_core.data import hub
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, families
 
@@ -14,8 +16,8 @@ from sentiment_core.model import bundle, families
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 CONVERT = (
-    'python -c "from transformers import AutoModel, AutoTokenizer; '
-    "[kind.from_pretrained('{name}').save_pretrained('converted') for kind in (AutoModel, AutoTokenizer)]\""
+    'python -c "from transformers import {model_class}, AutoTokenizer; '
+    "[kind.from_pretrained('{name}').save_pretrained('converted') for kind in ({model_class}, AutoTokenizer)]\""
 )
 
 
@@ -23,51 +25,61 @@ CONVERT = (
 class Encoder:
     """A pretrained encoder in a local folder."""
 
-    name: str  # as the user gave it
+    name: str  # as the user gave it, without a revision
     folder: str  # local
     revision: str | None  # of the hub; None for a folder
 
 
 def fetch(name: str) -> Encoder:
     """Find the encoder of this name and fetch it if need be. Raises `UserError`."""
-    folder = os.path.expanduser(name)
-    if os.path.isdir(folder):
-        if not os.path.isfile(os.path.join(folder, "config.json")):
-            raise UserError(f"--model {name} is not a Hugging Face model: it has no config.json. Give a model folder.")
-        revision = None
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"--model {name} does not exist. Give a folder or the name of a hub model.")
-    else:
-        folder, revision = _fetch_from_hub(name)
+    folder, revision = os.path.expanduser(name), None
+    if not os.path.isdir(folder):
+        if not hub.is_model_name(name):
+            raise UserError(f"--model {name} does not exist. Give a folder or the name of a hub model.")
+        name, folder, revision = fetch_from_hub(name)
     files = os.listdir(folder)
-    if not any(file in VOCABULARIES or file.endswith(".model") for file in files):
-        raise UserError(
-            f"--model {name} has no tokenizer: none of {', '.join(VOCABULARIES)}, *.model. Save it there too."
-        )
+    check_files(name, files, "AutoModel")
     if bundle.CARD in files and bundle.read_info(folder).head == "mlp":
         raise UserError(
             f"--model {name} is a bundle with an mlp head, which cannot be trained further. Give its encoder."
         )
+    return Encoder(name, folder, revision)
+
+
+def check_files(name: str, files: Collection[str], model_class: str) -> None:
+    """Refuse a folder, of these files, that lacks a part of a model. Raises `UserError`.
+
+    `model_class`: the class of transformers that loads it, for the command that converts pickled weights.
+    """
+    if bundle.CONFIG not in files:
+        raise UserError(f"--model {name} is not a Hugging Face model: it has no config.json. Give a model folder.")
+    if not any(file in VOCABULARIES or file.endswith(".model") for file in files):
+        raise UserError(
+            f"--model {name} has no tokenizer: none of {', '.join(VOCABULARIES)}, *.model. Save it there too."
+        )
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(
             f"--model {name} has no *.safetensors weights, and others are pickles, which may run code. If you trust "
-            f"them, convert them: {CONVERT.format(name=name)}"
+            f"them, convert them: {CONVERT.format(name=name, model_class=model_class)}"
         )
     has_reader = find_spec("sentencepiece") and find_spec("google.protobuf")
     if not any(file in VOCABULARIES for file in files) and not has_reader:
         raise UserError(
             f"--model {name} has a SentencePiece tokenizer. Install what reads it: pip install sentencepiece protobuf"
         )
-    return Encoder(name, folder, revision)
 
 
-def _fetch_from_hub(name: str) -> tuple[str, str]:
-    """Return folder and revision of a hub model, from the local cache where the hub cannot be reached."""
-    unreachable = None
+def fetch_from_hub(name: str) -> tuple[str, str, str]:
+    """Fetch a hub model, `owner/name[@revision]`; take it from the local cache where the hub cannot be reached.
+
+    Returns its name without the revision, the local folder and the revision. Raises `UserError`.
+    """
+    name, _, asked = name.partition("@")
+    unreachable, revision = None, asked or None
     try:
-        revision = HfApi().model_info(name, timeout=20).sha
+        revision = HfApi().model_info(name, revision=revision, timeout=20).sha
     except Exception as error:  # the hub's client raises dozens of kinds, all about this name or the network
-        unreachable, revision = error, None
+        unreachable = error
     try:
         folder = snapshot_download(
             name,
@@ -82,7 +94,7 @@ def _fetch_from_hub(name: str) -> tuple[str, str]:
             f"--model {name} is not a folder here and cannot be fetched from the hub: {reason}. "
             "Check the name and the network, or give a folder."
         ) from None
-    return folder, os.path.basename(folder)  # the hub's cache names its folders by revision
+    return name, folder, os.path.basename(folder)  # the hub's cache names its folders by revision
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

@@ -16,7 +16,10 @@ PLAIN_ATTENTION = ("albert", "bert", "camembert", "distilbert", "electra", "robe
 # families some of whose layers attend to a window on both sides, as transformers' flash attention counts it
 WINDOWED_ATTENTION = ("modernbert",)
 # families that number positions from behind the padding id, so that no token takes the first two
-POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+POSITIONS_BEHIND_PADDING = (
+    "roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "esm", "ibert", "lilt", "luke",
+    "roberta-prelayernorm", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 RESERVED_POSITIONS = 2  # in those
 PROBE_LENGTHS = (1, 2, 15, 16, 40)  # in tokens, of the rows that backends are checked with
 
@@ -36,11 +39,14 @@ def longest_text(config: Any, unbounded: int) -> int:
 def make_probe(config: Any) -> TokenLists:
     """Make random token lists of several lengths, without special tokens, to check a backend with.
 
-    Vocabularies keep special tokens at either end, so ids are drawn from the middle.
+    Vocabularies keep special tokens at either end, so ids are drawn from the middle. The head of a model with a decoder
+    looks at the token that ends a text, so that its lists have one.
     """
     limit = count_positions(config, 512) - RESERVED_POSITIONS
     offsets = np.cumsum([0, *(min(length, limit) for length in PROBE_LENGTHS)])
     quarter = config.vocab_size // 4
     ids = np.random.default_rng(0).integers(quarter, 3 * quarter, offsets[-1], dtype=np.int32)
     ids[ids == (config.pad_token_id or 0)] += 1
+    if config.is_encoder_decoder:
+        ids[offsets[1:] - 1] = config.eos_token_id
     return TokenLists(ids, offsets)

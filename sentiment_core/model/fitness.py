@@ -16,13 +16,18 @@ from sentiment_core.text.token_lists import TokenLists
 TOLERANCE = 1e-3  # of logits, which differ in rounding
 
 
-def check_tokenizer(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that does not fit the encoder, or cannot pad. Raises `UserError`."""
+def check_vocabulary(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with tokens that the encoder does not know. Raises `UserError`."""
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"--model {name}: the tokenizer has {len(tokenizer):,} tokens and the encoder embeddings for "
             f"{config.vocab_size:,}. Resize the embeddings, or save the tokenizer that the encoder was trained with."
         )
+
+
+def check_tokenizer(name: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that does not fit the encoder, or cannot pad. Raises `UserError`."""
+    check_vocabulary(name, config, tokenizer)
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"--model {name}: the tokenizer of this {config.model_type} model has no padding token. Choose an encoder, "

@@ -11,7 +11,7 @@ from typing import Literal
 
 from sentiment_core.config import REQUIRED, setting
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle
+from sentiment_core.model import bundle, source
 from sentiment_core.runtime import storage
 
 CURRENT = "current.json"
@@ -109,7 +109,7 @@ def record_decision(models: str, name: str, kind: Kind, reason: str, current: st
     Raises `UserError` where the folder is not a bundle, where its labels are not those of the current bundle, and where
     another decision came between: the bundle at the path `current`, if that is given, must still be the current one.
     """
-    info, files = bundle.read_files(storage.join(models, name))
+    model = source.open_model(storage.join(models, name))
     decisions = history(models)
     names = promotion_stack(decisions)
     current_path = storage.join(models, *names[-1:])
@@ -118,13 +118,13 @@ def record_decision(models: str, name: str, kind: Kind, reason: str, current: st
             f"--models {models}: {current_path} has become the current bundle meanwhile. Check it and run again."
         )
     if kind == "promoted" and names:
-        labels = bundle.read_info(storage.join(models, names[-1])).labels
-        if info.labels != labels:
+        labels = source.open_model(storage.join(models, names[-1])).info.labels
+        if model.info.labels != labels:
             raise UserError(
-                f"bundle {name} has the labels {', '.join(info.labels)}; expected those of the current one, "
+                f"bundle {name} has the labels {', '.join(model.info.labels)}; expected those of the current one, "
                 f"{', '.join(labels)}. Give a model with other labels a --models folder and an output of its own."
             )
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    decisions.append(Decision(name, bundle.digest_of(files), when, kind, reason))
+    decisions.append(Decision(name, bundle.digest_of(model.files), when, kind, reason))
     content = json.dumps({"decisions": [decision.to_json() for decision in decisions]}, indent=2, ensure_ascii=False)
     storage.write_file(storage.join(models, CURRENT), content.encode())

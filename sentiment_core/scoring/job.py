@@ -9,7 +9,7 @@ from typing import Any
 
 from sentiment_core.data import files
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
-from sentiment_core.model import bundle
+from sentiment_core.model import bundle, source
 from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.runtime.cluster import DeviceKind
 from sentiment_core.runtime.failures import UNREADABLE
@@ -114,7 +114,7 @@ def claim_output_folder(plan: ScorePlan) -> RunFile:
     check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # it may have begun since planning
     before = outputs.read_run_file(plan.output_folder) if storage.exists(plan.output_folder) else None
     choices = before.computed_by if before and before.run.bundle == plan.run.bundle else {}
-    run_file = RunFile(plan.run, storage.absolute(plan.model), plan.earlier_bundles, choices)
+    run_file = RunFile(plan.run, source.absolute(plan.model), plan.earlier_bundles, choices)
     outputs.write_run_file(plan.output_folder, run_file)
     check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # or just now
     return run_file

@@ -7,7 +7,7 @@ from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import require_int8_agreement
-from sentiment_core.model import bundle, registry
+from sentiment_core.model import bundle, registry, source
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.outputs import Output
@@ -26,7 +26,7 @@ class ScorePlan:
     output_folder: str
     run: Run
     earlier_bundles: list[str]  # digests of bundles whose outputs stay
-    model: str  # path of the bundle
+    model: str  # path of the bundle, or name on the hub and revision
     bundle_files: dict[str, bytes]
     info: bundle.BundleInfo
     corpus: Corpus
@@ -85,14 +85,13 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
 
     Raises UserError where the request cannot be carried out.
     """
-    model = registry.resolve(settings.model)
-    info, bundle_files = bundle.read_files(model)
+    model = source.open_model(registry.resolve(settings.model))
     if settings.int8:
-        require_int8_agreement(settings.model, info, bundle_files)
+        require_int8_agreement(settings.model, model.info, model.files)
     run = Run(
         input=storage.absolute(settings.input),
-        bundle=bundle.digest_of(bundle_files),
-        text_column=",".join(settings.text_column or info.text_columns),
+        bundle=bundle.digest_of(model.files),
+        text_column=",".join(settings.text_column or model.info.text_columns),
         keep=None if settings.keep is None else list(settings.keep),
         probabilities=settings.probabilities,
         limit=settings.limit,
@@ -108,16 +107,16 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
     earlier_bundles = check_output_folder(folder, corpus.root, run, replaced_bundles)
     existing = outputs.read_outputs(folder, types=corpus.column_types)
     units, counts, stale, orphans, to_rewrite = _compare_with_outputs(
-        corpus, all_shards, existing, run, earlier_bundles, info.labels
+        corpus, all_shards, existing, run, earlier_bundles, model.info.labels
     )
     return ScorePlan(
         settings=settings,
         output_folder=folder,
         run=run,
         earlier_bundles=earlier_bundles,
-        model=model,
-        bundle_files=bundle_files,
-        info=info,
+        model=model.path,
+        bundle_files=model.files,
+        info=model.info,
         corpus=corpus,
         units_to_score=units,
         scored_counts=counts,

@@ -74,7 +74,7 @@ class RunFile:
     """The content of `_run.json`, which all runs into an output folder must agree with."""
 
     run: Run
-    model: str = ""  # path of the bundle in the latest run
+    model: str = ""  # path of the bundle in the latest run, or its name on the hub and revision
     earlier_bundles: list[str] = field(default_factory=list)  # digests of bundles whose outputs stay
     # by chip, the backend and number type that the first run chose: later ones take them too, so that results stay
     computed_by: dict[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, registry
+from sentiment_core.model import bundle, registry, source
 from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.runtime.cluster import DeviceChoice
 from sentiment_core.scoring import outputs, stages
@@ -43,10 +43,10 @@ class Rescoring:
                 "--sample and --full"
             )
         model = registry.resolve(model) if model else run_file.model
-        info, bundle_files = bundle.read_files(model)
-        if bundle.digest_of(bundle_files) != run_file.run.bundle:
+        opened = source.open_model(model)
+        if bundle.digest_of(opened.files) != run_file.run.bundle:
             raise UserError(f"--model {model} is not the bundle that scored {folder}; give that one")
-        return cls(folder, run_file.run, bundle_files, info, run_file.computed_by)
+        return cls(folder, run_file.run, opened.files, opened.info, run_file.computed_by)
 
     def was_scored_by_another_bundle(self, output: Output) -> bool:
         """Return whether another bundle made the output, as before a nightly job's promotion."""

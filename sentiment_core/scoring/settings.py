@@ -32,7 +32,12 @@ class ScoreSettings:
         "N",
         group="data",
     )
-    model: str = setting(REQUIRED, "model bundle: folder, folder of bundles or URI", "BUNDLE", group="model")
+    model: str = setting(
+        REQUIRED,
+        "bundle, folder of bundles or Hugging Face classifier: a folder, URI or hub name",
+        "MODEL",
+        group="model",
+    )
     precision: Precision = precision_setting()  # noqa: RUF009
     int8: bool = setting(
         False,

@@ -137,7 +137,7 @@ class Stream:
         """
         _silence_ray_data()
         weights = ray.put(self.bundle_files)  # to the actors only
-        tokenizer = ray.put({name: data for name, data in self.bundle_files.items() if name != bundle.WEIGHTS})
+        tokenizer = ray.put({name: data for name, data in self.bundle_files.items() if not bundle.is_weights(name)})
         engine = self.engine_settings([unit for units in tasks for unit in units])
         stream = ray.data.from_blocks([TaskTable.build(units).table for units in tasks])
         stream.context.enable_progress_bars = False

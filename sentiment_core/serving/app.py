@@ -16,8 +16,8 @@ from typing import Any
 import ray
 
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, registry
-from sentiment_core.runtime import cluster, connection, preflight, storage
+from sentiment_core.model import registry, source
+from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.scoring.stream import LAST_CPUS, READ_CPUS
 from sentiment_core.serving.limits import BodySizeLimit, RateLimiter
 from sentiment_core.serving.micro_batching import MicroBatcher
@@ -36,9 +36,9 @@ def start(settings: ServeSettings) -> str:
         raise UserError("serve needs FastAPI and Ray Serve. Install the extra `serve`.")
     from ray import serve
 
-    model = storage.absolute(settings.model)  # actors may run in another working directory
+    model = source.absolute(settings.model)  # actors may run in another working directory
     path = registry.resolve(model)
-    _, files = bundle.read_files(path)
+    files = source.open_model(path).files
     port = _free_port(settings.host, settings.port)
     connection.connect()
     if others := list(serve.status().applications):
@@ -142,7 +142,7 @@ def _make_service(settings: ServeSettings) -> Any:
                 try:
                     current = registry.resolve(models)
                     if current != path:
-                        new_files = bundle.read_files(current)[1]
+                        new_files = source.open_model(current).files
                         self.model = ServedModel(new_files, threads, settings.min_confidence, settings.precision)
                         path = current
                 except Exception:

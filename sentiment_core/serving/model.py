@@ -52,7 +52,7 @@ class ServedModel:
         """Load a bundle from its files by name, and compute some texts, so that the first request is as fast as others.
 
         Args:
-            files: The bundle's files, as `bundle.read_files` returns them.
+            files: The bundle's files, as `source.open_model` returns them.
             threads: CPU threads to compute with.
             min_confidence: Texts below this confidence abstain.
             precision: Number type to compute in, as `Classifier` takes it.

@@ -14,7 +14,12 @@ MAX_ONGOING_REQUESTS = 128
 class ServeSettings:
     """Flags of `sentiment-core serve`."""
 
-    model: str = setting(REQUIRED, "model bundle: folder, folder of bundles or URI", "BUNDLE", group="model")
+    model: str = setting(
+        REQUIRED,
+        "bundle, folder of bundles or Hugging Face classifier: a folder, URI or hub name",
+        "MODEL",
+        group="model",
+    )
     precision: Precision = precision_setting()  # noqa: RUF009
     min_confidence: float = setting(
         0.0, "leave texts below this confidence without a label (status abstained)", "P", group="output"
