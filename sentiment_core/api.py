@@ -85,7 +85,9 @@ class Classifier:
         Raises:
             UserError: `path` holds neither bundle nor classifier, it cannot be read, or the chip lacks that precision.
         """
-        return cls(source.open_model(registry.resolve(str(path))).files, threads, precision)
+        model = source.open_model(registry.resolve(str(path)))
+        source.warn_if_uncalibrated(model.path, model.info)
+        return cls(model.files, threads, precision)
 
     @property
     def computed_by(self) -> str:

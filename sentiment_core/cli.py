@@ -167,6 +167,13 @@ def _evaluate(settings: Any) -> int:
     return EXIT_OK
 
 
+def _adopt(settings: Any) -> int:
+    from sentiment_core.adoption import adopt
+
+    print(adopt(settings).summary())
+    return EXIT_OK
+
+
 def _score(settings: Any) -> int:
     from sentiment_core.scoring.job import score
     from sentiment_core.scoring.plan import plan_scoring
@@ -250,6 +257,16 @@ Every trial is a training; trials that fall behind are stopped early. All flags 
 what is not searched. If a search is killed, rerun the same command to resume it.""",
         "sentiment_core.training.tuning:TuneSettings",
         _tune,
+    ),
+    "adopt": Command(
+        "Make a bundle of a Hugging Face classifier; with labelled text calibrate it.",
+        """\
+  sentiment-core adopt --model distilbert-base-uncased-finetuned-sst-2-english --out models/sst2 --data reviews.csv
+
+`score`, `evaluate`, `nightly` and `serve` also take such a classifier as it is. A bundle has its metrics, calibrated
+confidences, and the statistics from which `nightly` measures drift.""",
+        "sentiment_core.adoption:AdoptSettings",
+        _adopt,
     ),
     "evaluate": Command(
         "Evaluate a bundle on labelled text: accuracy, F1, calibration, confusion matrix.",

@@ -93,6 +93,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     data = labelled.read(settings.data, settings.columns(info.text_columns), scheme)
     if settings.out:
         preflight.check_file(settings.out, "--out")
+    source.warn_if_uncalibrated(model.path, info)
     classifier = Classifier(model.files, precision=settings.precision)
     probabilities = classifier.predict_proba(data.texts)
     has_score = ~np.isnan(probabilities).any(axis=1)

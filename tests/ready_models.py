@@ -1,4 +1,4 @@
-"""Make small classifiers of several families with random weights, as transformers saves them, each with its tokenizer."""
+"""Make small classifiers of several families with random weights, as transformers saves them, and tokenizers."""
 
 import functools
 import json

@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; packages of one floor do not import each other
     ("api",),
     ("training", "scoring"),
     ("serving", "evaluation"),
-    ("nightly", "demo"),
+    ("nightly", "demo", "adoption"),
     ("commands",),
     ("cli",),
     ("__main__",),

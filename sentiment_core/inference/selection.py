@@ -197,7 +197,7 @@ def select_backend(
         plain = Padded(unsplit, device, torch.float32, config.pad_token_id or 0, threads)
         whole_states = _states(plain, probe)
         expected = _activate(whole_states, unsplit.head, objective)
-        split, expected_states = _split(model, device, probe, expected, objective) or (unsplit, whole_states)
+        split, expected_states = _split(model, device, probe, whole_states) or (unsplit, whole_states)
         rates = {}
         inputs = BackendInputs(model, split, device, threads, int8_layers)
         if mean_length and len(choices) + len(beside) > 1:
@@ -215,8 +215,9 @@ def select_backend(
                 largest = float(np.abs(_activate(states, split.head, objective) - expected).max())
                 if not largest <= entry.tolerance:  # nor if it is not a number
                     raise BackendUnavailable(f"its probabilities differ by {largest:.2f} from those of plain torch")
-                share = float((states - expected_states).norm() / expected_states.norm())
-                if not (split.is_whole or share <= entry.states_tolerance):
+                # of a whole model these are logits, which may be next to nothing
+                share = float((states - expected_states).norm() / expected_states.norm().clamp(min=1.0))
+                if not share <= entry.states_tolerance:
                     raise BackendUnavailable(f"its states differ by {100 * share:.0f} % from those of plain torch")
                 margin = timing.describe_margin(choice, rates, beside)
                 return Selection(
@@ -317,20 +318,21 @@ def _unsplit(model: Classifier) -> SplitClassifier:
 
 
 def _split(
-    model: Classifier, device: torch.device, probe: TokenLists, expected: np.ndarray, objective: Objective
+    model: Classifier, device: torch.device, probe: TokenLists, expected: torch.Tensor
 ) -> tuple[SplitClassifier, torch.Tensor] | None:
-    """Cut the model behind its first token's last state; None where that gives other probabilities.
+    """Cut the model behind its first token's last state; None where that gives other logits than `expected`.
 
-    Returns the model in two parts, and the probe's states, (rows, width).
+    Probabilities would not do: a model that is sure of the probe's rows gives 1, whatever its head looks at. Returns
+    the model in two parts, and the probe's states, (rows, width).
     """
     config: Any = model.encoder.config
     try:
         split = SplitClassifier(FirstToken(model.encoder), model.head(), is_whole=False)
         states = _states(Padded(split, device, torch.float32, config.pad_token_id or 0, None), probe)
-        largest = float(np.abs(_activate(states, split.head, objective) - expected).max())
+        largest = float((split.head(states) - expected).abs().max())
     except (TypeError, ValueError, AttributeError, RuntimeError):  # families whose heads look at other states
         return None
-    return (split, states) if largest < FP32_TOLERANCE else None
+    return (split, states) if largest < FP32_TOLERANCE * max(1.0, float(expected.abs().max())) else None
 
 
 def _states(backend: Backend, tokens: TokenLists) -> torch.Tensor:

@@ -105,7 +105,9 @@ class BundleInfo:
     @property
     def label_scheme(self) -> LabelScheme:
         """Return how the labels of other data meet the bundle's: as those it was trained on did."""
-        data = self.training.data if self.training.data.rows else self.training.eval_data  # of an adopted model
+        data = (
+            self.training.data if self.training.data.rows else self.training.eval_data
+        )  # an adopted model has no other
         return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map)
 
 

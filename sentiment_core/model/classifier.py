@@ -129,13 +129,18 @@ Classifier = StandardClassifier | MlpClassifier
 def make_config(folder: str, labels: list[str], dropout: float | None = None) -> PretrainedConfig:
     """Read the encoder's configuration and set labels and dropout (None keeps the encoder's own dropout)."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
-    config.problem_type = Objective.problem_type
+    name_labels(config, labels)
     for name in families.ENCODER_DROPOUTS:
         if dropout is not None and hasattr(config, name):
             setattr(config, name, dropout)
     return config
+
+
+def name_labels(config: Any, labels: list[str]) -> None:
+    """Note the labels, in the order of the logits, and that each text gets one of them."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = Objective.problem_type
 
 
 def from_encoder(folder: str, config: PretrainedConfig, head: Head, with_head: bool = False) -> Classifier:

@@ -58,7 +58,7 @@ def check_padding(model: Classifier) -> None:
     config: Any = model.encoder.config
     lists = families.make_probe(config)
     rows = np.arange(len(lists))
-    together = _logits(model, lists, rows)
+    together = probe_logits(model)
     alone = torch.cat([_logits(model, lists, rows[i : i + 1]) for i in rows])
     if not torch.isfinite(alone).all():
         raise UserError(f"the {config.model_type} model gives no finite numbers: its weights hold NaN or overflow")
@@ -68,6 +68,12 @@ def check_padding(model: Classifier) -> None:
             f"a model of the family {config.model_type} gives a text another score when longer texts stand beside it "
             f"(logits differ by {difference:.2g}): it cannot be padded on the right. Choose another encoder."
         )
+
+
+def probe_logits(model: Classifier) -> torch.Tensor:
+    """Compute the logits of a few random rows, (rows, classes), by which two states of a model can be compared."""
+    lists = families.make_probe(model.encoder.config)
+    return _logits(model, lists, np.arange(len(lists)))
 
 
 def _logits(model: Classifier, tokens: TokenLists, rows: np.ndarray) -> torch.Tensor:

@@ -7,7 +7,7 @@ whatever takes bundles takes it too.
 import json
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -66,14 +66,7 @@ def open_model(path: str) -> OpenedModel:
     """
     path, folder = _locate(path)
     if storage.exists(storage.join(folder, CONFIG)) and not storage.exists(storage.join(folder, CARD)):
-        opened = _open_classifier(path, folder)
-        warnings.warn(
-            f"--model {path} is not calibrated: confidences are as the model gives them. To calibrate them, make a "
-            "bundle of it with sentiment-core adopt --data.",
-            Notice,
-            stacklevel=2,
-        )
-        return opened
+        return _open_classifier(path, folder)
     info, files = bundle.read_files(folder)
     return OpenedModel(path, info, files)
 
@@ -93,6 +86,17 @@ def open_classifier(path: str, label_names: tuple[str, ...] = (), max_length: in
     if storage.exists(storage.join(folder, CARD)):
         raise UserError(f"--model {path} is a bundle already. Use it as it is.")
     return _open_classifier(path, folder, label_names, max_length)
+
+
+def warn_if_uncalibrated(path: str, info: BundleInfo) -> None:
+    """Warn, once in a process, that a model's confidences are those of its network."""
+    if not info.calibration.rows:
+        warnings.warn(
+            f"--model {path} is not calibrated: confidences are as the model gives them. To calibrate them, make a "
+            "bundle of the model with sentiment-core adopt --data.",
+            Notice,
+            stacklevel=2,
+        )
 
 
 def absolute(path: str) -> str:
@@ -207,13 +211,13 @@ def _check_architecture(path: str, config: "PreTrainedConfig") -> None:
 
 def _label_names(path: str, config: "PreTrainedConfig", label_names: tuple[str, ...]) -> list[str]:
     """Return the labels in the order of the logits. Raises `UserError`."""
-    own: dict[int, Any] = config.id2label or {}
+    own = {int(number): str(label) for number, label in (config.id2label or {}).items()}
     if sorted(own) != list(range(len(own))):
         raise UserError(
             f"--model {path}: the id2label of its {CONFIG} numbers the labels {', '.join(map(str, sorted(own)))}; "
             f"expected 0 to {len(own) - 1}"
         )
-    labels = [str(own[number]) for number in sorted(own)]
+    labels = [own[number] for number in sorted(own)]
     if label_names and len(label_names) != len(labels):
         raise UserError(
             f"--label-names has {len(label_names)} names; expected one for each of the {len(labels)} labels of --model "
@@ -257,4 +261,4 @@ def _check_tokens(path: str, folder: str, files: dict[str, bytes], tokenizer: "P
         return
     if not agrees(Tokenizer.from_transformers(tokenizer, whole_texts)):
         raise UserError(f"--model {path}: its tokenizer gives texts other tokens in batches. Choose another family.")
-    files["tokenizer.json"] = tokenizer.backend_tokenizer.to_str().encode()  # type: ignore[attr-defined]
+    files["tokenizer.json"] = tokenizer.backend_tokenizer.to_str().encode()

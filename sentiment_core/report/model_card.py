@@ -22,7 +22,7 @@ def make_model_card(info: "BundleInfo", log: Sequence["EpochRecord"], figures: M
 
     Args:
         info: What the bundle says of itself.
-        log: One record an epoch.
+        log: One record an epoch; none of a model that was not trained here.
         figures: File names of the figures by their titles.
     """
     encoder = info.training.encoder
@@ -47,10 +47,13 @@ def make_model_card(info: "BundleInfo", log: Sequence["EpochRecord"], figures: M
 
 
 def list_results(info: "BundleInfo") -> list[EvalResult]:
-    """List a bundle's metrics on its evaluation rows for the hub's `model-index`."""
+    """List a bundle's metrics on its evaluation rows, if there are any, for the hub's `model-index`."""
     metrics, origin = info.metrics, info.training.eval_data
+    if not metrics.n:
+        return []
     is_on_hub = bool(origin.revision)
-    is_held_out = not info.training.settings.get("eval_data")  # a part of the training data, kept from training
+    # a part of the training data, kept from training
+    is_held_out = info.training.epochs > 0 and not info.training.settings.get("eval_data")
     named = {
         "accuracy": ("Accuracy", metrics.accuracy),
         "f1": ("Macro F1", metrics.macro_f1),

@@ -22,6 +22,7 @@ class BundleFigure(NamedTuple):
     title: str
     file_name: str
     draw: Callable[["BundleInfo", Sequence["EpochRecord"]], Figure]  # from the bundle's info and its records of epochs
+    of_training: bool = False  # it shows the epochs
 
 
 # To add a figure, draw it in figures.py and add a line here.
@@ -38,7 +39,7 @@ FIGURES = (
     BundleFigure(
         "Accuracy by coverage", "risk_coverage.png", lambda info, log: figures.draw_risk_coverage_curve(info.metrics)
     ),
-    BundleFigure("Loss", "loss.png", lambda info, log: figures.draw_loss_curve(log)),
+    BundleFigure("Loss", "loss.png", lambda info, log: figures.draw_loss_curve(log), of_training=True),
 )
 
 
@@ -53,7 +54,8 @@ def make_files(
         command: The command that made the bundle.
         mistakes: The worst mistakes, each with label, predicted, confidence and text.
     """
-    images = {figure.title: figures.to_png(figure.draw(info, log)) for figure in FIGURES}
+    files = make_card(info, log)
+    images = {figure.title: files[figure.file_name] for figure in FIGURES}
     page = html.render(
         "training.html",
         title=make_title(info),
@@ -65,8 +67,15 @@ def make_files(
         images=images,
         details=json.dumps(info.training.to_json(), indent=2, ensure_ascii=False),
     )
-    card = make_model_card(info, log, {figure.title: figure.file_name for figure in FIGURES})
-    return {figure.file_name: images[figure.title] for figure in FIGURES} | {
-        PAGE: page.encode(),
-        CARD: card.encode(),
-    }
+    return files | {PAGE: page.encode()}
+
+
+def make_card(info: "BundleInfo", log: Sequence["EpochRecord"]) -> dict[str, bytes]:
+    """Make the model card and its figures, by file name.
+
+    A model that was not trained here has no records of epochs; one that was not evaluated has no figures.
+    """
+    shown = [figure for figure in FIGURES if info.metrics.n and (log or not figure.of_training)]
+    card = make_model_card(info, log, {figure.title: figure.file_name for figure in shown})
+    images = {figure.file_name: figures.to_png(figure.draw(info, log)) for figure in shown}
+    return images | {CARD: card.encode()}

@@ -57,6 +57,7 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
     started = time.monotonic()
     workers, kind = _check_resources(plan)
     run_file = claim_output_folder(plan)
+    source.warn_if_uncalibrated(plan.model, plan.info)
     _prepare_output_folder(plan)
     tally = Tally(
         Counts.zero(plan.info.labels),

@@ -38,7 +38,7 @@ def start(settings: ServeSettings) -> str:
 
     model = source.absolute(settings.model)  # actors may run in another working directory
     path = registry.resolve(model)
-    files = source.open_model(path).files
+    opened = source.open_model(path)
     port = _free_port(settings.host, settings.port)
     connection.connect()
     if others := list(serve.status().applications):
@@ -52,6 +52,7 @@ def start(settings: ServeSettings) -> str:
     workers, kind = settings.workers, cluster.device_kind(settings.device)
     preflight.check_workers(workers, kind)
     preflight.check_precision(settings.precision, kind)
+    source.warn_if_uncalibrated(path, opened.info)
     for name in ("ray.serve", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     actor_options: dict[str, Any] = dict(cluster.actor_resources(workers, (READ_CPUS, LAST_CPUS), kind))
@@ -68,7 +69,7 @@ def start(settings: ServeSettings) -> str:
             logging_config=QUIET,
         )(_make_service(settings))
         service = deployment.bind(
-            ray.put(files), cluster.threads_per_worker(workers), path, model if is_registry else None
+            ray.put(opened.files), cluster.threads_per_worker(workers), path, model if is_registry else None
         )
         serve.run(service, name=APPLICATION, route_prefix="/")
     except BaseException:  # Ctrl-C too: on a cluster its actors would outlive this process
