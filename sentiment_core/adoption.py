@@ -130,7 +130,9 @@ def _evaluate(model: Classifier, info: BundleInfo, data: LabelledTexts, tokenize
     """Evaluate and calibrate a model on labelled rows; return its record with what they show."""
     objective, classes = info.objective, len(info.labels)
     data, tokens = tokenize_part(data, tokenizer)
-    probabilities, _ = Engine(model, classes, info.max_length, objective=objective).probabilities(tokens)
+    mean_tokens = float(tokens.lengths.mean())
+    engine = Engine(model, classes, info.max_length, objective=objective, mean_tokens=mean_tokens)
+    probabilities, _ = engine.probabilities(tokens)
     logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST_PROBABILITY))
     fitted = objective.fit_calibration(logits, data.labels)
     if not _fold(model, objective, fitted, classes):

@@ -1,10 +1,13 @@
-"""Make small classifiers of several families with random weights, as transformers saves them, and tokenizers."""
+"""Make small classifiers of several families with random weights, as transformers saves them, and a hub."""
 
 import functools
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
 from transformers import (
@@ -18,6 +21,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
+from sentiment_core.model import encoder
 from tests.conftest import BAD, GOOD, sentences
 
 LABELS = ("bad", "so so", "good")
@@ -53,6 +57,31 @@ PIECES = {  # class, and special tokens that its vocabulary begins with
     "albert": (AlbertTokenizer, ["<pad>", "<unk>", "[CLS]", "[SEP]"]),
     "deberta-v2": (DebertaV2Tokenizer, ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]),
 }
+
+
+class Hub:
+    """A hub with the model me/mine, whose newest revision is `sha`; `folders` has the files of some revisions."""
+
+    def __init__(self, folder: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cache, self.sha = cache, "a" * 40
+        self.folders = dict.fromkeys(["a" * 40, "b" * 40], folder)
+        self.reachable = True
+        monkeypatch.setattr(encoder, "HfApi", lambda: self)
+        monkeypatch.setattr(encoder, "snapshot_download", self.download)
+
+    def model_info(self, name: str, revision: str | None, timeout: float) -> SimpleNamespace:
+        if not self.reachable:
+            raise OSError("no network")
+        assert name == "me/mine"
+        return SimpleNamespace(sha=revision or self.sha)
+
+    def download(self, name: str, revision: str | None, local_files_only: bool, **_: object) -> str:
+        assert local_files_only != self.reachable
+        sha = revision or self.sha
+        if not (self.cache / sha).exists():
+            assert self.reachable
+            shutil.copytree(self.folders[sha], self.cache / sha)
+        return str(self.cache / sha)
 
 
 def make_classifier(

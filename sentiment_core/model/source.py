@@ -4,6 +4,7 @@ A classifier that is not a bundle becomes one in memory: its files, and the `sen
 whatever takes bundles takes it too.
 """
 
+import functools
 import json
 import warnings
 from dataclasses import dataclass, replace
@@ -91,22 +92,29 @@ def open_classifier(path: str, label_names: tuple[str, ...] = (), max_length: in
 def warn_if_uncalibrated(path: str, info: BundleInfo) -> None:
     """Warn, once in a process, that a model's confidences are those of its network."""
     if not info.calibration.rows:
-        warnings.warn(
+        _warn_once(
             f"--model {path} is not calibrated: confidences are as the model gives them. To calibrate them, make a "
-            "bundle of the model with sentiment-core adopt --data.",
-            Notice,
-            stacklevel=2,
+            "bundle of the model with sentiment-core adopt --data."
         )
+
+
+@functools.cache  # Python's own filter forgets whenever a library changes it for a moment
+def _warn_once(sentence: str) -> None:
+    warnings.warn(sentence, Notice, stacklevel=3)
 
 
 def absolute(path: str) -> str:
     """Return the one spelling of what `open_model` takes; a name on the hub stays as it is."""
-    return storage.absolute(path) if storage.exists(path) else path
+    return path if _is_on_hub(path) else storage.absolute(path)
+
+
+def _is_on_hub(path: str) -> bool:
+    return hub.is_model_name(path) and not storage.exists(path)
 
 
 def _locate(path: str) -> tuple[str, str]:
     """Return the path to note for a model, and the folder or URI that holds its files. Fetches it from the hub."""
-    if storage.exists(path) or not hub.is_model_name(path):
+    if not _is_on_hub(path):
         return path, path
     from sentiment_core.model.encoder import fetch_from_hub
 

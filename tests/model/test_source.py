@@ -24,7 +24,7 @@ from sentiment_core.model import bundle, encoder, source
 from sentiment_core.model.source import OpenedModel, open_model
 from sentiment_core.runtime import storage
 from tests.conftest import make_bundle
-from tests.ready_models import FAMILIES, LABELS, POSITIONS, make_classifier
+from tests.ready_models import FAMILIES, LABELS, POSITIONS, Hub, make_classifier
 
 TEXTS = ["the film was wonderful", "Dull", "the book was awful, " * 40, "Crème brûlée!  人工 & so\twe talked", "a play"]
 WEIGHTS = "model.safetensors"
@@ -275,30 +275,6 @@ def test_a_bundle_is_opened_as_it_is(tiny_bundle):
     assert (model.path, model.info, model.files) == (tiny_bundle, *bundle.read_files(tiny_bundle))
     with pytest.raises(UserError, match="is a bundle already"):
         source.open_classifier(tiny_bundle)
-
-
-class Hub:
-    """A hub with one model, whose newest revision is `sha`; `calls` are its downloads."""
-
-    def __init__(self, folder: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.cache, self.sha = folder, cache, "a" * 40
-        self.reachable = True
-        monkeypatch.setattr(encoder, "HfApi", lambda: self)
-        monkeypatch.setattr(encoder, "snapshot_download", self.download)
-
-    def model_info(self, name: str, revision: str | None, timeout: float):
-        if not self.reachable:
-            raise OSError("no network")
-        assert name == "me/mine"
-        return type("Info", (), {"sha": revision or self.sha})
-
-    def download(self, name: str, revision: str | None, local_files_only: bool, **_: object) -> str:
-        assert local_files_only != self.reachable
-        folder = self.cache / (revision or self.sha)
-        if not folder.exists():
-            assert self.reachable
-            shutil.copytree(self.folder, folder)
-        return str(folder)
 
 
 def test_a_model_of_the_hub_is_pinned_and_found_again_without_network(folders, tmp_path, monkeypatch):
