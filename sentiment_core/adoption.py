@@ -16,7 +16,7 @@ from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import describe_metrics
 from sentiment_core.inference.engine import Engine
-from sentiment_core.inference.int8 import measure_int8_agreement
+from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
 from sentiment_core.model import bundle, classifier, encoder, fitness, source
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.classifier import Classifier
@@ -52,7 +52,9 @@ class AdoptSettings:
         "D",
         group="data",
     )
-    text_column: str = setting("text", "column with the text", group="data")
+    text_column: tuple[str, ...] = setting(
+        ("text",), "column with the text, or several whose texts are joined (default: text)", "A,B", group="data"
+    )
     label_column: str = setting(
         "label", "column with the label: a label name of the model, or its number", group="data"
     )
@@ -77,7 +79,7 @@ class AdoptSettings:
         check(len(set(names)) == len(names), "label_names", ",".join(names), "different names")
         check(self.max_length is None or self.max_length >= 1, "max_length", self.max_length, "1 or more")
         parse_mapping(self.label_map)
-        _ = self.columns  # which checks the separator
+        _ = self.columns  # which checks them
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,22 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
         config: Any = model.pretrained.config
         classifier.name_labels(config, info.labels)
         info = replace(info, int8=Int8Check(), training=replace(info.training, settings=asdict(settings)))
+        int8_files: dict[str, bytes] = {}
         if data:
-            info = _evaluate(model, info, data, bundle.load_tokenizer(folder))
+            info, int8_files = _evaluate(model, info, data, bundle.load_tokenizer(folder))
         from sentiment_core.report import training_report  # matplotlib: a second that refusals do not need
 
-        bundle.write(settings.out, model, config, tokenizer, info, training_report.make_card(info, []))
+        bundle.write(settings.out, model, config, tokenizer, info, training_report.make_card(info, []) | int8_files)
     return AdoptResult(settings.out, info)
 
 
-def _evaluate(model: Classifier, info: BundleInfo, data: LabelledTexts, tokenizer: Tokenizer) -> BundleInfo:
-    """Evaluate and calibrate a model on labelled rows; return its record with what they show."""
+def _evaluate(
+    model: Classifier, info: BundleInfo, data: LabelledTexts, tokenizer: Tokenizer
+) -> tuple[BundleInfo, dict[str, bytes]]:
+    """Evaluate and calibrate a model on labelled rows.
+
+    Returns its record with what they show, and the bundle's file for 8 bits, if there is one.
+    """
     objective, classes = info.objective, len(info.labels)
     data, tokens = tokenize_part(data, tokenizer)
     mean_tokens = float(tokens.lengths.mean())
@@ -139,14 +147,19 @@ def _evaluate(model: Classifier, info: BundleInfo, data: LabelledTexts, tokenize
         fitted = Calibration()
     probabilities = objective.activate(objective.calibrate(logits, fitted))
     origin = EvaluationRows(**vars(data.origin), eval_rows=len(data), fingerprint=data.fingerprint())
-    return replace(
+    # each row either fits the 8 bits or is evaluated in them
+    fitting, evaluated = np.arange(0, len(data), 2), np.arange(1, len(data), 2)
+    held_out = LabelledTokens(tokens.take(evaluated), data.labels[evaluated])
+    int8, int8_files = prepare_int8(model, info.labels, info.max_length, objective, held_out, tokens.take(fitting))
+    info = replace(
         info,
         metrics=objective.evaluate(probabilities, data.labels, info.labels),
         calibration=fitted,
         training=replace(info.training, eval_data=origin),
         reference=reference_statistics(objective, tokens, probabilities, info.labels, tokenizer.unknown_id),
-        int8=measure_int8_agreement(model, classes, info.max_length, objective, tokens),
+        int8=int8,
     )
+    return info, int8_files
 
 
 def _fold(model: Classifier, objective: Objective, fitted: Calibration, classes: int) -> bool:

@@ -95,7 +95,7 @@ class BundleInfo:
     def text_columns(self) -> tuple[str, ...]:
         """Return the columns whose joined texts the model was trained on; `text` where it was one."""
         columns = self.training.settings.get("text_column", "text")
-        return tuple(columns) if isinstance(columns, list) and len(columns) > 1 else ("text",)
+        return tuple(columns) if isinstance(columns, list | tuple) and len(columns) > 1 else ("text",)
 
     @property
     def objective(self) -> Objective:
