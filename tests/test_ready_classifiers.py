@@ -43,7 +43,9 @@ def trained(request, packaged_encoder, tmp_path_factory) -> str:
     start = make_classifier(request.param, folder / "start", packaged_encoder)
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(start), AutoTokenizer.from_pretrained(start)
     rows = sentences(16, seed=1).to_pydict()
-    data = Dataset.from_dict({**tokenizer(rows["text"]), "label": [0 if x == "negative" else 2 for x in rows["label"]]})
+    data = Dataset.from_dict(
+        {**tokenizer(rows["text"], truncation=True), "label": [0 if x == "negative" else 2 for x in rows["label"]]}
+    )
     arguments = TrainingArguments(
         str(folder / "made"), max_steps=2, report_to=[], disable_tqdm=True, use_cpu=True, save_steps=1, logging_steps=1
     )
