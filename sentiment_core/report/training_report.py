@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -11,7 +11,7 @@ from sentiment_core.report.model_card import describe_preprocessing, make_model_
 
 if TYPE_CHECKING:
     from sentiment_core.model.bundle import BundleInfo
-    from sentiment_core.model.records import EpochRecord
+    from sentiment_core.model.records import EpochRecord, ProblemType
 
 PAGE, CARD = "report.html", "README.md"
 
@@ -21,15 +21,11 @@ class BundleFigure(NamedTuple):
 
     title: str
     file_name: str
-    draw: Callable[["BundleInfo", Sequence["EpochRecord"]], Figure]  # from the bundle's info and its records of epochs
+    draw: Callable[[Any, Sequence["EpochRecord"]], Figure]  # of a `BundleInfo` with the metrics of its kind, and a log
 
 
 # To add a figure, draw it in figures.py and add a line here.
-FIGURES = (
-    BundleFigure("Confusion matrix", "confusion.png", lambda info, log: figures.draw_confusion_matrix(info.metrics)),
-    BundleFigure(
-        "Reliability diagram", "reliability.png", lambda info, log: figures.draw_reliability_diagram(info.metrics)
-    ),
+COMMON_FIGURES = (
     BundleFigure(
         "Confidence histogram",
         "confidence.png",
@@ -40,6 +36,24 @@ FIGURES = (
     ),
     BundleFigure("Loss", "loss.png", lambda info, log: figures.draw_loss_curve(log)),
 )
+FIGURES: dict["ProblemType", tuple[BundleFigure, ...]] = {
+    "single_label_classification": (
+        BundleFigure(
+            "Confusion matrix", "confusion.png", lambda info, log: figures.draw_confusion_matrix(info.metrics)
+        ),
+        BundleFigure(
+            "Reliability diagram", "reliability.png", lambda info, log: figures.draw_reliability_diagram(info.metrics)
+        ),
+        *COMMON_FIGURES,
+    ),
+    "multi_label_classification": (
+        BundleFigure("F1 by label", "labels.png", lambda info, log: figures.draw_label_scores(info.metrics)),
+        BundleFigure(
+            "Reliability by label", "reliability.png", lambda info, log: figures.draw_label_reliability(info.metrics)
+        ),
+        *COMMON_FIGURES,
+    ),
+}
 
 
 def make_files(
@@ -53,7 +67,8 @@ def make_files(
         command: The command that made the bundle.
         mistakes: The worst mistakes, each with label, predicted, confidence and text.
     """
-    images = {figure.title: figures.to_png(figure.draw(info, log)) for figure in FIGURES}
+    drawn = FIGURES[info.problem_type]
+    images = {figure.title: figures.to_png(figure.draw(info, log)) for figure in drawn}
     page = html.render(
         "training.html",
         title=make_title(info),
@@ -65,8 +80,8 @@ def make_files(
         images=images,
         details=json.dumps(info.training.to_json(), indent=2, ensure_ascii=False),
     )
-    card = make_model_card(info, log, {figure.title: figure.file_name for figure in FIGURES})
-    return {figure.file_name: images[figure.title] for figure in FIGURES} | {
+    card = make_model_card(info, log, {figure.title: figure.file_name for figure in drawn})
+    return {figure.file_name: images[figure.title] for figure in drawn} | {
         PAGE: page.encode(),
         CARD: card.encode(),
     }

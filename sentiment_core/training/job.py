@@ -66,19 +66,21 @@ class TrainResult:
 
     def summary(self) -> str:
         """Return a few lines for the terminal."""
-        lines = ["epoch  train loss  eval loss  accuracy  macro-F1  rows/s"]
+        names = "  ".join(f"{name:>8}" for name in self.log[0].eval.shown)
+        lines = [f"epoch  train loss  eval loss  {names}  rows/s"]
         for record in self.log:
             best = "  best" if record.epoch == self.info.training.best_epoch else ""
+            shown = "  ".join(f"{value:8.4f}" for value in record.eval.shown.values())
             lines.append(
-                f"{record.epoch:5}  {np.mean(record.losses):10.4f}  {record.eval.loss:9.4f}  "
-                f"{record.eval.accuracy:8.4f}  {record.eval.macro_f1:8.4f}  {record.rows / record.seconds:6.1f}{best}"
+                f"{record.epoch:5}  {np.mean(record.losses):10.4f}  {record.eval.loss:9.4f}  {shown}  "
+                f"{record.rows / record.seconds:6.1f}{best}"
             )
         fitted, scores = self.info.calibration, self.info.metrics
+        first, second, *_ = (f"{name} {value:.4f}" for name, value in scores.named_numbers.items())
         lines += [
-            f"accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f} on {scores.n:,} held-out rows",
+            f"{first}, {second} on {scores.n:,} held-out rows",
             *self.warnings,
-            f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} at temperature "
-            f"{fitted.temperature:.2f}",
+            f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} ({fitted.parameters})",
             f"bundle: {self.place} ({self.info.training.seconds:.0f} s, {self.info.training.dtype} on "
             f"{self.info.training.device})",
         ]

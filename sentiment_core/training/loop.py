@@ -28,7 +28,7 @@ from sentiment_core.inference import timing
 from sentiment_core.model import classifier
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import SingleLabel
-from sentiment_core.model.records import EpochRecord, EvaluationScores
+from sentiment_core.model.records import EpochRecord
 from sentiment_core.runtime import connection, hardware, storage
 from sentiment_core.text.batching import batches_by_length, batches_by_tokens
 from sentiment_core.training import cpu
@@ -215,19 +215,14 @@ class TrainingLoop:
         self._save(record.selected_by if best else NOT_BEST, best)
 
     def _evaluate(self, logits: np.ndarray, losses: list[float]) -> EpochRecord:
-        targets = self.eval_part.labels
-        metrics = self.objective.evaluate(self.objective.activate(logits), targets, self.task.label_names)
-        scores = EvaluationScores(
-            self.objective.mean_loss(logits, targets), metrics.accuracy, metrics.macro_f1, metrics.ece
-        )
-        select_by = self.settings.select_by
+        scores = self.objective.score_epoch(logits, self.eval_part.labels, self.task.label_names)
         return EpochRecord(
             epoch=self.progress.epoch,
             losses=losses,
             seconds=self.progress.seconds,
             rows=len(self.pruning.rows),
             eval=scores,
-            selected_by=-scores.loss if select_by == "loss" else getattr(scores, select_by),
+            selected_by=scores.value_of(self.settings.select_by),
             device=hardware.device_name(self.device),
             dtype=hardware.dtype_name(self.forward.dtype),
         )

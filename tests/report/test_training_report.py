@@ -8,11 +8,12 @@ from tests.report.examples import COMMAND, MISTAKES, bundle_info, epoch_log
 
 def test_a_bundle_gets_a_page_a_card_and_every_figure():
     files = training_report.make_files(bundle_info(), epoch_log(), COMMAND, MISTAKES)
-    images = {figure.file_name for figure in training_report.FIGURES}
+    figures = training_report.FIGURES["single_label_classification"]
+    images = {figure.file_name for figure in figures}
     assert set(files) == {"report.html", "README.md", *images}
     assert {"confusion.png", "reliability.png", "confidence.png", "risk_coverage.png", "loss.png"} <= images
     page, card = files["report.html"].decode(), files["README.md"].decode()
-    assert re.findall(r'<img alt="(.*?)"', page) == [figure.title for figure in training_report.FIGURES]
+    assert re.findall(r'<img alt="(.*?)"', page) == [figure.title for figure in figures]
     assert all(f"]({name})" in card for name in images)
     assert COMMAND in page
     assert "Great, &lt;b&gt;another&lt;/b&gt; sequel." in page
