@@ -41,7 +41,10 @@ class EvaluateSettings:
         group="data",
     )
     label_column: str = setting(
-        "label", "column with the label: a label name of the bundle, or its number", group="data"
+        "label", "column with the label: a label name of the bundle, or its number; or a list of them", group="data"
+    )
+    label_separator: str | None = setting(
+        None, "separator of the labels in a text that holds several; default: as in training", group="data"
     )
     label_map: tuple[str, ...] = setting(
         (),
@@ -63,14 +66,21 @@ class EvaluateSettings:
         None, "file for the metrics; without it they are only printed", "metrics.json", group="output"
     )
 
-    def columns(self, of_model: tuple[str, ...]) -> Columns:
-        """Return the columns of labelled files to read; `of_model` are those of the model's texts."""
-        return Columns(self.text_column or of_model, self.label_column, self.csv_separator, self.csv_encoding, self.by)
+    def columns(self, info: bundle.BundleInfo) -> Columns:
+        """Return the columns of labelled files to read; what is left open is as in the bundle's training."""
+        return Columns(
+            self.text_column or info.text_columns,
+            self.label_column,
+            self.csv_separator,
+            self.csv_encoding,
+            self.by,
+            label_separator=self.label_separator or info.label_separator,
+        )
 
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""
         parse_mapping(self.label_map)
-        self.columns(())  # which checks them
+        Columns(self.text_column, self.label_column, self.csv_separator, label_separator=self.label_separator)
 
 
 def evaluate(settings: EvaluateSettings) -> Evaluation:
@@ -83,7 +93,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """
     info, files = bundle.read_files(registry.resolve(settings.model))
     scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
-    data = labelled.read(settings.data, settings.columns(info.text_columns), scheme)
+    data = labelled.read(settings.data, settings.columns(info), scheme)
     if settings.out:
         preflight.check_file(settings.out, "--out")
     classifier = Classifier(files, precision=settings.precision)

@@ -101,6 +101,11 @@ class BundleInfo:
         return tuple(columns) if isinstance(columns, list) and len(columns) > 1 else ("text",)
 
     @property
+    def label_separator(self) -> str | None:
+        """Return what separated the labels in the texts that the model was trained on, None where each had one."""
+        return self.training.settings.get("label_separator")
+
+    @property
     def objective(self) -> Objective:
         """Return what the model was trained for: how logits become labels."""
         return OBJECTIVES[self.problem_type].restore(self.ordinal, self.thresholds)
@@ -109,7 +114,7 @@ class BundleInfo:
     def label_scheme(self) -> LabelScheme:
         """Return how the labels of other data meet the bundle's: as those it was trained on did."""
         data = self.training.data
-        return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map)
+        return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map, several=self.objective.several)
 
 
 CHOICES: dict[str, Any] = {"head": Head, "problem_type": ProblemType, "truncation": Truncation, "clean": Clean}

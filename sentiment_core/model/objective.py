@@ -105,6 +105,10 @@ class SingleLabel:
         """Name one row's decision, or what is true of it, for people."""
         return label_names[int(decision)]
 
+    def answer(self, decision: np.ndarray, label_names: Sequence[str]) -> dict[str, Any]:
+        """Return one row's decision as programs get it, by its name."""
+        return {"label": label_names[int(decision)]}
+
     def is_right(self, decisions: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Tell for each row, (n,) bool, whether its decision is what is true."""
         return decisions == targets
@@ -250,6 +254,10 @@ class MultiLabel:
     def name_decision(self, decision: np.ndarray, label_names: Sequence[str]) -> str:
         """Name one row's decision, or what is true of it, for people."""
         return ", ".join(label_names[i] for i in np.flatnonzero(decision).tolist()) or "no label"
+
+    def answer(self, decision: np.ndarray, label_names: Sequence[str]) -> dict[str, Any]:
+        """Return one row's decision as programs get it, by its name."""
+        return {"labels": [label_names[i] for i in np.flatnonzero(decision).tolist()]}
 
     def is_right(self, decisions: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Tell for each row, (n,) bool, whether it gets all of its labels and none besides."""

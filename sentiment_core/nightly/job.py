@@ -246,7 +246,8 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
     settings = plan.settings
     try:
         names = list(retraining.label_names)
-        scheme = LabelScheme(names, by_user=True) if names else plan.scoring.info.label_scheme
+        scheme = plan.scoring.info.label_scheme
+        scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
         parts = read_parts(retraining, scheme)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
         trained = plan.scoring.info.training.data

@@ -87,6 +87,8 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
     """
     model = registry.resolve(settings.model)
     info, bundle_files = bundle.read_files(model)
+    if info.objective.several:
+        raise UserError(f"--model {model} gives several labels a row, which score cannot write yet; use evaluate")
     if settings.int8:
         require_int8_agreement(settings.model, info)
     run = Run(

@@ -38,7 +38,9 @@ def start(settings: ServeSettings) -> str:
 
     model = storage.absolute(settings.model)  # actors may run in another working directory
     path = registry.resolve(model)
-    _, files = bundle.read_files(path)
+    info, files = bundle.read_files(path)
+    if info.objective.several:
+        raise UserError(f"--model {path} gives several labels a text, which serve cannot answer yet; use evaluate")
     port = _free_port(settings.host, settings.port)
     connection.connect()
     if others := list(serve.status().applications):

@@ -23,11 +23,11 @@ import torch
 import torch.distributed
 from torch import nn
 
+from sentiment_core.data.labels import count_labels
 from sentiment_core.errors import UserError
 from sentiment_core.inference import timing
 from sentiment_core.model import classifier
 from sentiment_core.model.classifier import Classifier
-from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import EpochRecord
 from sentiment_core.runtime import connection, hardware, storage
 from sentiment_core.text.batching import batches_by_length, batches_by_tokens
@@ -79,7 +79,7 @@ class TrainingLoop:
     def __init__(self, task: TrainingTask) -> None:
         connection.leave_background()
         self.task, self.settings, self.recipe = task, task.settings, task.recipe
-        self.objective = SingleLabel(task.settings.ordinal)
+        self.objective = task.objective
         self.train_part, self.eval_part = ray.get(task.data)
         self.lengths = self.train_part.tokens.lengths
         context = ray.train.get_context()
@@ -229,9 +229,9 @@ class TrainingLoop:
 
     def _weigh_classes(self) -> torch.Tensor:
         """Return the weight of each class in the loss, (classes,) float32."""
-        shares = np.bincount(self.train_part.labels, minlength=len(self.task.label_names)) / len(self.train_part)
+        counts = count_labels(self.train_part.labels, len(self.task.label_names))
         balanced = self.settings.class_weights == "balanced"
-        weights = 1 / (shares * np.count_nonzero(shares)) if balanced else shares**0
+        weights = self.objective.balance(counts, len(self.train_part)) if balanced else np.ones(len(counts))
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     def _make_forward(self, dtype: torch.dtype) -> Forward:
