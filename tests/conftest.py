@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.encoder import load_tokenizer
+from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
 from sentiment_core.model.records import Int8Check, ReferenceStatistics
 
 settings.register_profile("untimed", deadline=None)
@@ -100,10 +101,11 @@ def make_bundle(
     max_length=32,
     int8=None,
     reference=None,
+    objective: Objective = SingleLabel(),  # noqa: B008 (frozen)
 ) -> str:
     """A bundle with an untrained head, by the project's own writer."""
     torch.manual_seed(1)
-    config = classifier.make_config(encoder, list(labels))
+    config = classifier.make_config(encoder, list(labels), problem_type=objective.problem_type)
     model = classifier.from_encoder(encoder, config, head)
     torch.nn.init.normal_(classifier.last_layer(model, len(labels)).weight, std=0.5)  # confidences worth comparing
     info = bundle.BundleInfo(
@@ -112,6 +114,7 @@ def make_bundle(
         max_length,
         reference=ReferenceStatistics.from_json(reference or {}),
         int8=Int8Check.from_json(int8 or {}),
+        **objective.settings,
     )
     bundle.write(str(place), model, config, load_tokenizer(encoder), info, {})
     return str(place)
@@ -120,6 +123,14 @@ def make_bundle(
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_encoder, tmp_path_factory) -> str:
     return make_bundle(tiny_encoder, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def multi_label_bundle(tiny_encoder, tmp_path_factory) -> str:
+    """A bundle of three labels, of which random weights give each text any number."""
+    objective = MultiLabel((0.5, 0.45, 0.55))
+    place = tmp_path_factory.mktemp("bundle") / "several"
+    return make_bundle(tiny_encoder, place, labels=("anger", "joy", "love"), objective=objective)
 
 
 @pytest.fixture(scope="session")

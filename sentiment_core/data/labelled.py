@@ -143,10 +143,8 @@ def restrict_labels(data: LabelledTexts, names: list[str]) -> LabelledTexts:
         rows = np.flatnonzero(np.isin(data.labels, columns))
         numbers = {name: number for number, name in enumerate(names)}
         labels_of_rows = np.array([numbers[data.label_names[i]] for i in data.labels[rows]], np.int64)
-    remark = (
-        f"left out, with fewer rows than --min-label-rows: {', '.join(left_out[:SHOWN_LABELS])} "
-        f"({len(data) - len(rows):,} rows)"
-    )
+    rows_left_out = "" if data.several else f" ({len(data) - len(rows):,} rows)"
+    remark = f"left out, with fewer rows than --min-label-rows: {', '.join(left_out[:SHOWN_LABELS])}{rows_left_out}"
     counted = {str(number): name for number, name in enumerate(data.label_names)} if data.origin.numbered else {}
     origin = replace(
         data.origin,

@@ -328,6 +328,17 @@ def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     return labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
 
 
+def renumber(labels: np.ndarray, names: Sequence[str], own_names: Sequence[str]) -> np.ndarray:
+    """Return labels of these names by the numbers of `own_names`; what is not among them is -1, or no label."""
+    own_numbers = {name: number for number, name in enumerate(own_names)}
+    numbers = np.array([own_numbers.get(name, -1) for name in names])
+    if labels.ndim == 1:
+        return numbers[labels]
+    own_labels = np.zeros((len(labels), len(own_names)), bool)
+    own_labels[:, numbers[numbers >= 0]] = labels[:, numbers >= 0]
+    return own_labels
+
+
 def label_shares(labels: np.ndarray, label_names: list[str]) -> dict[str, float]:
     """Return the class distribution: each label's share of the rows."""
     counts = count_labels(labels, len(label_names))

@@ -4,12 +4,13 @@ Training, calibration, inference and scoring ask the objective instead of callin
 further kind of objective is one more class with these methods, and a line in `OBJECTIVES`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import calibration, metrics, multi_label
@@ -26,6 +27,8 @@ from sentiment_core.model.records import (
 if TYPE_CHECKING:  # importing torch takes seconds; reading a bundle's settings does without
     import torch
     from torch import nn
+
+CONFIDENCE_ROUNDING = 1e-6  # between a confidence and that of the probabilities beside it
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,35 @@ class SingleLabel:
             "confidence": pa.array(confidence, pa.float32(), mask=~has_score),
         }
         return columns | (_probability_column(probabilities, has_score) if with_probabilities else {})
+
+    def contradicts(
+        self,
+        answer: Mapping[str, pa.Array],
+        probabilities: np.ndarray,
+        abstained: np.ndarray,
+        label_names: list[str],
+        tolerance: float,
+    ) -> np.ndarray:
+        """Tell for each row, (n,) bool, whether an answer in scored Parquet is not what the probabilities make.
+
+        Args:
+            answer: The columns of `output_columns`, as they stand in the file.
+            probabilities: (n, classes) as computed now.
+            abstained: (n,) bool, rows that have a confidence and no label.
+            label_names: Labels in the order of the probabilities.
+            tolerance: By how much probabilities may differ, and with them a label that is close to another one.
+        """
+        has_score = ~np.isnan(probabilities).any(axis=1)
+        index = pc.fill_null(pc.index_in(answer["label"].cast(pa.string()), pa.array(label_names)), -1).to_numpy()
+        confidence, best = answer["confidence"].to_numpy(zero_copy_only=False), self.decide(probabilities)[1]
+        with np.errstate(invalid="ignore"):
+            now = np.where(abstained, best, probabilities[np.arange(len(index)), index])
+            wrong = ~(np.abs(confidence - now) <= tolerance) | ~(best - now <= 2 * tolerance)
+            if "probabilities" in answer:
+                stored = _read_probabilities(answer["probabilities"], len(label_names))
+                wrong |= ~(np.abs(stored - probabilities) <= tolerance).all(axis=1)
+        wrong = np.where(has_score, wrong, ~np.isnan(confidence))
+        return wrong | ((~has_score | abstained) != (index < 0))
 
 
 @dataclass(frozen=True)
@@ -319,11 +351,44 @@ class MultiLabel:
             "confidence": pa.array(confidence, pa.float32(), mask=~has_score),
         } | _probability_column(probabilities, has_score)
 
+    def contradicts(
+        self,
+        answer: Mapping[str, pa.Array],
+        probabilities: np.ndarray,
+        abstained: np.ndarray,
+        label_names: list[str],
+        tolerance: float,
+    ) -> np.ndarray:
+        """Tell for each row, (n,) bool, whether an answer in scored Parquet is not what the probabilities make.
+
+        The probabilities in the file may differ within the tolerance. Labels and confidence must follow from them, so
+        that near a threshold either side's answer is right.
+        """
+        has_score = ~np.isnan(probabilities).any(axis=1)
+        stored = _read_probabilities(answer["probabilities"], len(label_names))
+        chosen, own_confidence = self.decide(stored)
+        confidence = answer["confidence"].to_numpy(zero_copy_only=False)
+        sizes = pc.fill_null(pc.list_value_length(answer["labels"]), 0).to_numpy()
+        index = pc.fill_null(pc.index_in(answer["labels"].flatten(), pa.array(label_names)), -1).to_numpy()
+        written = np.zeros((len(stored), len(label_names) + 1), bool)  # unknown labels go to the last column
+        written[np.repeat(np.arange(len(stored)), sizes), index] = True
+        differs = (written[:, :-1] != chosen).any(axis=1) | (sizes != chosen.sum(axis=1))
+        with np.errstate(invalid="ignore"):
+            wrong = ~(np.abs(stored - probabilities) <= tolerance).all(axis=1) | (differs & ~abstained)
+            wrong |= ~(np.abs(confidence - own_confidence) <= CONFIDENCE_ROUNDING)
+        wrong = np.where(has_score, wrong, ~np.isnan(confidence) | ~np.isnan(stored).all(axis=1))
+        return wrong | ((~has_score | abstained) != pc.is_null(answer["labels"]).to_numpy(zero_copy_only=False))
+
 
 def _probability_column(probabilities: np.ndarray, has_score: np.ndarray) -> dict[str, pa.Array]:
     flat = pa.array(np.nan_to_num(probabilities).ravel(), pa.float32())
     kind = pa.list_(pa.float32(), probabilities.shape[1])
     return {"probabilities": pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~has_score))}
+
+
+def _read_probabilities(column: pa.Array, classes: int) -> np.ndarray:
+    """Return the probabilities (n, classes) of a column, NaN where it is null."""
+    return column.fill_null([np.nan] * classes).flatten().to_numpy(zero_copy_only=False).reshape(-1, classes)
 
 
 Objective = SingleLabel | MultiLabel

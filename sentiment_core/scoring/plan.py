@@ -87,8 +87,6 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
     """
     model = registry.resolve(settings.model)
     info, bundle_files = bundle.read_files(model)
-    if info.objective.several:
-        raise UserError(f"--model {model} gives several labels a row, which score cannot write yet; use evaluate")
     if settings.int8:
         require_int8_agreement(settings.model, info)
     run = Run(
@@ -96,12 +94,13 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
         bundle=bundle.digest_of(bundle_files),
         text_column=",".join(settings.text_column or info.text_columns),
         keep=None if settings.keep is None else list(settings.keep),
-        probabilities=settings.probabilities,
+        probabilities=settings.probabilities or info.objective.several,
         limit=settings.limit,
         int8=settings.int8,
         min_confidence=settings.min_confidence,
         prefix=settings.prefix,
         precision=settings.precision,
+        multi_label=info.objective.several,
     )
     all_shards = shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns)
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
