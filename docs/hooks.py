@@ -18,7 +18,11 @@ from sentiment_core.config import GROUPS, REQUIRED, flag_of
 MARK = re.compile(r"^<!-- generated: (command-line|schema) ?([\w-]*) -->$", re.MULTILINE)
 RECORDS = {  # records that are written as JSON: where, and the dataclasses whose fields stand there side by side
     "sentiment": ("sentiment.json", ["sentiment_core.model.bundle:BundleInfo"]),
-    "metrics": ("metrics.json", ["sentiment_core.model.records:Evaluation"]),
+    "metrics": ("metrics.json", ["sentiment_core.model.records:Metrics", "sentiment_core.model.records:Evaluation"]),
+    "multi_label_metrics": (
+        "metrics.json of a multi-label bundle",
+        ["sentiment_core.model.multi_label_records:MultiLabelMetrics", "sentiment_core.model.records:Evaluation"],
+    ),
     "epoch": ("a line of training_log.jsonl", ["sentiment_core.model.records:EpochRecord"]),
     "decision": ("current.json, decisions", ["sentiment_core.model.registry:Decision"]),
     "run": ("_run.json", ["sentiment_core.scoring.records:Run", "sentiment_core.scoring.records:RunFile"]),
@@ -27,7 +31,12 @@ RECORDS = {  # records that are written as JSON: where, and the dataclasses whos
     "counts": ("footer sentiment_core.counts", ["sentiment_core.scoring.statistics:Counts"]),
     "night": ("_nights/NIGHT.json", ["sentiment_core.nightly.record:Night"]),
 }
-NOT_WRITTEN = {"run": ("run",), "origin": ("unknown_settings",)}  # fields of these records that the file does not have
+NOT_WRITTEN = {
+    "run": ("run",),
+    "origin": ("unknown_settings",),
+    "metrics": ("metrics",),
+    "multi_label_metrics": ("metrics",),
+}  # fields of these records that the file does not have
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
 
 

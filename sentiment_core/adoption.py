@@ -21,13 +21,12 @@ from sentiment_core.model import bundle, classifier, encoder, fitness, source
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
-from sentiment_core.model.records import Calibration, EvaluationRows, Int8Check
+from sentiment_core.model.records import EvaluationRows, Int8Check
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.text.tokenizer import Tokenizer
 from sentiment_core.training.data import tokenize_part
 from sentiment_core.training.diagnostics import reference_statistics
 
-LEAST_PROBABILITY = 1e-30  # below, a float32 may be 0, which has no logarithm
 NOT_CALIBRATED = "confidences are as the model gives them, not calibrated: "
 
 
@@ -96,10 +95,9 @@ class AdoptResult:
         if not self.info.metrics.n:
             lines.append(NOT_CALIBRATED + "give labelled text with --data")
         else:
-            lines += [describe_metrics(self.info.metrics), *self.info.training.eval_data.remarks]
+            lines += [*describe_metrics(self.info.metrics), *self.info.training.eval_data.remarks]
             lines.append(
-                f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} at temperature "
-                f"{fitted.temperature:.2f}"
+                f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f}: {fitted.parameters}"
                 if fitted.rows
                 else NOT_CALIBRATED + "no last linear layer makes its logits"
             )
@@ -118,7 +116,7 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
         model, info = bundle.load(folder)
         tokenizer = encoder.load_tokenizer(folder)
         config: Any = model.pretrained.config
-        classifier.name_labels(config, info.labels)
+        classifier.name_labels(config, info.labels, info.problem_type)
         info = replace(info, int8=Int8Check(), training=replace(info.training, settings=asdict(settings)))
         int8_files: dict[str, bytes] = {}
         if data:
@@ -141,11 +139,13 @@ def _evaluate(
     mean_tokens = float(tokens.lengths.mean())
     engine = Engine(model, classes, info.max_length, objective=objective, mean_tokens=mean_tokens)
     probabilities, _ = engine.probabilities(tokens)
-    logits = np.log(np.maximum(probabilities.astype(np.float64), LEAST_PROBABILITY))
-    fitted = objective.fit_calibration(logits, data.labels)
-    if not _fold(model, objective, fitted, classes):
-        fitted = Calibration()
-    probabilities = objective.activate(objective.calibrate(logits, fitted))
+    logits = objective.invert(probabilities)
+    fitted: Any = objective.fit_calibration(logits, data.labels)
+    if _fold(model, objective, fitted, classes):
+        probabilities = objective.activate(objective.calibrate(logits, fitted))
+    else:
+        fitted = objective.records["calibration"]()
+    objective = objective.fit_decision(probabilities, data.labels)
     origin = EvaluationRows(**vars(data.origin), eval_rows=len(data), fingerprint=data.fingerprint())
     # each row either fits the 8 bits or is evaluated in them
     fitting, evaluated = np.arange(0, len(data), 2), np.arange(1, len(data), 2)
@@ -155,6 +155,7 @@ def _evaluate(
         info,
         metrics=objective.evaluate(probabilities, data.labels, info.labels),
         calibration=fitted,
+        **objective.settings,
         training=replace(info.training, eval_data=origin),
         reference=reference_statistics(objective, tokens, probabilities, info.labels, tokenizer.unknown_id),
         int8=int8,
@@ -162,13 +163,14 @@ def _evaluate(
     return info, int8_files
 
 
-def _fold(model: Classifier, objective: Objective, fitted: Calibration, classes: int) -> bool:
+def _fold(model: Classifier, objective: Objective, fitted: Any, classes: int) -> bool:
     """Fold a calibration into the last linear layer; return whether that calibrates the logits.
 
     If it does not, the layer is left as it was: families may compute the logits otherwise.
     """
     try:
         layer = classifier.last_layer(model, classes)
+        objective.check_last_layer(layer)
     except UserError:
         return False
     before, weights = fitness.probe_logits(model), {name: value.clone() for name, value in layer.state_dict().items()}

@@ -25,17 +25,21 @@ from sentiment_core.text.status import EMPTY, NULL, STATUS_NAMES
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label for one text.
+    """The label of one text, or its labels.
 
     Attributes:
-        label: The most probable label; None for a text without anything to score.
-        confidence: Calibrated probability of that label, from 0 to 1; None without a label.
+        label: The most probable label; None for a text without anything to score, and of a multi-label model.
+        confidence: Calibrated probability of that label, from 0 to 1; None for a text without anything to score. Of a
+            multi-label model the least probability, over the labels, of what was decided.
         status: `ok`, `truncated` (longer than the model reads), `empty` or `null`.
+        labels: Of a multi-label model the labels that reach their thresholds; None for a text without anything to
+            score, and of other models.
     """
 
-    label: str | None
-    confidence: float | None
-    status: str
+    label: str | None = None
+    confidence: float | None = None
+    status: str = "ok"
+    labels: list[str] | None = None
 
 
 class Classifier:
@@ -108,7 +112,17 @@ class Classifier:
             UserError: `texts` is one text, or holds something that is no text.
         """
         probabilities, status = self.predict_with_status(texts)
-        return [self._prediction(row, code) for row, code in zip(probabilities, status, strict=True)]
+        decisions, confidences = self.info.objective.decide(probabilities)
+        return [
+            Prediction(status=STATUS_NAMES[code])
+            if code in (EMPTY, NULL)
+            else Prediction(
+                **self.info.objective.answer(decision, self.labels),
+                confidence=float(confidence),
+                status=STATUS_NAMES[code],
+            )
+            for decision, confidence, code in zip(decisions, confidences, status, strict=True)
+        ]
 
     def predict_proba(self, texts: Iterable[str | None]) -> np.ndarray:
         """Compute calibrated probabilities of all labels.
@@ -155,12 +169,6 @@ class Classifier:
             except UserError as error:
                 raise UserError(f"text {len(read)}: {error}") from None
         return read
-
-    def _prediction(self, probabilities: np.ndarray, code: int) -> Prediction:
-        if code in (EMPTY, NULL):
-            return Prediction(None, None, STATUS_NAMES[code])
-        best = int(probabilities.argmax())
-        return Prediction(self.labels[best], float(probabilities[best]), STATUS_NAMES[code])
 
     def __repr__(self) -> str:
         return f"Classifier(labels={self.labels}, computed_by={self.computed_by!r})"

@@ -161,9 +161,9 @@ def _tune(settings: Any) -> int:
 
 
 def _evaluate(settings: Any) -> int:
-    from sentiment_core.evaluation import describe_metrics, evaluate
+    from sentiment_core.evaluation import describe_evaluation, evaluate
 
-    print(describe_metrics(evaluate(settings)))
+    print(describe_evaluation(evaluate(settings)))
     return EXIT_OK
 
 

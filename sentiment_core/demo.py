@@ -18,6 +18,7 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -112,7 +113,8 @@ def demo(settings: DemoSettings) -> str:
     )
     print_now(trained.summary())
     print_now(f"2/3 evaluating on {HELD_OUT_ROWS:,} sentences that training never saw")
-    held_out = evaluate(EvaluateSettings(model=str(out / "bundle"), data=str(out / "labelled" / "held_out.parquet")))
+    held_out_rows = str(out / "labelled" / "held_out.parquet")
+    held_out = cast(Metrics, evaluate(EvaluateSettings(model=str(out / "bundle"), data=held_out_rows)).metrics)
     print_now(f"3/3 scoring all {len(ratings):,} sentences")
     scored = score(
         plan_scoring(ScoreSettings(model=str(out / "bundle"), input=str(out / "corpus"), out=str(out / "scored")))
@@ -206,7 +208,7 @@ def summarize(
         shares[kind] = {name: labels.count(name) / len(labels) for name in NAMES}
     sentences = choose_sentences(rows)
 
-    lines = [describe_metrics(held_out), "", f"{'label shares':>15} " + " ".join(f"{name:>9}" for name in NAMES)]
+    lines = [*describe_metrics(held_out), "", f"{'label shares':>15} " + " ".join(f"{name:>9}" for name in NAMES)]
     lines += [
         f"{kind:>15} " + " ".join(f"{100 * share:7.1f} %" for share in kind_shares.values())
         for kind, kind_shares in shares.items()

@@ -13,13 +13,13 @@ from sentiment_core.data.labels import parse_mapping
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.model import registry, source
-from sentiment_core.model.records import Evaluation, Metrics
+from sentiment_core.model.bundle import BundleInfo
+from sentiment_core.model.records import Evaluation, LabelledRowsMetrics
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.precision import Precision, precision_setting
 
 TARGET_ACCURACIES = (0.9, 0.95, 0.98, 0.99)  # for which `describe_metrics` gives a confidence threshold
 
-GROUP_METRICS = ("n", "accuracy", "macro_f1", "ece", "brier")
 SHOWN_GROUPS = 20
 
 
@@ -47,7 +47,10 @@ class EvaluateSettings:
         group="data",
     )
     label_column: str = setting(
-        "label", "column with the label: a label name of the bundle, or its number", group="data"
+        "label", "column with the label: a label name of the bundle, or its number; or a list of them", group="data"
+    )
+    label_separator: str | None = setting(
+        None, "separator of the labels in a text that holds several; default: as in training", group="data"
     )
     label_map: tuple[str, ...] = setting(
         (),
@@ -69,14 +72,21 @@ class EvaluateSettings:
         None, "file for the metrics; without it they are only printed", "metrics.json", group="output"
     )
 
-    def columns(self, of_model: tuple[str, ...]) -> Columns:
-        """Return the columns of labelled files to read; `of_model` are those of the model's texts."""
-        return Columns(self.text_column or of_model, self.label_column, self.csv_separator, self.csv_encoding, self.by)
+    def columns(self, info: BundleInfo) -> Columns:
+        """Return the columns of labelled files to read; what is left open is as in the bundle's training."""
+        return Columns(
+            self.text_column or info.text_columns,
+            self.label_column,
+            self.csv_separator,
+            self.csv_encoding,
+            self.by,
+            label_separator=self.label_separator or info.label_separator,
+        )
 
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""
         parse_mapping(self.label_map)
-        self.columns(())  # which checks them
+        Columns(self.text_column, self.label_column, self.csv_separator, label_separator=self.label_separator)
 
 
 def evaluate(settings: EvaluateSettings) -> Evaluation:
@@ -90,7 +100,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     model = source.open_model(registry.resolve(settings.model))
     info = model.info
     scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
-    data = labelled.read(settings.data, settings.columns(info.text_columns), scheme)
+    data = labelled.read(settings.data, settings.columns(info), scheme)
     if settings.out:
         preflight.check_file(settings.out, "--out")
     source.warn_if_uncalibrated(model.path, info)
@@ -103,61 +113,54 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     metrics = info.objective.evaluate(scored, targets, info.labels)
     groups = np.array(data.groups, object)[has_score] if settings.by else np.array([], object)
     by = {
-        str(group): _summarize(info.objective.evaluate(scored[groups == group], targets[groups == group], info.labels))
+        str(group): info.objective.evaluate(scored[groups == group], targets[groups == group], info.labels).numbers
         for group in sorted(set(groups))
     }
     dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))
-    result = Evaluation(**vars(metrics), dropped=dropped, bundle=classifier.digest, by=by, remarks=data.origin.remarks)
+    result = Evaluation(metrics, dropped, classifier.digest, by, data.origin.remarks)
     if settings.out:
         storage.write_file(settings.out, (json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
     return result
 
 
-def _summarize(metrics: Metrics) -> dict[str, float]:
-    """Return the metrics of a group that are single numbers."""
-    return {name: getattr(metrics, name) for name in GROUP_METRICS}
+def describe_evaluation(result: Evaluation) -> str:
+    """Describe an evaluation in a few lines for the terminal: its metrics, in all and by group, and what to know."""
+    return "\n".join([*describe_metrics(result.metrics), *_describe_groups(result), *result.remarks])
 
 
-def describe_metrics(result: Metrics) -> str:
-    """Describe metrics in a few lines for the terminal.
-
-    These are the numbers, the confusion matrix, and thresholds for abstaining.
-    """
-    corner = "true \\ predicted"
-    width = max(len(name) for name in [*result.labels, corner])
-    lines = [
-        f"{result.n:,} rows: accuracy {result.accuracy:.4f}, macro-F1 {result.macro_f1:.4f}, "
-        f"calibration error {result.ece:.4f}, Brier score {result.brier:.4f}"
-        + (f", mean absolute error {result.mae:.4f} labels" if result.mae is not None else ""),
-        " ".join([f"{corner:>{width}}", *(f"{name:>9}" for name in result.labels)]),
+def describe_metrics(metrics: LabelledRowsMetrics) -> list[str]:
+    """Describe metrics in a few lines: the numbers, a table by label, and thresholds for abstaining."""
+    return [
+        f"{metrics.n:,} rows: {_describe_numbers(metrics.named_numbers)}",
+        *metrics.table(),
+        *_describe_thresholds(metrics),
     ]
-    for name, counts in zip(result.labels, result.confusion, strict=True):
-        lines.append(" ".join([f"{name:>{width}}", *(f"{count:9,}" for count in counts)]))
-    lines += _describe_thresholds(result)
-    if isinstance(result, Evaluation):
-        lines += [*_describe_groups(result), *result.remarks]
-    return "\n".join(lines)
+
+
+def _describe_numbers(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
 
 
 def _describe_groups(result: Evaluation) -> list[str]:
     """Describe the metrics of the largest groups, a line each."""
     largest = sorted(result.by.items(), key=lambda item: -item[1]["n"])
+    names = result.metrics.NUMBERS
     lines = [
-        f"{group}: {numbers['n']:,} rows, accuracy {numbers['accuracy']:.4f}, macro-F1 {numbers['macro_f1']:.4f}, "
-        f"calibration error {numbers['ece']:.4f}"
+        f"{group}: {numbers['n']:,} rows, "
+        + _describe_numbers({names[name]: value for name, value in numbers.items() if name in names})
         for group, numbers in largest[:SHOWN_GROUPS]
     ]
     return lines + [f"... {len(largest):,} groups in all; --out has them"] * (len(largest) > SHOWN_GROUPS)
 
 
-def _describe_thresholds(result: Metrics) -> list[str]:
+def _describe_thresholds(metrics: LabelledRowsMetrics) -> list[str]:
     """Describe the lowest threshold for each target accuracy that abstaining reaches."""
-    curve = result.risk_coverage
+    curve = metrics.risk_coverage
     points = list(zip(curve.accuracy, curve.min_confidence, curve.coverage, strict=True))
     lines = []
     for target in TARGET_ACCURACIES:
         reaching = [point for point in points if point[0] >= target]
-        if target > result.accuracy and reaching:
+        if target > metrics.accuracy_by_row and reaching:
             accuracy, confidence, coverage = max(reaching, key=lambda point: point[2])
             threshold = math.floor(confidence * 1e4) / 1e4
             lines.append(

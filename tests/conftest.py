@@ -21,6 +21,7 @@ from sentiment_core.inference.int8_layers import pack_layers
 from sentiment_core.inference.quantization import fit_layers
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.encoder import load_tokenizer
+from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
 from sentiment_core.model.records import Int8Check, ReferenceStatistics
 from sentiment_core.text.token_lists import TokenLists
 
@@ -103,10 +104,11 @@ def make_bundle(
     max_length=32,
     int8=None,
     reference=None,
+    objective: Objective = SingleLabel(),  # noqa: B008 (frozen)
 ) -> str:
     """A bundle with an untrained head, by the project's own writer."""
     torch.manual_seed(1)
-    config = classifier.make_config(encoder, list(labels))
+    config = classifier.make_config(encoder, list(labels), problem_type=objective.problem_type)
     model = classifier.from_encoder(encoder, config, head)
     torch.nn.init.normal_(classifier.last_layer(model, len(labels)).weight, std=0.5)  # confidences worth comparing
     info = bundle.BundleInfo(
@@ -115,6 +117,7 @@ def make_bundle(
         max_length,
         reference=ReferenceStatistics.from_json(reference or {}),
         int8=Int8Check.from_json(int8 or {}),
+        **objective.settings,
     )
     files = {}
     if info.int8.layers:  # as from versions that note their number
@@ -133,6 +136,14 @@ def random_lists(lengths: list[int], seed: int = 0) -> TokenLists:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_encoder, tmp_path_factory) -> str:
     return make_bundle(tiny_encoder, tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def multi_label_bundle(tiny_encoder, tmp_path_factory) -> str:
+    """A bundle of three labels, of which random weights give each text any number."""
+    objective = MultiLabel((0.5, 0.45, 0.55))
+    place = tmp_path_factory.mktemp("bundle") / "several"
+    return make_bundle(tiny_encoder, place, labels=("anger", "joy", "love"), objective=objective)
 
 
 @pytest.fixture(scope="session")

@@ -83,8 +83,8 @@ def test_a_corpus_is_scored_by_the_columns_that_the_model_was_trained_on(in_proc
 def test_evaluation_joins_the_columns_of_the_model(two_columns, tmp_path):
     write_shard(tmp_path, "a.parquet", {"title": TITLES, "body": BODIES, "label": LABELS})
     write_shard(tmp_path, "joined/a.parquet", {"text": JOINED, "label": LABELS})
-    own = evaluate(EvaluateSettings(model=two_columns, data=str(tmp_path / "a.parquet")))
-    joined = evaluate(EvaluateSettings(model=two_columns, data=str(tmp_path / "joined"), text_column=("text",)))
+    own = evaluate(EvaluateSettings(model=two_columns, data=str(tmp_path / "a.parquet"))).metrics
+    joined = evaluate(EvaluateSettings(model=two_columns, data=str(tmp_path / "joined"), text_column=("text",))).metrics
     assert (own.n, own.brier) == (joined.n, pytest.approx(joined.brier, abs=0.01))
 
 

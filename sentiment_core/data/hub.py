@@ -37,7 +37,8 @@ class HubDataset:
 
     def class_names(self, column: str) -> list[str] | None:
         """Return the names of the numbers in a label column, None if the data names none."""
-        return getattr(self.rows.features[column], "names", None)
+        feature = self.rows.features[column]
+        return getattr(getattr(feature, "feature", feature), "names", None)  # of a list: those of its values
 
 
 def is_hub_name(name: str) -> bool:
@@ -72,6 +73,7 @@ def class_names_in(schema: pa.Schema, column: str) -> list[str] | None:
     """Return the class names that the `datasets` library left in a Parquet file."""
     metadata = (schema.metadata or {}).get(b"huggingface")
     try:
-        return json.loads(metadata)["info"]["features"][column].get("names") if metadata else None
-    except (ValueError, KeyError, AttributeError, TypeError):
+        feature = json.loads(metadata)["info"]["features"][column] if metadata else {}
+        return (feature[0] if isinstance(feature, list) else feature.get("feature", feature)).get("names")
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError):
         return None

@@ -30,7 +30,7 @@ class LabelledTexts:
     """
 
     texts: list[str]
-    labels: np.ndarray  # (n,) int64, indices into label_names
+    labels: np.ndarray  # (n,) int64, indices into label_names; or (n, labels) bool, whether a row has each label
     label_names: list[str]
     origin: DataOrigin = field(default_factory=DataOrigin)
     groups: list[str] = field(default_factory=list)  # of each row, if `Columns.group` names a column
@@ -41,7 +41,14 @@ class LabelledTexts:
     @property
     def scheme(self) -> LabelScheme:
         """The scheme by which further data meets the same classes."""
-        return LabelScheme(self.label_names, numbered=self.origin.numbered, mapping=self.origin.label_map)
+        return LabelScheme(
+            self.label_names, numbered=self.origin.numbered, mapping=self.origin.label_map, several=self.several
+        )
+
+    @property
+    def several(self) -> bool:
+        """True if a row may have several labels, or none."""
+        return self.labels.ndim == 2
 
     def take(self, rows: np.ndarray) -> "LabelledTexts":
         """Select rows."""
@@ -53,7 +60,8 @@ class LabelledTexts:
         digest = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
             content = text.encode("utf-8", "surrogatepass")
-            digest.update(b"%d:%s:%d," % (len(content), content, label))
+            numbers = "+".join(map(str, np.flatnonzero(label))) if self.several else str(label)
+            digest.update(b"%d:%s:%s," % (len(content), content, numbers.encode()))
         digest.update(json.dumps(self.label_names).encode())
         return digest.hexdigest()
 
@@ -68,9 +76,8 @@ def read(path: str, columns: Columns = Columns(), scheme: LabelScheme = LabelSch
     texts = [text for file in files_read for text in file.texts]
     numbers = labels.number_labels([file.labels for file in files_read], path, columns.label, scheme)
     has_text = np.array([_is_usable(text) for text in texts], bool)
-    has_label = numbers.labels >= 0
-    rows = np.flatnonzero(has_text & has_label)
-    dropped = DroppedRows(int((~has_text).sum()), int((has_text & ~has_label).sum()))
+    rows = np.flatnonzero(has_text & numbers.is_labelled)
+    dropped = DroppedRows(int((~has_text).sum()), int((has_text & ~numbers.is_labelled).sum()))
     if not len(rows):
         text_columns = ", ".join(map(repr, columns.texts))
         raise UserError(
@@ -112,28 +119,32 @@ def _describe_numbers(numbers: NumberedLabels, scheme: LabelScheme) -> list[str]
 
 def find_frequent_labels(data: LabelledTexts, min_rows: int) -> list[str]:
     """Return the labels that have at least `min_rows` rows, or none at all. Raises `UserError` if none has so many."""
-    counts = np.bincount(data.labels, minlength=len(data.label_names))
-    if counts.max() < min_rows:
+    counts = labels.count_labels(data.labels, len(data.label_names))
+    if min_rows > counts.max(initial=1):
         raise UserError(
-            f"--min-label-rows is {min_rows}; no label has so many rows: the most frequent has {counts.max()}"
+            f"--min-label-rows is {min_rows}; no label has so many rows: the most frequent has {counts.max(initial=0)}"
         )
     return [name for name, count in zip(data.label_names, counts, strict=True) if not 0 < count < min_rows]
 
 
 def restrict_labels(data: LabelledTexts, names: list[str]) -> LabelledTexts:
-    """Leave out the rows of all labels but these, and say which.
+    """Leave out all labels but these, and say which.
 
+    Where a row has one label, the rows of the others are left out too; where it may have several, only these labels.
     Numbers that counted the labels are noted by their names, so that they still mean the same.
     """
     left_out = [name for name in data.label_names if name not in names]
     if not left_out:
         return data
-    rows = np.flatnonzero(np.isin(data.labels, [data.label_names.index(name) for name in names]))
-    numbers = {name: number for number, name in enumerate(names)}
-    remark = (
-        f"left out, with fewer rows than --min-label-rows: {', '.join(left_out[:SHOWN_LABELS])} "
-        f"({len(data) - len(rows):,} rows)"
-    )
+    columns = [data.label_names.index(name) for name in names]
+    if data.several:
+        rows, labels_of_rows = np.arange(len(data)), data.labels[:, columns]
+    else:
+        rows = np.flatnonzero(np.isin(data.labels, columns))
+        numbers = {name: number for number, name in enumerate(names)}
+        labels_of_rows = np.array([numbers[data.label_names[i]] for i in data.labels[rows]], np.int64)
+    rows_left_out = "" if data.several else f" ({len(data) - len(rows):,} rows)"
+    remark = f"left out, with fewer rows than --min-label-rows: {', '.join(left_out[:SHOWN_LABELS])}{rows_left_out}"
     counted = {str(number): name for number, name in enumerate(data.label_names)} if data.origin.numbered else {}
     origin = replace(
         data.origin,
@@ -142,7 +153,6 @@ def restrict_labels(data: LabelledTexts, names: list[str]) -> LabelledTexts:
         label_map=data.origin.label_map | counted,
         remarks=[*data.origin.remarks, remark],
     )
-    labels_of_rows = np.array([numbers[data.label_names[i]] for i in data.labels[rows]], np.int64)
     return replace(data.take(rows), labels=labels_of_rows, label_names=names, origin=origin)
 
 
@@ -156,17 +166,23 @@ def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledText
     numbers: dict[str, int] = {}
     text_numbers = np.array([numbers.setdefault(text, len(numbers)) for text in data.texts])
     text_labels = data.labels[np.unique(text_numbers, return_index=True)[1]]  # of each text's first row
-    counts = np.bincount(text_labels, minlength=len(data.label_names))
+    counts = labels.count_labels(text_labels, len(data.label_names))
     single = np.flatnonzero(counts == 1)  # labels that cannot be in both parts
-    divisible = np.flatnonzero(counts[text_labels] > 1)  # texts
+    # texts
+    divisible = np.arange(len(text_labels)) if data.several else np.flatnonzero(counts[text_labels] > 1)
     classes, held_out = np.count_nonzero(counts > 1), round(fraction * len(divisible))
-    if classes < 2 or held_out < classes or len(divisible) - held_out < classes:
+    needed = 1 if data.several else classes  # texts that hold all labels
+    if classes < (1 if data.several else 2) or held_out < needed or len(divisible) - held_out < needed:
         raise UserError(
             f"the data cannot be split into a training and an evaluation part: {len(divisible)} rows"
             f"{' (of distinct texts)' * (len(text_labels) < len(data))} of {classes} labels with two or more are too "
             "few; add rows or give --eval-data"
         )
-    _, evaluation = train_test_split(divisible, test_size=held_out, stratify=text_labels[divisible], random_state=seed)
+    if data.several:
+        evaluation = _draw_stratified(text_labels, fraction, np.random.default_rng(seed))
+    else:
+        strata = text_labels[divisible]
+        _, evaluation = train_test_split(divisible, test_size=held_out, stratify=strata, random_state=seed)
     evaluation_rows = np.isin(text_numbers, evaluation)
     parts = [data.take(np.flatnonzero(rows)) for rows in (~evaluation_rows, evaluation_rows)]
     if len(single):
@@ -174,6 +190,34 @@ def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledText
         remark = f"trained on but never evaluated, since they have one text each: {names}"
         parts[0] = replace(parts[0], origin=replace(data.origin, remarks=[*data.origin.remarks, remark]))
     return parts[0], parts[1]
+
+
+def _draw_stratified(text_labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw `fraction` of the texts, so that each label of two texts or more is on both sides, in proportion.
+
+    The texts of the rarest label are dealt out first, then those of the next that are left (Sechidis et al. 2011, On
+    the Stratification of Multi-Label Data). Texts without labels come last and make up the number.
+
+    Args:
+        text_labels: (texts, labels) bool.
+        fraction: Of the texts to draw.
+        rng: Source of randomness.
+
+    Returns:
+        Numbers of the texts drawn.
+    """
+    counts = text_labels.sum(axis=0)
+    drawn, left = np.zeros(len(text_labels), bool), np.ones(len(text_labels), bool)
+    for label in np.argsort(counts, kind="stable"):
+        texts = rng.permutation(np.flatnonzero(left & text_labels[:, label]))
+        wanted = np.clip(round(fraction * counts[label]), min(1, counts[label] - 1), max(0, counts[label] - 1))
+        missing = int(np.clip(wanted - (drawn & text_labels[:, label]).sum(), 0, len(texts)))
+        drawn[texts[:missing]] = True
+        left[texts] = False
+    unlabelled = rng.permutation(np.flatnonzero(left))
+    missing = int(np.clip(round(fraction * len(text_labels)) - drawn.sum(), 0, len(unlabelled)))
+    drawn[unlabelled[:missing]] = True
+    return np.flatnonzero(drawn)
 
 
 @dataclass(frozen=True)
@@ -242,13 +286,15 @@ def _take_columns(
     batches = table.select(list(columns.texts)).to_batches()
     texts = [text for batch in batches for text in join_texts(batch.columns)]
     if columns.label in table.column_names:
-        values = labels.read_labels(table[columns.label], path, columns.label)
+        file_labels = labels.read_file_labels(
+            table[columns.label], path, columns.label, columns.label_separator, declared
+        )
     else:
-        values = [labels.read_folder_label(folder[columns.label])] * len(texts)
+        file_labels = FileLabels(path, [labels.read_folder_label(folder[columns.label])] * len(texts), declared)
     groups: list[str] = []
     if columns.group:
         stands_in_file = columns.group in table.column_names
         values_of_rows = table[columns.group].to_pylist() if stands_in_file else [folder[columns.group]] * len(texts)
         groups = [str(value) for value in values_of_rows]
-    values = [value if _is_usable(text) else None for value, text in zip(values, texts, strict=True)]
-    return _LabelledFile(texts, FileLabels(path, values, declared), groups)
+    cells = [cell if _is_usable(text) else None for cell, text in zip(file_labels.cells, texts, strict=True)]
+    return _LabelledFile(texts, replace(file_labels, cells=cells), groups)

@@ -1,6 +1,7 @@
 """Turn a label column into class numbers: one rule for training, evaluation and promotion.
 
-Labels meet classes by their names. Numbers are named first, by each file's own declaration if it has one.
+Labels meet classes by their names. Numbers are named first, by each file's own declaration if it has one. A row has one
+label, or where the column holds lists of them, any number.
 """
 
 import decimal
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sentiment_core.errors import UserError
 from sentiment_core.text.arrow import REPLACEMENT, is_text, to_texts
@@ -19,6 +21,7 @@ WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d*")
 SHOWN_LABELS = 10  # of a long list of labels in a message
 
 Label = str | int | bool | None  # None: the row has none
+Cell = Label | tuple[Label, ...]  # of a label column; None: the row is not labelled
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class LabelScheme:
     by_user: bool = False  # the user named the numbers 0, 1, ... so; else the names are those of a trained model
     numbered: bool = False  # the model was trained on whole numbers, which count `names`
     mapping: dict[str, str] = field(default_factory=dict)  # labels of the data -> names of classes
+    several: bool | None = None  # whether rows have lists of labels; None: as the data has it
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,25 @@ class FileLabels:
     """The label column of one file."""
 
     path: str
-    values: list[Label]
+    cells: Sequence[Cell]  # of each row
     declared: list[str] | None  # names that the file gives the numbers 0, 1, ...
+    several: bool = False  # cells are tuples of labels
 
-    def named(self) -> list[Label]:
-        """Return the labels with declared names in place of numbers; a number without a name is no label."""
+    @property
+    def values(self) -> list[Label]:
+        """All labels, row by row."""
+        return flatten(self.cells)
+
+    def named(self) -> list[Cell]:
+        """Return the cells with declared names in place of numbers; a number without a name is no label."""
         if self.declared is None:
-            return self.values
+            return list(self.cells)
         names = dict(enumerate(self.declared))  # unlabelled rows have the number -1
-        return [value if value is None or isinstance(value, str) else names.get(value) for value in self.values]
+
+        def name(value: Label) -> Label:
+            return value if value is None or isinstance(value, str) else names.get(value)
+
+        return [tuple(map(name, cell)) if isinstance(cell, tuple) else name(cell) for cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -52,9 +66,54 @@ class NumberedLabels:
     """The class number of each row, and the names of the classes."""
 
     label_names: list[str]  # in the order of their numbers
-    labels: np.ndarray  # (n,) int64, -1 where a row has no label
+    labels: np.ndarray  # (n,) int64 class numbers; or (n, classes) bool, whether a row has each label
+    is_labelled: np.ndarray  # (n,) bool; the labels of other rows mean nothing
     numbered: bool = False  # the labels were these numbers, not names
     mapping: dict[str, str] = field(default_factory=dict)  # labels of the data -> names, where they differ
+
+
+def flatten(cells: Sequence[Cell]) -> list[Label]:
+    """Return the labels of all cells, one after another; None where a row is not labelled."""
+    return [label for cell in cells for label in (cell if isinstance(cell, tuple) else (cell,))]
+
+
+def read_file_labels(
+    column: pa.ChunkedArray, path: str, name: str, separator: str | None, declared: list[str] | None
+) -> FileLabels:
+    """Read a label column: one label a row, a list of them, or a text of several between separators.
+
+    Raises `UserError` for other values.
+    """
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return FileLabels(path, _read_lists(column, path, name), declared, several=True)
+    labels = read_labels(column, path, name)
+    if separator is None:
+        return FileLabels(path, labels, declared)
+    cells = [None if label is None else _split(str(label), separator) for label in labels]
+    if all(WHOLE_NUMBER.fullmatch(str(label)) for label in flatten(cells) if label is not None):
+        cells = [cell if cell is None else tuple(int(str(label)) for label in cell) for cell in cells]
+    return FileLabels(path, cells, declared, several=True)
+
+
+def _read_lists(column: pa.ChunkedArray, path: str, name: str) -> list[Cell]:
+    """Read a column of lists of texts or whole numbers; a list with a missing label counts as not labelled."""
+    kind = column.type.value_type
+    if pa.types.is_boolean(kind) or pa.types.is_nested(kind):
+        raise UserError(f"column {name!r} of {path} holds lists of {kind}; expected lists of label names or numbers")
+    cells: list[Cell] = []
+    for chunk in column.chunks:
+        values = chunk.flatten()  # without those of null lists
+        labels = [None] * len(values) if pa.types.is_null(kind) else read_labels(pa.chunked_array([values]), path, name)
+        start = 0
+        for size in pc.list_value_length(chunk).to_pylist():
+            cell = None if size is None else tuple(labels[start : start + size])
+            cells.append(None if cell and None in cell else cell)
+            start += size or 0
+    return cells
+
+
+def _split(text: str, separator: str) -> tuple[Label, ...]:
+    return tuple(part for part in map(str.strip, text.split(separator)) if part)
 
 
 def read_labels(column: pa.ChunkedArray, path: str, name: str) -> list[Label]:
@@ -102,10 +161,13 @@ def number_labels(files: Sequence[FileLabels], path: str, column: str, scheme: L
 
     Without names in the scheme the classes are the labels themselves, texts in alphabetical order, numbers in their
     own. With them each label is a name, or, if all labels are whole numbers that cannot be names, the number of a name.
-    Raises `UserError` for a label without a class, and for files that number their labels in several ways.
+    Raises `UserError` for a label without a class, for files that number their labels in several ways, and where rows
+    have one label in place of several, or several in place of one.
     """
+    several = _check_number_of_labels(files, column, scheme)
     _check_numbering(files, column)
-    values: list[Label] = [value for file in files for value in file.named()]
+    cells = [cell for file in files for cell in file.named()]
+    values = flatten(cells)
     mapping = dict(scheme.mapping)
     if scheme.names and (scheme.by_user or (scheme.numbered and not mapping)):
         mapping |= _map_declared(files, scheme.names)
@@ -135,7 +197,44 @@ def number_labels(files: Sequence[FileLabels], path: str, column: str, scheme: L
         raise UserError(_describe_unknown(unknown[0], files, path, column, names))
     index[None] = -1
     used = {label: name for label, name in mapping.items() if label != name}
-    return NumberedLabels(names, np.array([index[value] for value in values], np.int64), numbered, used)
+    classes = np.array([index[value] for value in values], np.int64)
+    if not several:
+        return NumberedLabels(names, classes, classes >= 0, numbered, used)
+    labels = np.zeros((len(cells), len(names)), bool)
+    rows = np.repeat(np.arange(len(cells)), [len(cell) if isinstance(cell, tuple) else 1 for cell in cells])
+    labels[rows[classes >= 0], classes[classes >= 0]] = True
+    is_labelled = np.ones(len(cells), bool)
+    is_labelled[rows[classes < 0]] = False
+    return NumberedLabels(names, labels, is_labelled, numbered, used)
+
+
+def _check_number_of_labels(files: Sequence[FileLabels], column: str, scheme: LabelScheme) -> bool:
+    """Return whether rows have lists of labels. Raises `UserError` where files, or data and model, differ in that."""
+    first = files[0]
+    for file in files:
+        if file.several != first.several:
+            lists, single = (file, first) if file.several else (first, file)
+            raise UserError(
+                f"column {column!r} has lists of labels in {lists.path} and one label a row in {single.path}; read "
+                "them apart, or write lists into both"
+            )
+    if scheme.several is False and first.several:
+        raise UserError(
+            f"column {column!r} of {first.path} has lists of labels; expected one label a row, as the model gives it"
+        )
+    if scheme.several and not first.several:
+        raise UserError(
+            f"column {column!r} of {first.path} has one label a row; expected lists of labels, as the model gives "
+            "them; give --label-separator where a text holds several"
+        )
+    if first.several and scheme.names is None:
+        for file in files:
+            if file.declared is None and any(type(value) is int for value in file.values):
+                raise UserError(
+                    f"column {column!r} of {file.path} has lists of numbers without names; name the numbers 0, 1, ... "
+                    "with --label-names"
+                )
+    return first.several
 
 
 def _may_count(scheme: LabelScheme, index: dict[Label, int], distinct: Sequence[Label]) -> bool:
@@ -224,7 +323,23 @@ def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN_LABELS]) + " ..." * (len(names) > SHOWN_LABELS)
 
 
+def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Count the rows that have each label, (classes,) int; `labels` are those of `NumberedLabels`."""
+    return labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+
+
+def renumber(labels: np.ndarray, names: Sequence[str], own_names: Sequence[str]) -> np.ndarray:
+    """Return labels of these names by the numbers of `own_names`; what is not among them is -1, or no label."""
+    own_numbers = {name: number for number, name in enumerate(own_names)}
+    numbers = np.array([own_numbers.get(name, -1) for name in names])
+    if labels.ndim == 1:
+        return numbers[labels]
+    own_labels = np.zeros((len(labels), len(own_names)), bool)
+    own_labels[:, numbers[numbers >= 0]] = labels[:, numbers >= 0]
+    return own_labels
+
+
 def label_shares(labels: np.ndarray, label_names: list[str]) -> dict[str, float]:
     """Return the class distribution: each label's share of the rows."""
-    counts = np.bincount(labels, minlength=len(label_names))
+    counts = count_labels(labels, len(label_names))
     return {name: float(count) / max(1, len(labels)) for name, count in zip(label_names, counts, strict=True)}

@@ -35,6 +35,7 @@ class Columns:
     csv_encoding: str | None = None  # None: by the byte-order mark, else UTF-8
     group: str | None = None  # column by whose values metrics are given
     folder_keys: tuple[str, ...] = ()  # of the file's partition folders: label and group may be among them
+    label_separator: str | None = None  # between the labels of a text that holds several
 
     @property
     def separator(self) -> str | None:
@@ -47,6 +48,8 @@ class Columns:
             raise UserError(f"--text-column is {','.join(self.texts)!r}; expected different names")
         if self.separator is not None and len(self.separator) != 1:
             raise UserError(f"--csv-separator is {self.csv_separator!r}; expected one character, or tab")
+        if self.label_separator is not None and not self.label_separator.strip():
+            raise UserError(f"--label-separator is {self.label_separator!r}; expected a character that labels lack")
 
     @property
     def flags(self) -> dict[str, str]:
@@ -183,9 +186,15 @@ def _take(row: dict[str, Any], name: str) -> Any:
     """Return a JSON object's field by its name or dotted path; None if it has none."""
     first, separator, rest = name.partition(".")
     if name in row or not separator:
-        value = row.get(name)
-        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if isinstance(value, str) else value
+        return _replace_surrogates(row.get(name))
     return _take(row[first], rest) if isinstance(row.get(first), dict) else None
+
+
+def _replace_surrogates(value: Any) -> Any:
+    """Replace lone surrogates, which are not UTF-8, in a text or a list of texts."""
+    if isinstance(value, list):
+        return [_replace_surrogates(item) for item in value]
+    return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if isinstance(value, str) else value
 
 
 def _to_column(values: list[Any], name: str) -> pa.Array:

@@ -18,7 +18,7 @@ from sentiment_core.inference.int8_layers import Int8Layers, unpack_layers
 from sentiment_core.inference.timing import Choice
 from sentiment_core.model import bundle
 from sentiment_core.model.classifier import Classifier
-from sentiment_core.model.objective import Objective
+from sentiment_core.model.objective import Objective, SingleLabel
 from sentiment_core.runtime import hardware
 from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.token_lists import DistinctLists, TokenLists, mean_over_windows
@@ -42,7 +42,7 @@ class Engine:
         max_length: int,
         threads: int | None = None,
         backend: str | None = None,
-        objective: Objective = Objective(),  # noqa: B008 (frozen)
+        objective: Objective = SingleLabel(),  # noqa: B008 (frozen)
         on_cpu: bool = False,
         precision: Precision = "auto",
         mean_tokens: float | None = None,

@@ -120,8 +120,9 @@ class _Comparison:
             if np.count_nonzero(~same[:done]) > (1 - LEAST_INT8_AGREEMENT) * rows:
                 break
         labelled = len(self.evaluation.targets)
+        objective = engine.objective
         accuracies = [
-            engine.objective.evaluate(values[:labelled], self.evaluation.targets, self.label_names).accuracy
+            float(objective.is_right(objective.decide(values[:labelled])[0], self.evaluation.targets).mean())
             for values in (probabilities, self.expected)
             if 0 < labelled <= done
         ]

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from sentiment_core import __version__
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
-from sentiment_core.model.objective import Objective
+from sentiment_core.model.multi_label_records import LabelCalibration, MultiLabelMetrics
+from sentiment_core.model.objective import OBJECTIVES, Objective, SingleLabel
 from sentiment_core.model.records import (
     Calibration,
     Head,
     Int8Check,
     Metrics,
+    ProblemType,
     Record,
     ReferenceStatistics,
     TrainingRecord,
@@ -55,14 +57,16 @@ class BundleInfo:
     head: Head
     labels: list[str]  # in the order of the logits
     max_length: int  # tokens, special ones included
-    metrics: Metrics = field(default_factory=Metrics)  # on the evaluation rows, after calibration
-    calibration: Calibration = field(default_factory=Calibration)
+    metrics: Metrics | MultiLabelMetrics = field(default_factory=Metrics)  # on the evaluation rows, after calibration
+    calibration: Calibration | LabelCalibration = field(default_factory=Calibration)
     training: TrainingRecord = field(default_factory=TrainingRecord)
     reference: ReferenceStatistics = field(default_factory=ReferenceStatistics)
     int8: Int8Check = field(default_factory=Int8Check)
     truncation: Truncation = "head"  # of a text over max_length
     clean: Clean = "none"
+    problem_type: ProblemType = "single_label_classification"
     ordinal: bool = False  # the labels are the steps of a scale, in their order
+    thresholds: list[float] = field(default_factory=list)  # of a multi-label model, in the order of the labels
     format_version: int = FORMAT_VERSION
     libraries: dict[str, str] = field(default_factory=lambda: library_versions())
 
@@ -76,11 +80,12 @@ class BundleInfo:
         required = {"format_version", "head", "labels", "max_length"}
         if missing := required - content.keys():
             raise KeyError(*sorted(missing))
-        for name, allowed in (("head", Head), ("truncation", Truncation), ("clean", Clean)):
+        for name, allowed in CHOICES.items():
             if name in content and content[name] not in get_args(allowed):
                 raise UnknownSetting(name, content[name])
         fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        return cls(**fields | {name: record.from_json(content.get(name, {})) for name, record in RECORDS.items()})
+        records = RECORDS | OBJECTIVES[fields.get("problem_type", SingleLabel.problem_type)].records
+        return cls(**fields | {name: record.from_json(content.get(name, {})) for name, record in records.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Return the record for `json.dumps`."""
@@ -98,9 +103,14 @@ class BundleInfo:
         return tuple(columns) if isinstance(columns, list | tuple) and len(columns) > 1 else ("text",)
 
     @property
+    def label_separator(self) -> str | None:
+        """Return what separated the labels in the texts that the model was trained on, None where each had one."""
+        return self.training.settings.get("label_separator")
+
+    @property
     def objective(self) -> Objective:
         """Return what the model was trained for: how logits become labels."""
-        return Objective(self.ordinal)
+        return OBJECTIVES[self.problem_type].restore(self.ordinal, self.thresholds)
 
     @property
     def label_scheme(self) -> LabelScheme:
@@ -108,12 +118,13 @@ class BundleInfo:
         data = (
             self.training.data if self.training.data.rows else self.training.eval_data
         )  # an adopted model has no other
-        return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map)
+        return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map, several=self.objective.several)
 
 
+CHOICES: dict[str, Any] = {"head": Head, "problem_type": ProblemType, "truncation": Truncation, "clean": Clean}
 RECORDS: dict[str, type[Record]] = {
-    "metrics": Metrics,
-    "calibration": Calibration,
+    "metrics": Record,  # these two are the objective's own
+    "calibration": Record,
     "training": TrainingRecord,
     "reference": ReferenceStatistics,
     "int8": Int8Check,
@@ -250,7 +261,8 @@ def read_files(path: str) -> tuple[BundleInfo, dict[str, bytes]]:
 def digest_of(files: dict[str, bytes]) -> str:
     """Hash all that decides a label: weights, configuration, tokenizer, and how texts are cut. Returns sha256."""
     info = json.loads(files[CARD])
-    rules = [info["head"], info["labels"], *_text_rules(info)]
+    thresholds = [info["thresholds"]] if info.get("thresholds") else []
+    rules = [info["head"], info["labels"], *_text_rules(info), *thresholds]
     return hashlib.sha256((storage.hash_files(_deciding(files)) + json.dumps(rules)).encode()).hexdigest()
 
 

@@ -19,8 +19,8 @@ from transformers.utils import logging
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import families
-from sentiment_core.model.objective import Objective
-from sentiment_core.model.records import Head
+from sentiment_core.model.objective import SingleLabel
+from sentiment_core.model.records import Head, ProblemType
 from sentiment_core.text.batching import pad
 
 MLP_DROPOUT = 0.1  # unless set_head_dropout says otherwise
@@ -126,21 +126,26 @@ class _EncoderStub(nn.Module):
 Classifier = StandardClassifier | MlpClassifier
 
 
-def make_config(folder: str, labels: list[str], dropout: float | None = None) -> PretrainedConfig:
+def make_config(
+    folder: str,
+    labels: list[str],
+    dropout: float | None = None,
+    problem_type: ProblemType = SingleLabel.problem_type,
+) -> PretrainedConfig:
     """Read the encoder's configuration and set labels and dropout (None keeps the encoder's own dropout)."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    name_labels(config, labels)
+    name_labels(config, labels, problem_type)
     for name in families.ENCODER_DROPOUTS:
         if dropout is not None and hasattr(config, name):
             setattr(config, name, dropout)
     return config
 
 
-def name_labels(config: Any, labels: list[str]) -> None:
-    """Note the labels, in the order of the logits, and that each text gets one of them."""
+def name_labels(config: Any, labels: list[str], problem_type: ProblemType) -> None:
+    """Note the labels, in the order of the logits, and whether a text gets one of them or several."""
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    config.problem_type = Objective.problem_type
+    config.problem_type = problem_type
 
 
 def from_encoder(folder: str, config: PretrainedConfig, head: Head, with_head: bool = False) -> Classifier:

@@ -19,26 +19,30 @@ def evaluate(probabilities: np.ndarray, targets: np.ndarray, label_names: list[s
     from sklearn.metrics import confusion_matrix, f1_score  # a second, which processes that only compute need not spend
 
     predicted = probabilities.argmax(axis=1)
+    confidence, correct = probabilities.max(axis=1), predicted == targets
     classes = np.arange(len(label_names))
     one_hot = np.eye(len(label_names))[targets]
     return Metrics(
         n=len(targets),
-        accuracy=float((predicted == targets).mean()),
+        accuracy=float(correct.mean()),
         macro_f1=float(f1_score(targets, predicted, average="macro", zero_division=0)),
-        ece=expected_calibration_error(probabilities, targets),
+        ece=mean_calibration_gap(confidence, correct),
         brier=float(((probabilities - one_hot) ** 2).sum(axis=1).mean()),
         confusion=confusion_matrix(targets, predicted, labels=classes).tolist(),
         labels=list(label_names),
-        reliability=reliability(probabilities, targets),
-        risk_coverage=risk_coverage(probabilities, targets),
+        reliability=reliability(confidence, correct),
+        risk_coverage=risk_coverage(confidence, correct),
         mae=float(np.abs(predicted - targets).mean()) if ordinal else None,
     )
 
 
-def reliability(probabilities: np.ndarray, targets: np.ndarray) -> Reliability:
-    """Compute the points of a reliability diagram."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == targets
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> Reliability:
+    """Compute the points of a reliability diagram.
+
+    Args:
+        confidence: (n,) probability of an event, such as that the label is right.
+        correct: (n,) bool, whether it came about.
+    """
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     used = count > 0
@@ -49,29 +53,35 @@ def reliability(probabilities: np.ndarray, targets: np.ndarray) -> Reliability:
     )
 
 
-def risk_coverage(probabilities: np.ndarray, targets: np.ndarray) -> RiskCoverage:
-    """Compute the points of a risk-coverage curve (Geifman and El-Yaniv 2017)."""
-    confidence = probabilities.max(axis=1)
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> RiskCoverage:
+    """Compute the points of a risk-coverage curve (Geifman and El-Yaniv 2017).
+
+    Args:
+        confidence: (n,) of each row's decision.
+        correct: (n,) bool, whether the decision is right.
+    """
     order = np.argsort(-confidence, kind="stable")
-    confidence, correct = confidence[order], (probabilities.argmax(axis=1) == targets)[order]
+    confidence, correct = confidence[order], correct[order]
     last_of_equals = np.append(confidence[1:] < confidence[:-1], True)  # rows of the same confidence stay together
     rows = np.flatnonzero(last_of_equals) + 1
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, CURVE_POINTS).round().astype(int))]
     return RiskCoverage(
         min_confidence=confidence[rows - 1].tolist(),
-        coverage=(rows / len(targets)).tolist(),
+        coverage=(rows / len(correct)).tolist(),
         accuracy=(np.cumsum(correct)[rows - 1] / rows).tolist(),
     )
 
 
-def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Compute the expected calibration error (Guo et al. 2017).
-
-    It is the mean distance of confidence and accuracy over bins of confidence, weighted by their rows.
-    """
-    points = reliability(probabilities, targets)
+def mean_calibration_gap(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Compute the mean distance of confidence and accuracy over bins of confidence, weighted by their rows."""
+    points = reliability(confidence, correct)
     gaps = np.abs(np.array(points.confidence) - np.array(points.accuracy))
-    return float((gaps * np.array(points.rows)).sum() / len(targets))
+    return float((gaps * np.array(points.rows)).sum() / len(correct))
+
+
+def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    """Compute the expected calibration error (Guo et al. 2017) of the most probable labels."""
+    return mean_calibration_gap(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:

@@ -6,12 +6,13 @@ An `EpochRecord` is read again only from the checkpoints of an unfinished traini
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from sentiment_core.data.origin import DataOrigin, DroppedRows
 
 Head = Literal["standard", "mlp"]  # see `classifier`
 LEAST_INT8_AGREEMENT = 0.995  # of the labels of 8 bits with those of float32
+ProblemType = Literal["single_label_classification", "multi_label_classification"]  # as transformers names them
 
 
 @dataclass(frozen=True)
@@ -53,45 +54,108 @@ class RiskCoverage(Record):
 
 
 @dataclass(frozen=True)
-class Metrics(Record):
-    """Metrics of a single-label model on labelled rows."""
+class LabelledRowsMetrics(Record):
+    """Base of the metrics on labelled rows: what those of all objectives have in common."""
+
+    NUMBERS: ClassVar[dict[str, str]] = {}  # single numbers, the most important first: names for people
 
     n: int = 0  # rows
-    accuracy: float = 0.0
-    macro_f1: float = 0.0  # mean over the classes that occur in the labels or in the predictions
-    ece: float = 0.0  # expected calibration error
-    brier: float = 0.0  # sum over the classes of squared differences, 0 to 2
-    confusion: list[list[int]] = field(default_factory=list)  # rows true, columns predicted
     labels: list[str] = field(default_factory=list)
-    reliability: Reliability = field(default_factory=Reliability)
+    macro_f1: float = 0.0  # mean over the labels that occur in the data or in the predictions
+    ece: float = 0.0  # expected calibration error
+    brier: float = 0.0
     risk_coverage: RiskCoverage = field(default_factory=RiskCoverage)
-    mae: float | None = None  # of ordinal labels: by how many labels the prediction is off, on average
+
+    @property
+    def accuracy_by_row(self) -> float:
+        """The share of rows whose decision is right, which abstaining raises."""
+        raise NotImplementedError
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The single numbers by their keys in `metrics.json`."""
+        return {"n": self.n} | {name: getattr(self, name) for name in self.NUMBERS if getattr(self, name) is not None}
+
+    @property
+    def named_numbers(self) -> dict[str, float]:
+        """The single numbers by the names that people read."""
+        return {self.NUMBERS[name]: value for name, value in self.numbers.items() if name != "n"}
+
+    def table(self) -> list[str]:
+        """Return lines of a table for the terminal that shows the labels apart."""
+        raise NotImplementedError
+
+    def find_constant_answer(self) -> str:
+        """Describe the constant answer that is as good as the model; empty if the model is better than all of them."""
+        raise NotImplementedError
 
     @classmethod
     def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
         return super()._fields_in(content) | {
-            "reliability": Reliability.from_json(content.get("reliability", {})),
             "risk_coverage": RiskCoverage.from_json(content.get("risk_coverage", {})),
         }
 
 
 @dataclass(frozen=True)
-class Evaluation(Metrics):
+class Metrics(LabelledRowsMetrics):
+    """Metrics of a single-label model on labelled rows."""
+
+    NUMBERS: ClassVar[dict[str, str]] = {
+        "accuracy": "accuracy",
+        "macro_f1": "macro-F1",
+        "ece": "calibration error",
+        "brier": "Brier score",  # sum over the classes of squared differences, 0 to 2
+        "mae": "mean absolute error, in labels",
+    }
+
+    accuracy: float = 0.0
+    confusion: list[list[int]] = field(default_factory=list)  # rows true, columns predicted
+    reliability: Reliability = field(default_factory=Reliability)
+    mae: float | None = None  # of ordinal labels: by how many labels the prediction is off, on average
+
+    @property
+    def accuracy_by_row(self) -> float:
+        """The share of rows whose label is right."""
+        return self.accuracy
+
+    def table(self) -> list[str]:
+        """Return the lines of the confusion matrix."""
+        corner = "true \\ predicted"
+        width = max(len(name) for name in [*self.labels, corner])
+        return [
+            " ".join([f"{corner:>{width}}", *(f"{name:>9}" for name in self.labels)]),
+            *(
+                " ".join([f"{name:>{width}}", *(f"{count:9,}" for count in counts)])
+                for name, counts in zip(self.labels, self.confusion, strict=True)
+            ),
+        ]
+
+    def find_constant_answer(self) -> str:
+        """Describe the label that is right as often as the model; empty if there is none."""
+        rows = [sum(counts) for counts in self.confusion]
+        share = max(rows) / self.n
+        label = self.labels[rows.index(max(rows))]
+        return "" if self.accuracy > share else f"always giving {label!r} ({share:.4f})"
+
+    @classmethod
+    def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return super()._fields_in(content) | {"reliability": Reliability.from_json(content.get("reliability", {}))}
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
     """Content of `metrics.json`: the metrics, the rows that could not be used, and the bundle's digest."""
 
+    metrics: LabelledRowsMetrics = field(default_factory=Metrics)
     dropped: DroppedRows = field(default_factory=DroppedRows)
     bundle: str = ""
     by: dict[str, dict[str, float]] = field(default_factory=dict)  # metrics by the values of a column
     remarks: list[str] = field(default_factory=list)  # sentences about the data that its user should read
 
-    @classmethod
-    def _fields_in(cls, content: dict[str, Any]) -> dict[str, Any]:
-        return super()._fields_in(content) | {"dropped": DroppedRows.from_json(content.get("dropped", {}))}
-
     def to_json(self) -> dict[str, Any]:
-        """Return the content for `json.dumps`."""
-        content = super().to_json() | {"dropped": self.dropped.to_json(), "bundle": self.bundle}
-        return {name: value for name, value in content.items() if name not in ("by", "remarks") or value}
+        """Return the content for `json.dumps`: the metrics and the rest side by side."""
+        content = self.metrics.to_json() | {"dropped": self.dropped.to_json(), "bundle": self.bundle}
+        return content | {name: value for name in ("by", "remarks") if (value := getattr(self, name))}
 
 
 @dataclass(frozen=True)
@@ -104,6 +168,11 @@ class Calibration(Record):
     ece_before: float | None = None
     ece_after: float | None = None  # on the rows that it was fitted on
     ece_cross_fitted: float | None = None  # each half of the rows with the other half's temperature
+
+    @property
+    def parameters(self) -> str:
+        """Name what was fitted, for people."""
+        return f"temperature {self.temperature:.2f}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +277,36 @@ class EvaluationScores:
     macro_f1: float
     ece: float  # expected calibration error
 
+    @property
+    def shown(self) -> dict[str, float]:
+        """The two that people look at first, by the names that they read."""
+        return {"accuracy": self.accuracy, "macro-F1": self.macro_f1}
+
+    def value_of(self, select_by: str) -> float:
+        """Return the value by which `--select-by` compares epochs; more is better."""
+        return -self.loss if select_by == "loss" else getattr(self, select_by)
+
+
+@dataclass(frozen=True)
+class MultiLabelScores:
+    """Metrics of an epoch's weights on the evaluation rows, before calibration, with thresholds chosen there."""
+
+    loss: float  # mean over labels of the binary cross entropy in nats
+    micro_f1: float
+    macro_f1: float
+    exact_match: float
+    ece: float  # expected calibration error, mean over labels
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """The two that people look at first, by the names that they read."""
+        return {"micro-F1": self.micro_f1, "macro-F1": self.macro_f1}
+
+    def value_of(self, select_by: str) -> float:
+        """Return the value by which `--select-by` compares epochs; more is better. For accuracy stands micro-F1."""
+        values = {"loss": -self.loss, "accuracy": self.micro_f1, "macro_f1": self.macro_f1}
+        return values[select_by]
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -217,7 +316,7 @@ class EpochRecord:
     losses: list[float]  # of each step: mean loss of its global batch
     seconds: float  # of the steps; evaluation and checkpoints apart
     rows: int  # trained on
-    eval: EvaluationScores
+    eval: EvaluationScores | MultiLabelScores
     selected_by: float  # the value by which epochs are compared; more is better
     device: str
     dtype: str
@@ -233,4 +332,5 @@ class EpochRecord:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "EpochRecord":
         """Read a record."""
-        return cls(**content | {"eval": EvaluationScores(**content["eval"])})
+        scores = content["eval"]
+        return cls(**content | {"eval": (MultiLabelScores if "micro_f1" in scores else EvaluationScores)(**scores)})

@@ -118,7 +118,15 @@ def record_decision(models: str, name: str, kind: Kind, reason: str, current: st
             f"--models {models}: {current_path} has become the current bundle meanwhile. Check it and run again."
         )
     if kind == "promoted" and names:
-        labels = source.open_model(storage.join(models, names[-1])).info.labels
+        current_info = source.open_model(storage.join(models, names[-1])).info
+        labels = current_info.labels
+        if model.info.problem_type != current_info.problem_type:
+            kinds = ("several labels a row", "one label a row")
+            own, expected = kinds if model.info.objective.several else kinds[::-1]
+            raise UserError(
+                f"bundle {name} gives {own}; expected {expected}, as the current one gives. Give it a --models folder "
+                "and an output of its own."
+            )
         if model.info.labels != labels:
             raise UserError(
                 f"bundle {name} has the labels {', '.join(model.info.labels)}; expected those of the current one, "

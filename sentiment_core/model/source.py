@@ -17,7 +17,7 @@ from sentiment_core.data.labels import SHOWN_LABELS
 from sentiment_core.errors import Notice, UserError
 from sentiment_core.model import bundle, families
 from sentiment_core.model.bundle import CARD, CONFIG, WEIGHTS, BundleInfo
-from sentiment_core.model.objective import Objective
+from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import EncoderOrigin, Int8Check, TrainingRecord
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import FileChanged
@@ -187,11 +187,12 @@ def _describe(
     _check_tokens(path, folder, files, tokenizer)
     fitness.check_padding(classifier.from_encoder(folder, config, "standard", with_head=True).eval())
     int8 = Int8Check(reason="it is not a bundle, which sentiment-core adopt --data makes of it")
-    return BundleInfo("standard", labels, length, truncation=truncation, int8=int8)
+    problem_type = config.problem_type or SingleLabel.problem_type
+    return BundleInfo("standard", labels, length, truncation=truncation, problem_type=problem_type, int8=int8)
 
 
 def _check_architecture(path: str, config: "PreTrainedConfig") -> None:
-    """Refuse a model that gives no text exactly one label. Raises `UserError`."""
+    """Refuse a model that gives texts no labels. Raises `UserError`."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     names = config.architectures or []
@@ -207,11 +208,6 @@ def _check_architecture(path: str, config: "PreTrainedConfig") -> None:
     if config.problem_type == "regression" or config.num_labels == 1:
         raise UserError(
             f"--model {path} gives a number, not a label (regression). Give a model with two labels or more."
-        )
-    if config.problem_type not in (None, Objective.problem_type):
-        raise UserError(
-            f"--model {path} may give a text several labels ({config.problem_type}), which this version cannot do. "
-            "Give a model that gives each text one label."
         )
 
 

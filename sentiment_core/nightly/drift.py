@@ -15,7 +15,7 @@ Population Stability Index). A value is drift if it is above both its limit and 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -132,18 +132,22 @@ class Profile:
     rows: int = 0
     distributions: dict[str, list[float]] = field(default_factory=dict)  # rows by bin
     shares: dict[str, ShareValue] = field(default_factory=dict)  # part, total, standard error of the part
+    # rows whose labels were decided, where a row may have several; None: each of them is in one bin of `LABELS`
+    labelled_rows: float | None = None
 
     @classmethod
-    def from_counts(cls, counts: Counts) -> "Profile":
-        """Build the profile of scored rows."""
+    def from_counts(cls, counts: Counts, several: bool = False) -> "Profile":
+        """Build the profile of scored rows; `several`: of a bundle that gives several labels a row."""
+        labelled = float(counts.status.value["ok"] + counts.status.value["truncated"]) if several else None
         distributions = {
             distribution.name: [float(rows) for rows in distribution.from_counts(counts)]
             for distribution in DISTRIBUTIONS
         }
-        return cls(counts.rows, distributions, {share.name: share.from_counts(counts) for share in SHARES})
+        shares = {share.name: share.from_counts(counts) for share in SHARES}
+        return cls(counts.rows, distributions, shares, labelled)
 
     @classmethod
-    def from_reference(cls, reference: ReferenceStatistics, labels: Sequence[str]) -> "Profile":
+    def from_reference(cls, reference: ReferenceStatistics, labels: Sequence[str], several: bool = False) -> "Profile":
         """Build the profile of a bundle's evaluation rows, without what an older version did not note."""
         distributions = {
             distribution.name: distribution.from_reference(reference, labels) for distribution in DISTRIBUTIONS
@@ -153,13 +157,25 @@ class Profile:
             reference.rows,
             {name: [*rows] for name, rows in distributions.items() if rows is not None},
             {name: value for name, value in shares.items() if value is not None},
+            float(reference.rows) if several else None,
         )
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Profile":
         """Build the profile from a night's record. Raises TypeError or AttributeError for other content."""
         shares = {name: (part, total, error) for name, (part, total, error) in content.get("shares", {}).items()}
-        return cls(content.get("rows", 0), dict(content.get("distributions", {})), shares)
+        distributions = dict(content.get("distributions", {}))
+        return cls(content.get("rows", 0), distributions, shares, content.get("labelled_rows"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as it stands in a night's record."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def bin_shares(self, distribution: str) -> np.ndarray:
+        """Return the share of rows in each bin of a distribution; where rows have several labels these exceed 1."""
+        rows = np.array(self.distributions.get(distribution, ()), float)
+        of_labels = distribution == LABELS and self.labelled_rows is not None
+        return rows / max(1, self.labelled_rows or 0 if of_labels else rows.sum())
 
     def without_model(self, same_tokenizer: bool) -> "Profile":
         """Leave out the statistics that depend on the model, and on the tokenizer unless it is the same."""
@@ -181,7 +197,8 @@ class Profile:
             part, total, error = self.shares.get(name, (0.0, 0.0, 0.0))
             other_part, other_total, other_error = other.shares.get(name, (0.0, 0.0, 0.0))
             shares[name] = (part + other_part, total + other_total, math.hypot(error, other_error))
-        return Profile(self.rows + other.rows, distributions, shares)
+        labelled = [rows for rows in (self.labelled_rows, other.labelled_rows) if rows is not None]
+        return Profile(self.rows + other.rows, distributions, shares, sum(labelled) if labelled else None)
 
 
 @dataclass(frozen=True)
@@ -207,6 +224,32 @@ class Comparison:
         sentence = f"{statistic}: {rows} is unlike {against} (stability index {value:.2f}, limit {limit:g})"
         drifted = value > max(limit, noise_limit)
         return cls(statistic, rows, against, value, limit, noise_limit, drifted=drifted, sentence=sentence)
+
+    @classmethod
+    def of_label(
+        cls,
+        label: str,
+        now: "Profile",
+        before: "Profile",
+        index: int,
+        rows: str,
+        against: str,
+        limit: float,
+        alpha: float,
+    ) -> "Comparison":
+        """Judge the share of rows that have a label, by the index of the rows with and without it."""
+        counts, others = (
+            [with_label := profile.distributions[LABELS][index], (profile.labelled_rows or 0.0) - with_label]
+            for profile in (now, before)
+        )
+        value, noise_limit = stability_index(counts, others, alpha)
+        percent, percent_before = (100 * profile.bin_shares(LABELS)[index] for profile in (now, before))
+        sentence = (
+            f"{LABELS}: {percent:.1f} % of {rows} have {label!r}, {percent_before:.1f} % of {against} (stability index "
+            f"{value:.2f}, limit {limit:g})"
+        )
+        drifted = value > max(limit, noise_limit)
+        return cls(LABELS, rows, against, value, limit, noise_limit, drifted=drifted, sentence=sentence)
 
     @classmethod
     def of_share(
@@ -248,7 +291,15 @@ def stability_index(counts: Sequence[float], others: Sequence[float], alpha: flo
     return float(((p - q) * np.log(p / q)).sum()), noise_limit
 
 
-def compare(now: Profile, before: Profile, rows: str, against: str, limit: float, tests: int = 1) -> list[Comparison]:
+def compare(
+    now: Profile,
+    before: Profile,
+    rows: str,
+    against: str,
+    limit: float,
+    tests: int = 1,
+    labels: Sequence[str] = (),
+) -> list[Comparison]:
     """Compare all statistics that both profiles have; none if either has fewer than `MIN_ROWS` rows.
 
     Args:
@@ -259,6 +310,7 @@ def compare(now: Profile, before: Profile, rows: str, against: str, limit: float
         limit: Population stability index from which a difference matters.
         tests: How many such comparisons share `ALPHA` (Bonferroni's correction), so that many partitions raise no more
             false alarms than one.
+        labels: Of the model. Where rows may have several, the label whose share of rows changed most stands for all.
     """
     if min(now.rows, before.rows) < MIN_ROWS:
         return []
@@ -266,7 +318,13 @@ def compare(now: Profile, before: Profile, rows: str, against: str, limit: float
     comparisons = []
     for distribution in DISTRIBUTIONS:
         counts, others = (profile.distributions.get(distribution.name, []) for profile in (now, before))
-        if sum(counts) and sum(others):
+        if distribution.name == LABELS and now.labelled_rows and before.labelled_rows and counts and others:
+            of_labels = (
+                Comparison.of_label(label, now, before, i, rows, against, limit, alpha / len(labels))
+                for i, label in enumerate(labels)
+            )
+            comparisons.append(max(of_labels, key=lambda comparison: comparison.value))
+        elif sum(counts) and sum(others):
             value, noise_limit = stability_index(counts, others, alpha)
             comparisons.append(Comparison.of_distribution(distribution.name, rows, against, value, limit, noise_limit))
     for share in SHARES:

@@ -181,9 +181,11 @@ def _verify_and_compare(plan: NightPlan, night: Night, has_units_left: bool) -> 
     counts = _count_partitions(plan.scoring.output_folder, night.since_ns, night.labels)
     total = Counts.total(night.labels, counts.values())
     night.rows, night.tokens = total.rows, total.tokens.value
-    night.profile = Profile.from_counts(total)
+    several = plan.scoring.info.objective.several
+    night.profile = Profile.from_counts(total, several)
     is_partitioned = set(counts) != {"."}
-    night.partitions = {name: Profile.from_counts(part) for name, part in counts.items()} if is_partitioned else {}
+    partitions = {name: Profile.from_counts(part, several) for name, part in counts.items()}
+    night.partitions = partitions if is_partitioned else {}
     _compare(plan, night, night.profile)
     if night.alarms and night.exit_code == EXIT_OK:
         night.exit_code = EXIT_ATTENTION
@@ -220,20 +222,22 @@ def _count_partitions(folder: str, since_ns: int, labels: list[str]) -> dict[str
 def _compare(plan: NightPlan, night: Night, profile: Profile) -> None:
     """Compare the night with the evaluation rows and with past nights, and each partition with its own past."""
     settings, baseline = plan.settings, plan.baseline
-    reference = Profile.from_reference(plan.scoring.info.reference, night.labels)
+    info, labels = plan.scoring.info, night.labels
+    reference = Profile.from_reference(info.reference, labels, info.objective.several)
     if settings.min_confidence:  # rows that abstain have no label; all evaluation rows have one
         reference.distributions.pop(drift.LABELS, None)
     night.reference = reference
-    comparisons = drift.compare(profile, reference, WHOLE, REFERENCE, settings.reference_limit)
+    comparisons = drift.compare(profile, reference, WHOLE, REFERENCE, settings.reference_limit, labels=labels)
     past = record.baseline_profile(baseline, night)
-    comparisons += drift.compare(profile, past, WHOLE, PAST, settings.drift_limit)
+    comparisons += drift.compare(profile, past, WHOLE, PAST, settings.drift_limit, labels=labels)
     pairs = {
         name: (partition, record.baseline_profile(baseline, night, name))
         for name, partition in night.partitions.items()
     }
     tests = sum(min(now.rows, before.rows) >= drift.MIN_ROWS for now, before in pairs.values())
     for name, (now, before) in pairs.items():
-        comparisons += drift.compare(now, before, name, f"{name} in {PAST}", settings.drift_limit, max(1, tests))
+        against = f"{name} in {PAST}"
+        comparisons += drift.compare(now, before, name, against, settings.drift_limit, max(1, tests), labels)
     night.comparisons = comparisons
     night.alarms += [f"drift: {comparison}" for comparison in comparisons if comparison.drifted]
 
@@ -246,7 +250,8 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
     settings = plan.settings
     try:
         names = list(retraining.label_names)
-        scheme = LabelScheme(names, by_user=True) if names else plan.scoring.info.label_scheme
+        scheme = plan.scoring.info.label_scheme
+        scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
         parts = read_parts(retraining, scheme)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
         trained = plan.scoring.info.training.data

@@ -28,6 +28,7 @@ from sentiment_core.runtime import storage
 
 SHOWN_NIGHTS = 90  # in the trends
 SHOWN_PARTITIONS = 30
+SHOWN_LABELS = 12  # in the trends, those with most rows in the last night
 COLORS = {REFERENCE: LIGHT, PAST: GREY, WHOLE: BLUE}
 BADGES = {"ok": "good", "attention": "warning", "shards failed": "warning", "running or killed": "plain"}  # else "bad"
 
@@ -71,7 +72,7 @@ def make_night_page(night: Night, before: Sequence[Night]) -> str:
         rate=_rows_per_second(night),
         renewal=describe_renewal(night.renewal) if night.renewal else "",
         images=_images(draw_night(night, before)) if night.rows else {},
-        partitions=[(name, profile.rows, _label_shares(profile)) for name, profile in partitions],
+        partitions=[(name, profile.rows, profile.bin_shares(LABELS).tolist()) for name, profile in partitions],
     )
 
 
@@ -106,18 +107,15 @@ def describe_renewal(renewal: Renewal) -> str:
 
 def draw_night(night: Night, before: Sequence[Night]) -> dict[str, Figure]:
     """Draw a night's distributions beside those that it is compared with, by title."""
-    distributions_of = {
-        REFERENCE: (night.reference or Profile()).distributions,
-        PAST: baseline_profile(baseline_nights(before), night).distributions,
-        WHOLE: (night.profile or Profile()).distributions,
+    profiles = {
+        REFERENCE: night.reference or Profile(),
+        PAST: baseline_profile(baseline_nights(before), night),
+        WHOLE: night.profile or Profile(),
     }
     drawn = {}
     for distribution in DISTRIBUTIONS:
-        rows_of = {
-            name: np.array(distributions.get(distribution.name, ()), float)
-            for name, distributions in distributions_of.items()
-        }
-        shares = {name: rows / rows.sum() for name, rows in rows_of.items() if rows.sum()}
+        shares = {name: profile.bin_shares(distribution.name) for name, profile in profiles.items()}
+        shares = {name: share for name, share in shares.items() if share.sum()}
         title = distribution.name.capitalize()
         drawn[title] = _draw_distribution(distribution, title, night.labels, shares)
     return drawn
@@ -131,8 +129,9 @@ def draw_trends(nights: Sequence[Night]) -> dict[str, Figure]:
     axes.bar(positions, [night.rows for night in nights], color=BLUE)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     drawn["Labels"], axes = new_figure("Labels", "", "share of rows")
-    for label in dict.fromkeys(label for night in nights for label in night.labels):
-        shares = [dict(zip(night.labels, _label_shares(night.profile or Profile()), strict=True)) for night in nights]
+    shares = [_shares_by_label(night) for night in nights]
+    labels = dict.fromkeys(label for night in nights for label in night.labels)
+    for label in sorted(labels, key=lambda label: -shares[-1].get(label, 0))[:SHOWN_LABELS]:
         axes.plot(positions, [share.get(label, np.nan) for share in shares], marker=".", label=escape_dollars(label))
     axes.set_ylim(0, 1)
     axes.legend(frameon=False)
@@ -187,10 +186,9 @@ def _rows_per_second(night: Night) -> float:
     return next((run.rows_per_second or 0.0 for run in reversed(night.runs) if run.rows), 0.0)
 
 
-def _label_shares(profile: Profile) -> list[float]:
-    """Return the share of each label in a profile, in label order."""
-    rows = np.array(profile.distributions.get(LABELS, ()), float)
-    return (rows / max(1, rows.sum())).tolist()
+def _shares_by_label(night: Night) -> dict[str, float]:
+    """Return the share of a night's rows that got each label; none if nothing was counted."""
+    return dict(zip(night.labels, (night.profile or Profile()).bin_shares(LABELS).tolist(), strict=False))
 
 
 def _mean_confidence(night: Night) -> float:

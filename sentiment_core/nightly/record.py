@@ -112,8 +112,11 @@ class Night:
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in the night's file."""
         content = asdict(self)
-        for name in ("profile", "reference", "renewal"):
-            content[name] = content[name] or {}
+        for name in ("profile", "reference"):
+            profile: Profile | None = getattr(self, name)
+            content[name] = profile.to_json() if profile else {}
+        content["partitions"] = {name: profile.to_json() for name, profile in self.partitions.items()}
+        content["renewal"] = content["renewal"] or {}
         content["comparisons"] = [comparison.to_json() for comparison in self.comparisons]
         content["runs"] = [run.to_json() for run in self.runs]
         return content

@@ -10,8 +10,10 @@ from scipy.stats import binomtest
 from sentiment_core.api import Classifier
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.data.labels import renumber
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, registry
+from sentiment_core.model import bundle, multi_label, registry
+from sentiment_core.model.objective import Objective
 from sentiment_core.nightly.record import Renewal
 from sentiment_core.runtime import storage
 from sentiment_core.training.job import train
@@ -19,8 +21,18 @@ from sentiment_core.training.resume import RESUME_MAY_CHANGE
 from sentiment_core.training.settings import TrainSettings
 
 # settings that 27de93b did not have: at their defaults they name no other candidate than before
-ADDED_LATER = ("label_map", "min_label_rows", "csv_separator", "csv_encoding", "precision", "recipe")
+ADDED_LATER = ("label_map", "min_label_rows", "csv_separator", "csv_encoding", "label_separator", "precision", "recipe")
 MAX_P_VALUE = 0.05  # above, chance may explain that a candidate looks better
+PERMUTATIONS, PERMUTATIONS_AT_ONCE = 10_000, 500  # of the test on micro-F1
+
+
+@dataclass(frozen=True)
+class MicroF1Comparison:
+    """The micro-F1 of two multi-label bundles on the same rows."""
+
+    current: float
+    candidate: float
+    p_value: float  # one-sided paired permutation test: probability that chance makes the candidate look so good
 
 
 @dataclass(frozen=True)
@@ -34,22 +46,45 @@ class CandidateComparison:
     only_current: int  # rows that only the current bundle labels correctly
     only_candidate: int
     p_value: float  # exact one-sided McNemar test: probability that chance makes the candidate look so good
+    p_value_worse: float = 1.0  # the same for that it makes the candidate look so bad
+    micro_f1: MicroF1Comparison | None = None  # of multi-label bundles, whose accuracy is the exact match
 
     def decide(self, margin: float) -> tuple[bool, str]:
-        """Decide whether to promote the candidate, and say why."""
-        gain = (self.only_candidate - self.only_current) / self.rows
+        """Decide whether to promote the candidate, and say why.
+
+        It must gain the margin, in accuracy or of several labels a row in micro-F1, by more than chance explains. Of
+        several labels a row the exact match may not fall by more than chance explains.
+        """
+        gain, p_value = (self.only_candidate - self.only_current) / self.rows, self.p_value
+        if self.micro_f1:
+            gain, p_value = self.micro_f1.candidate - self.micro_f1.current, self.micro_f1.p_value
+        numbers = self._describe()
+        if gain < margin - 1e-9:
+            return False, f"{numbers}; expected at least {margin:g} more"
+        if p_value > MAX_P_VALUE:
+            return False, f"{numbers}; too few rows to be sure: p may be at most {MAX_P_VALUE}"
+        if self.micro_f1 and self.p_value_worse <= MAX_P_VALUE:
+            return (
+                False,
+                f"{numbers}; the exact match may not fall (p = {self.p_value_worse:.3g} that it did by chance)",
+            )
+        return True, numbers
+
+    def _describe(self) -> str:
         left_out = (
             f", {self.rows_left_out:,} more left out because it was trained on them" if self.rows_left_out else ""
         )
-        numbers = (
-            f"accuracy {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows{left_out} (only "
-            f"one correct: {self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
+        name, micro_f1 = "accuracy", ""
+        if self.micro_f1:
+            name = "exact match"
+            micro_f1 = (
+                f"micro-F1 {self.micro_f1.candidate:.4f} against {self.micro_f1.current:.4f} "
+                f"(p = {self.micro_f1.p_value:.3g}), "
+            )
+        return (
+            f"{micro_f1}{name} {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows"
+            f"{left_out} (only one correct: {self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
         )
-        if gain < margin - 1e-9:
-            return False, f"{numbers}; expected at least {margin:g} more"
-        if self.p_value > MAX_P_VALUE:
-            return False, f"{numbers}; too few rows to be sure: p may be at most {MAX_P_VALUE}"
-        return True, numbers
 
 
 def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
@@ -83,11 +118,18 @@ def compare(current: str, candidate: str, test: LabelledTexts, training_texts: s
     unseen = test.take(np.flatnonzero([text not in training_texts for text in test.texts]))
     if not len(unseen):
         raise UserError("all texts of --test-data are also in the training data. Give texts that are not.")
-    current_correct, candidate_correct = (_is_correct(path, unseen) for path in (current, candidate))
+    (current_decisions, targets, objective), (candidate_decisions, candidate_targets, _) = (
+        _decide(path, unseen) for path in (current, candidate)
+    )
+    current_correct = objective.is_right(current_decisions, targets)
+    candidate_correct = objective.is_right(candidate_decisions, candidate_targets)
     only_current = int((current_correct & ~candidate_correct).sum())
     only_candidate = int((candidate_correct & ~current_correct).sum())
     differing = only_current + only_candidate
-    p_value = float(binomtest(only_candidate, differing, alternative="greater").pvalue) if differing else 1.0
+    tests = [
+        float(binomtest(only_candidate, differing, alternative=side).pvalue) if differing else 1.0
+        for side in ("greater", "less")
+    ]
     return CandidateComparison(
         rows=len(unseen),
         rows_left_out=len(test) - len(unseen),
@@ -95,17 +137,48 @@ def compare(current: str, candidate: str, test: LabelledTexts, training_texts: s
         candidate_accuracy=float(candidate_correct.mean()),
         only_current=only_current,
         only_candidate=only_candidate,
-        p_value=p_value,
+        p_value=tests[0],
+        p_value_worse=tests[1],
+        micro_f1=_compare_micro_f1(current_decisions, targets, candidate_decisions, candidate_targets)
+        if objective.several
+        else None,
     )
 
 
-def _is_correct(path: str, test: LabelledTexts) -> np.ndarray:
-    """Return for each row whether the bundle labels it correctly, (n,) bool."""
+def _decide(path: str, test: LabelledTexts) -> tuple[np.ndarray, np.ndarray, Objective]:
+    """Return a bundle's decisions, what is true, both by the bundle's own label numbers, and its objective."""
     classifier = Classifier.load(path)
-    probabilities = np.nan_to_num(classifier.predict_proba(test.texts))  # without tokens: the first label
-    own_numbers = {name: number for number, name in enumerate(classifier.labels)}
-    targets = np.array([own_numbers.get(name, -1) for name in test.label_names])[test.labels]
-    return classifier.info.objective.decide(probabilities)[0] == targets
+    objective = classifier.info.objective
+    probabilities = np.nan_to_num(classifier.predict_proba(test.texts))  # without tokens: the first label, or none
+    return objective.decide(probabilities)[0], renumber(test.labels, test.label_names, classifier.labels), objective
+
+
+def _compare_micro_f1(
+    current: np.ndarray, current_targets: np.ndarray, candidate: np.ndarray, candidate_targets: np.ndarray
+) -> MicroF1Comparison:
+    """Compare two models' micro-F1 by exchanging their decisions on random rows (Yeh 2000); all (n, labels) bool."""
+    hits, hits_of_candidate = (current & current_targets).sum(axis=1), (candidate & candidate_targets).sum(axis=1)
+    labels = current.sum(axis=1) + current_targets.sum(axis=1)
+    labels_of_candidate = candidate.sum(axis=1) + candidate_targets.sum(axis=1)
+
+    def gain(exchanged: np.ndarray) -> np.ndarray:
+        """Compute how much better the candidate looks, with the rows (trials, n) exchanged that are 1."""
+        moved_hits, moved_labels = exchanged @ (hits - hits_of_candidate), exchanged @ (labels - labels_of_candidate)
+        f1_of_candidate = (
+            2 * (hits_of_candidate.sum() + moved_hits) / np.maximum(1, labels_of_candidate.sum() + moved_labels)
+        )
+        return f1_of_candidate - 2 * (hits.sum() - moved_hits) / np.maximum(1, labels.sum() - moved_labels)
+
+    observed, random = gain(np.zeros((1, len(hits)), np.int64))[0], np.random.default_rng(0)
+    as_good = 0
+    for _ in range(PERMUTATIONS // PERMUTATIONS_AT_ONCE):
+        exchanged = random.integers(0, 2, (PERMUTATIONS_AT_ONCE, len(hits)), np.int64)
+        as_good += int((gain(exchanged) >= observed - 1e-12).sum())
+    return MicroF1Comparison(
+        current=multi_label.micro_f1(current, current_targets),
+        candidate=multi_label.micro_f1(candidate, candidate_targets),
+        p_value=(1 + as_good) / (1 + PERMUTATIONS),
+    )
 
 
 def renew(
@@ -124,7 +197,7 @@ def renew(
         models: Folder of bundles.
         name: Name of the candidate's folder there.
         test_data: Labelled text to compare on.
-        margin: Accuracy by which the candidate must be better.
+        margin: Accuracy, or of several labels a row micro-F1, by which the candidate must be better.
     """
     test = labelled.read(test_data, settings.columns, parts[0].scheme)
     train_candidate(settings, parts, models, name)

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sentiment_core.model.records import EpochRecord, Metrics
+from sentiment_core.model.multi_label_records import MultiLabelMetrics
+from sentiment_core.model.records import EpochRecord, LabelledRowsMetrics, Metrics
 
 BLUE, GREY, LIGHT, RED = "#2f6db5", "#8a8f98", "#cdd2d9", "#c8553d"
 STACK_COLORS = (RED, "#d9dce1", BLUE, "#6aa56a", "#b58a2f")
@@ -19,6 +20,8 @@ SIZE_INCHES = (5.2, 3.9)
 DOTS_PER_INCH = 140
 SHOWN_COUNTS_LABELS = 12  # of more labels the confusion matrix is shaded only
 ANNOTATED_POINTS = 5  # of the risk-coverage curve
+LABEL_INCHES = 0.22  # of height, for each label in a figure by label
+NAMED_CURVES = 8  # of the most frequent labels; the others are grey
 
 
 def draw_loss_curve(log: Sequence[EpochRecord]) -> Figure:
@@ -65,7 +68,38 @@ def draw_reliability_diagram(metrics: Metrics) -> Figure:
     return figure
 
 
-def draw_risk_coverage_curve(metrics: Metrics) -> Figure:
+def draw_label_scores(metrics: MultiLabelMetrics) -> Figure:
+    """Draw F1 of each label as a bar, with precision and recall on it, the most frequent label on top."""
+    labels = sorted(metrics.by_label.items(), key=lambda item: item[1].rows)
+    figure, axes = new_figure(f"F1 by label, micro-F1 {metrics.micro_f1:.3f}", "", "")
+    figure.set_figheight(max(SIZE_INCHES[1], 1 + LABEL_INCHES * len(labels)))
+    positions = range(len(labels))
+    axes.barh(positions, [label.f1 for _, label in labels], color=LIGHT, label="F1")
+    axes.plot([label.precision for _, label in labels], positions, "o", color=BLUE, label="precision")
+    axes.plot([label.recall for _, label in labels], positions, "o", color=RED, label="recall")
+    axes.set_yticks(positions, [f"{escape_dollars(name)} ({label.rows:,})" for name, label in labels])
+    axes.set_xlim(0, 1.02)
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.06))
+    return figure
+
+
+def draw_label_reliability(metrics: MultiLabelMetrics) -> Figure:
+    """Draw the share of rows that have a label over the label's probability, a curve for each label."""
+    figure, axes = new_figure(
+        f"Reliability by label, mean calibration error {metrics.ece:.3f}", "probability of the label", "share with it"
+    )
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    most_rows = sorted(metrics.by_label, key=lambda name: -metrics.by_label[name].rows)
+    for name in most_rows:
+        points = metrics.by_label[name].reliability
+        named = {"label": escape_dollars(name)} if name in most_rows[:NAMED_CURVES] else {"color": LIGHT, "zorder": 1}
+        axes.plot(points.confidence, points.accuracy, marker=".", linewidth=1, **named)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_risk_coverage_curve(metrics: LabelledRowsMetrics) -> Figure:
     """Draw the accuracy on the most confident rows over their share of all rows."""
     points = metrics.risk_coverage
     figure, axes = new_figure("Accuracy by coverage", "coverage: share of rows that get a label", "accuracy on them")

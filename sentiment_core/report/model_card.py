@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from sentiment_core.model.records import EpochRecord
 
 TASK = "text-classification"
+HUB_METRICS = {
+    "macro_f1": "f1",
+    "micro_f1": "f1",
+    "brier": "brier_score",
+}  # as the hub calls ours, where it does otherwise
 
 
 def make_model_card(info: "BundleInfo", log: Sequence["EpochRecord"], figures: Mapping[str, str]) -> str:
@@ -54,14 +59,6 @@ def list_results(info: "BundleInfo") -> list[EvalResult]:
     is_on_hub = bool(origin.revision)
     # a part of the training data, kept from training
     is_held_out = info.training.epochs > 0 and not info.training.settings.get("eval_data")
-    named = {
-        "accuracy": ("Accuracy", metrics.accuracy),
-        "f1": ("Macro F1", metrics.macro_f1),
-        "ece": ("Expected calibration error", metrics.ece),
-        "brier_score": ("Brier score", metrics.brier),
-    }
-    if metrics.mae is not None:
-        named["mae"] = ("Mean absolute error, in labels", metrics.mae)
     return [
         EvalResult(
             task_type=TASK,
@@ -69,11 +66,12 @@ def list_results(info: "BundleInfo") -> list[EvalResult]:
             dataset_name=origin.place,
             dataset_split="held-out" if is_held_out else None,
             dataset_revision=origin.revision,
-            metric_type=kind,
-            metric_name=name,
+            metric_type=HUB_METRICS.get(key, key),
+            metric_name=metrics.NUMBERS[key],
             metric_value=value,
         )
-        for kind, (name, value) in named.items()
+        for key, value in metrics.numbers.items()
+        if key in metrics.NUMBERS
     ]
 
 

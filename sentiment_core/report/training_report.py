@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -11,7 +11,7 @@ from sentiment_core.report.model_card import describe_preprocessing, make_model_
 
 if TYPE_CHECKING:
     from sentiment_core.model.bundle import BundleInfo
-    from sentiment_core.model.records import EpochRecord
+    from sentiment_core.model.records import EpochRecord, ProblemType
 
 PAGE, CARD = "report.html", "README.md"
 
@@ -21,16 +21,13 @@ class BundleFigure(NamedTuple):
 
     title: str
     file_name: str
-    draw: Callable[["BundleInfo", Sequence["EpochRecord"]], Figure]  # from the bundle's info and its records of epochs
+    # of a `BundleInfo` with the metrics of its kind, and its records of epochs
+    draw: Callable[[Any, Sequence["EpochRecord"]], Figure]
     of_training: bool = False  # it shows the epochs
 
 
 # To add a figure, draw it in figures.py and add a line here.
-FIGURES = (
-    BundleFigure("Confusion matrix", "confusion.png", lambda info, log: figures.draw_confusion_matrix(info.metrics)),
-    BundleFigure(
-        "Reliability diagram", "reliability.png", lambda info, log: figures.draw_reliability_diagram(info.metrics)
-    ),
+COMMON_FIGURES = (
     BundleFigure(
         "Confidence histogram",
         "confidence.png",
@@ -41,6 +38,24 @@ FIGURES = (
     ),
     BundleFigure("Loss", "loss.png", lambda info, log: figures.draw_loss_curve(log), of_training=True),
 )
+FIGURES: dict["ProblemType", tuple[BundleFigure, ...]] = {
+    "single_label_classification": (
+        BundleFigure(
+            "Confusion matrix", "confusion.png", lambda info, log: figures.draw_confusion_matrix(info.metrics)
+        ),
+        BundleFigure(
+            "Reliability diagram", "reliability.png", lambda info, log: figures.draw_reliability_diagram(info.metrics)
+        ),
+        *COMMON_FIGURES,
+    ),
+    "multi_label_classification": (
+        BundleFigure("F1 by label", "labels.png", lambda info, log: figures.draw_label_scores(info.metrics)),
+        BundleFigure(
+            "Reliability by label", "reliability.png", lambda info, log: figures.draw_label_reliability(info.metrics)
+        ),
+        *COMMON_FIGURES,
+    ),
+}
 
 
 def make_files(
@@ -55,7 +70,7 @@ def make_files(
         mistakes: The worst mistakes, each with label, predicted, confidence and text.
     """
     files = make_card(info, log)
-    images = {figure.title: files[figure.file_name] for figure in FIGURES}
+    images = {figure.title: files[figure.file_name] for figure in FIGURES[info.problem_type]}
     page = html.render(
         "training.html",
         title=make_title(info),
@@ -75,7 +90,7 @@ def make_card(info: "BundleInfo", log: Sequence["EpochRecord"]) -> dict[str, byt
 
     A model that was not trained here has no records of epochs; one that was not evaluated has no figures.
     """
-    shown = [figure for figure in FIGURES if info.metrics.n and (log or not figure.of_training)]
+    shown = [figure for figure in FIGURES[info.problem_type] if info.metrics.n and (log or not figure.of_training)]
     card = make_model_card(info, log, {figure.title: figure.file_name for figure in shown})
     images = {figure.file_name: figures.to_png(figure.draw(info, log)) for figure in shown}
     return images | {CARD: card.encode()}

@@ -10,7 +10,7 @@ from sentiment_core.scoring.records import Run
 from sentiment_core.scoring.rows import ScoredRows
 from sentiment_core.text.status import ABSTAINED, STATUS_NAMES
 
-COMPUTED = ("label", "confidence", "probabilities")  # columns that may differ within the tolerance
+COMPUTED = ("label", "labels", "confidence", "probabilities")  # columns that may differ within the tolerance
 SHOWN_CHARACTERS = 60  # of a value in a message
 
 
@@ -70,25 +70,17 @@ def _check_copied(output: pa.Table, expected: pa.Table, rows: ScoredRows) -> Non
 def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run) -> None:
     """Check label, confidence, probabilities and abstention within the tolerance."""
     tolerance = RESCORED_INT8_TOLERANCE if run.int8 else RESCORED_BF16_TOLERANCE
-    abstained, probabilities = _abstained(output), rows.probabilities
-    label_index = pc.fill_null(pc.index_in(output["label"].cast(pa.string()), pa.array(rows.labels)), -1).to_numpy()
-    confidence = output["confidence"].to_numpy()
+    abstained, confidence = _abstained(output), output["confidence"].to_numpy()
+    answer = {name: output[name].combine_chunks() for name in COMPUTED if name in output.column_names}
+    wrong = rows.objective.contradicts(answer, rows.probabilities, abstained, rows.labels, tolerance)
     with np.errstate(invalid="ignore"):
-        now = np.where(abstained, rows.confidence, probabilities[np.arange(len(output)), label_index])
-        wrong = ~(np.abs(confidence - now) <= tolerance) | ~(rows.confidence - now <= 2 * tolerance)
-        wrong |= abstained != (confidence < np.float32(run.min_confidence))
-        wrong = np.where(rows.has_score, wrong, ~np.isnan(confidence))
-        wrong |= (~rows.has_score | abstained) != (label_index < 0)
-        if "probabilities" in output.column_names:
-            filled = output["probabilities"].combine_chunks().fill_null([np.nan] * len(rows.labels))
-            close = np.abs(filled.flatten().to_numpy().reshape(probabilities.shape) - probabilities) <= tolerance
-            wrong |= rows.has_score & ~close.all(axis=1)
+        wrong |= rows.has_score & (abstained != (confidence < np.float32(run.min_confidence)))
     if wrong.any():
         row = int(wrong.argmax())
         raise OutputDiffers(
             f"{int(wrong.sum()):,} of {len(output):,} rows have another score; row {expected['row'][row]}: "
-            f"{output['label'][row]} with {output['confidence'][row]}, expected {expected['label'][row]} with "
-            f"{expected['confidence'][row]}"
+            f"{output[run.label_column][row]} with {output['confidence'][row]}, expected "
+            f"{expected[run.label_column][row]} with {expected['confidence'][row]}"
         )
 
 

@@ -93,12 +93,13 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
         bundle=bundle.digest_of(model.files),
         text_column=",".join(settings.text_column or model.info.text_columns),
         keep=None if settings.keep is None else list(settings.keep),
-        probabilities=settings.probabilities,
+        probabilities=settings.probabilities or model.info.objective.several,
         limit=settings.limit,
         int8=settings.int8,
         min_confidence=settings.min_confidence,
         prefix=settings.prefix,
         precision=settings.precision,
+        multi_label=model.info.objective.several,
     )
     all_shards = shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns)
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards

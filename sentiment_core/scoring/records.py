@@ -13,7 +13,7 @@ from sentiment_core.data.shards import Unit
 from sentiment_core.runtime.precision import Precision
 
 FORMAT_VERSION = 5
-SCORED_COLUMNS = ("label", "confidence", "probabilities", "status", "source", "row")
+SCORED_COLUMNS = ("confidence", "probabilities", "status", "source", "row")  # after the column with the answer
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Run:
     min_confidence: float = 0.0
     prefix: str = ""  # of the scored columns' names
     precision: Precision = "auto"
+    multi_label: bool = False  # the bundle gives several labels a row
     format_version: int = field(default=FORMAT_VERSION, compare=False)
 
     @property
@@ -38,9 +39,14 @@ class Run:
         return self.text_column.split(",")
 
     @property
+    def label_column(self) -> str:
+        """Name of the column that holds the answer, without the prefix."""
+        return "labels" if self.multi_label else "label"
+
+    @property
     def scored_columns(self) -> tuple[str, ...]:
         """Names of the columns that an output may have besides those of the input."""
-        return tuple(self.prefix + name for name in SCORED_COLUMNS)
+        return tuple(self.prefix + name for name in (self.label_column, *SCORED_COLUMNS))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Run":
@@ -65,7 +71,11 @@ class Run:
         return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
-NEWER_DEFAULTS = (("prefix", ""), ("precision", "auto"))  # of settings that older versions do not know
+NEWER_DEFAULTS = (
+    ("prefix", ""),
+    ("precision", "auto"),
+    ("multi_label", False),
+)  # of settings that older versions do not know
 SETTINGS = tuple(item.name for item in fields(Run))
 
 

@@ -222,7 +222,7 @@ def _finish(
     started = time.monotonic()
     run = context.run
     lengths, probabilities = task.lengths, task.probabilities(len(context.labels))
-    status = apply_min_confidence(task.status, probabilities, run.min_confidence)
+    status = apply_min_confidence(task.status, context.objective.decide(probabilities)[1], run.min_confidence)
     errors, lost, counts_of_texts = task.errors, task.lost, task.counts
     done: dict[int, str] = {}
     try:

@@ -29,7 +29,7 @@ from sentiment_core.scoring.outputs import Output
 from sentiment_core.scoring.records import RunFile, UnitOrigin, may_stand_beside
 from sentiment_core.scoring.statistics import Counts
 
-CHECKED_COLUMNS = ("label", "confidence", "status", "source", "row")
+CHECKED_COLUMNS = ("confidence", "status", "source", "row")  # and the one with the answer
 SHOWN_FINDINGS = 20  # of a kind in the report
 FAULTS = ("missing", "doubled", "stale", "orphaned", "damaged", "foreign", "different")
 
@@ -282,27 +282,30 @@ def _check_content(folder: str, output: Output) -> tuple[str, str]:
     if output.origin is None or output.counts is None:
         return output.path, ""
     try:
-        table = outputs.read_output(folder, output.path, CHECKED_COLUMNS, output.origin.run.prefix)
-        return output.path, _find_fault(table, output.origin.unit, output.counts)
+        run = output.origin.run
+        table = outputs.read_output(folder, output.path, (run.label_column, *CHECKED_COLUMNS), run.prefix)
+        return output.path, _find_fault(table, output.origin.unit, output.counts, run.label_column)
     except Exception as error:  # the file may hold anything
         return output.path, f"cannot be checked: {describe_error(error)}"
 
 
-def _find_fault(table: pa.Table, unit: UnitOrigin, counts: Counts) -> str:
+def _find_fault(table: pa.Table, unit: UnitOrigin, counts: Counts, label_column: str) -> str:
     """Return what is wrong with the rows of an output; empty if nothing is."""
-    absent = [name for name in CHECKED_COLUMNS if table.column_names.count(name) != 1]
+    absent = [name for name in (label_column, *CHECKED_COLUMNS) if table.column_names.count(name) != 1]
     if absent:
         return f"has no column {absent[0]!r}, or several"
     if not np.array_equal(table["row"].to_numpy(), np.arange(unit.start, unit.stop)):
         return f"its rows are not {unit.start} to {unit.stop - 1} in order"
     if len(table) and pc.unique(table["source"]).to_pylist() != [unit.source]:
         return f"its rows are not all of {unit.source}"
-    for column, empty_status in (("confidence", ["empty", "null"]), ("label", ["empty", "null", "abstained"])):
+    for column, empty_status in (("confidence", ["empty", "null"]), (label_column, ["empty", "null", "abstained"])):
         must_be_null = pc.is_in(table["status"], pa.array(empty_status))
         if pc.any(pc.not_equal(pc.is_null(table[column]), must_be_null)).as_py():
             return f"{column} is null where status says it is scored, or the other way round"
-    for column, expected in (("status", counts.status), ("label", counts.labels)):
-        rows_by_value = Counter(value for value in table[column].to_pylist() if value is not None)
+    for column, expected in (("status", counts.status), (label_column, counts.labels)):
+        is_list = pa.types.is_list(table[column].type)
+        values = pc.list_flatten(table[column]) if is_list else table[column]
+        rows_by_value = Counter(value for value in values.to_pylist() if value is not None)
         if rows_by_value != Counter(expected.value):
             return f"{column} is not as its footer counts it"
     confidence = table["confidence"].drop_null().to_numpy()

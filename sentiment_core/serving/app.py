@@ -21,7 +21,14 @@ from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.scoring.stream import LAST_CPUS, READ_CPUS
 from sentiment_core.serving.limits import BodySizeLimit, RateLimiter
 from sentiment_core.serving.micro_batching import MicroBatcher
-from sentiment_core.serving.model import EXPLAINED_CHARACTERS, EXPLAINED_WORDS, Explanation, Results, ServedModel
+from sentiment_core.serving.model import (
+    EXPLAINED_CHARACTERS,
+    EXPLAINED_WORDS,
+    Explanation,
+    MultiLabelExplanation,
+    Results,
+    ServedModel,
+)
 from sentiment_core.serving.settings import MAX_ONGOING_REQUESTS, ServeSettings
 
 APPLICATION = "sentiment-core"
@@ -159,12 +166,12 @@ def _make_service(settings: ServeSettings) -> Any:
 
         @app.post("/score", response_model=Results)
         async def score(self, body: Texts, request: Request) -> Results:
-            """Return label, confidence, probabilities and status of each text, as in scored Parquet."""
+            """Return label or labels, confidence, probabilities and status of each text, as in scored Parquet."""
             check_rate(request, len(body.texts))
             return await self.batcher([self.read(text) for text in body.texts])
 
-        @app.post("/explain", response_model=Explanation)
-        async def explain(self, body: Text, request: Request) -> Explanation:
+        @app.post("/explain", response_model=Explanation | MultiLabelExplanation)
+        async def explain(self, body: Text, request: Request) -> Explanation | MultiLabelExplanation:
             """Return the same for one text, and for each word by how much the label's log odds fall without it."""
             text = self.read(body.text) or ""
             if len(text) > EXPLAINED_CHARACTERS:

@@ -3,6 +3,7 @@
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +29,34 @@ class Result:
 
 
 @dataclass(frozen=True)
+class MultiLabelResult:
+    """Labels and confidence of a text, as `sentiment-core score` writes them."""
+
+    labels: list[str] | None
+    confidence: float | None
+    probabilities: dict[str, float] | None
+    status: str
+
+
+@dataclass(frozen=True)
 class Results:
     """Results of a request's texts, in their order, and the digest of the bundle that computed them."""
 
     bundle: str
-    results: list[Result]
+    results: list[Result] | list[MultiLabelResult]
 
 
 @dataclass(frozen=True)
 class Explanation(Result):
     """Result of a text, and for each word by how much the label's log odds fall without it."""
+
+    bundle: str
+    words: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class MultiLabelExplanation(MultiLabelResult):
+    """Result of a text, and for each word by how much the log odds of the most probable label fall without it."""
 
     bundle: str
     words: list[tuple[str, float]]
@@ -89,8 +108,8 @@ class ServedModel:
         results = iter(self._to_results(probabilities, status))
         return [Results(self.digest, [next(results) for _ in texts]) for texts in requests]
 
-    def explain(self, text: str) -> Explanation:
-        """Compute a text's result, and what each of its first words adds to the label's log odds.
+    def explain(self, text: str) -> Explanation | MultiLabelExplanation:
+        """Compute a text's result, and what each of its first words adds to the most probable label's log odds.
 
         Each word is left out once (Li et al. 2016, Understanding Neural Networks through Representation Erasure).
         """
@@ -101,33 +120,41 @@ class ServedModel:
         result = self._to_results(probabilities[:1], status[:1])[0]
         falls = np.zeros(len(explained))
         if result.confidence is not None:
-            index = int(self._objective.decide(probabilities[:1])[0][0])
+            index = int(probabilities[0].argmax())
             uniform = 1 / len(self._classifier.labels)  # for what is left of a text of one word: nothing to score
             p = np.nan_to_num(probabilities[:, index], nan=uniform).clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
             log_odds = np.log(p / (1 - p))
             falls = log_odds[0] - log_odds[1:]
         rounded = [round(float(fall), 4) for fall in falls]
-        return Explanation(**asdict(result), bundle=self.digest, words=[*zip(explained, rounded, strict=True)])
+        kind: Any = MultiLabelExplanation if self._objective.several else Explanation
+        return kind(**asdict(result), bundle=self.digest, words=[*zip(explained, rounded, strict=True)])
 
     def _predict(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
         """Compute probabilities (n, classes), NaN where there is nothing to score, and status codes (n,)."""
         probabilities, status = self._classifier.predict_with_status(texts)
-        return probabilities, apply_min_confidence(status, probabilities, self._min_confidence)
+        return probabilities, apply_min_confidence(
+            status, self._objective.decide(probabilities)[1], self._min_confidence
+        )
 
-    def _to_results(self, probabilities: np.ndarray, status: np.ndarray) -> list[Result]:
-        labels = self._classifier.labels
+    def _to_results(self, probabilities: np.ndarray, status: np.ndarray) -> list[Any]:
+        """Return a `Result` for each text, or a `MultiLabelResult`."""
+        labels, objective = self._classifier.labels, self._objective
+        kind: Any = MultiLabelResult if objective.several else Result
         has_score = ~np.isnan(probabilities).any(axis=1)
-        indices, confidences = self._objective.decide(probabilities)
-        return [
-            Result(
-                label=labels[int(index)] if code != ABSTAINED else None,
-                confidence=float(confidence),
-                probabilities=dict(zip(labels, row.tolist(), strict=True)),
-                status=STATUS_NAMES[code],
+        results = []
+        for row, code, decision, confidence, scored in zip(
+            probabilities, status, *objective.decide(probabilities), has_score, strict=True
+        ):
+            if not scored:
+                results.append(kind(None, None, None, STATUS_NAMES[code]))
+                continue
+            answer = objective.answer(decision, labels)
+            results.append(
+                kind(
+                    **(dict.fromkeys(answer) if code == ABSTAINED else answer),
+                    confidence=float(confidence),
+                    probabilities=dict(zip(labels, row.tolist(), strict=True)),
+                    status=STATUS_NAMES[code],
+                )
             )
-            if scored
-            else Result(None, None, None, STATUS_NAMES[code])
-            for row, code, index, confidence, scored in zip(
-                probabilities, status, indices, confidences, has_score, strict=True
-            )
-        ]
+        return results

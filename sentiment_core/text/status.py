@@ -6,11 +6,11 @@ OK, TRUNCATED, EMPTY, NULL, ABSTAINED = range(5)
 STATUS_NAMES = ("ok", "truncated", "empty", "null", "abstained")  # by the codes above
 
 
-def apply_min_confidence(status: np.ndarray, probabilities: np.ndarray, min_confidence: float) -> np.ndarray:
+def apply_min_confidence(status: np.ndarray, confidence: np.ndarray, min_confidence: float) -> np.ndarray:
     """Set the status of rows below the confidence threshold to `ABSTAINED`.
 
-    This is selective prediction. `status` (n,) codes; `probabilities` (n, classes), NaN where there is no score.
+    This is selective prediction. `status` (n,) codes; `confidence` (n,), NaN where there is no score.
     Returns (n,) codes.
     """
     with np.errstate(invalid="ignore"):
-        return np.where(probabilities.max(axis=1, initial=0) < np.float32(min_confidence), ABSTAINED, status)
+        return np.where(confidence < np.float32(min_confidence), ABSTAINED, status)

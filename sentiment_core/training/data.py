@@ -6,7 +6,7 @@ import numpy as np
 
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
-from sentiment_core.data.labels import LabelScheme, parse_mapping
+from sentiment_core.data.labels import LabelScheme, count_labels, parse_mapping
 from sentiment_core.errors import UserError
 from sentiment_core.text.status import TRUNCATED
 from sentiment_core.text.token_lists import TokenLists
@@ -25,18 +25,25 @@ def read_parts(settings: TrainSettings, scheme: LabelScheme | None = None) -> tu
     read = labelled.read(settings.data, settings.columns, scheme)
     names = labelled.find_frequent_labels(read, settings.min_label_rows) if classes_may_go else read.label_names
     data = labelled.restrict_labels(read, names)
-    classes = np.unique(data.labels)
-    if len(classes) < 2:
+    occurs = count_labels(data.labels, len(names)) > 0
+    if occurs.sum() < 2:
+        label = ", ".join(repr(name) for name, has_rows in zip(names, occurs, strict=True) if has_rows)
         raise UserError(
-            f"column {settings.label_column!r} of {settings.data} has the one label "
-            f"{data.label_names[classes[0]]!r}; expected two or more"
+            f"column {settings.label_column!r} of {settings.data} has "
+            f"{f'the one label {label}' if label else 'only rows without labels'}; expected two or more"
+        )
+    if settings.ordinal and data.several:
+        raise UserError(
+            f"--ordinal: column {settings.label_column!r} of {settings.data} has several labels a row, which are not "
+            "the steps of a scale; leave --ordinal out"
         )
     if not settings.eval_data:
         return labelled.split(data, settings.eval_fraction, settings.seed)
     evaluation = labelled.restrict_labels(labelled.read(settings.eval_data, settings.columns, read.scheme), names)
-    if new := set(evaluation.labels.tolist()) - set(classes.tolist()):
+    new = np.flatnonzero((count_labels(evaluation.labels, len(names)) > 0) & ~occurs)
+    if len(new):
         raise UserError(
-            f"--eval-data {settings.eval_data} has the label {data.label_names[min(new)]!r}, which no row of "
+            f"--eval-data {settings.eval_data} has the label {names[new[0]]!r}, which no row of "
             f"{settings.data} has. Remove those rows, or add some to train on."
         )
     return data, evaluation

@@ -15,13 +15,12 @@ SHOWN_MISTAKES, SHOWN_CHARACTERS = 25, 400  # in the report
 
 
 def find_warnings(info: BundleInfo) -> list[str]:
-    """Warn if the model is no better than always giving the label that most evaluation rows have."""
-    rows_by_label = np.sum(info.metrics.confusion, axis=1)
-    share = rows_by_label.max() / info.metrics.n
-    if info.metrics.accuracy > share:
+    """Warn if the model is no better than a constant answer."""
+    answer = info.metrics.find_constant_answer()
+    if not answer:
         return []
     return [
-        f"no better than always giving {info.labels[rows_by_label.argmax()]!r} ({share:.4f}): the model has not learned. "
+        f"no better than {answer}: the model has not learned. "
         f"Train longer (--epochs {2 * info.training.epochs}), label more rows, or check the labels."
     ]
 
@@ -49,11 +48,11 @@ def reference_statistics(
 def worst_mistakes(objective: Objective, probabilities: np.ndarray, part: LabelledTexts) -> list[dict]:
     """Return the rows that got a wrong label with the most confidence: label, predicted, confidence, text."""
     predicted, confidence = objective.decide(probabilities)
-    wrong = np.flatnonzero(predicted != part.labels)
+    wrong = np.flatnonzero(~objective.is_right(predicted, part.labels))
     return [
         {
-            "label": part.label_names[part.labels[row]],
-            "predicted": part.label_names[predicted[row]],
+            "label": objective.name_decision(part.labels[row], part.label_names),
+            "predicted": objective.name_decision(predicted[row], part.label_names),
             "confidence": float(confidence[row]),
             "text": textwrap.shorten(part.texts[row], SHOWN_CHARACTERS, placeholder=" ..."),
         }

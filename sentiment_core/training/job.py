@@ -20,7 +20,7 @@ from sentiment_core.data.labels import label_shares
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
 from sentiment_core.model import bundle, classifier, encoder, fitness
-from sentiment_core.model.objective import SingleLabel
+from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
 from sentiment_core.model.records import EncoderOrigin, EpochRecord, EvaluationRows, TrainingRecord, TrainingRows
 from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.text.preprocessing import Preprocessing
@@ -66,19 +66,21 @@ class TrainResult:
 
     def summary(self) -> str:
         """Return a few lines for the terminal."""
-        lines = ["epoch  train loss  eval loss  accuracy  macro-F1  rows/s"]
+        names = "  ".join(f"{name:>8}" for name in self.log[0].eval.shown)
+        lines = [f"epoch  train loss  eval loss  {names}  rows/s"]
         for record in self.log:
             best = "  best" if record.epoch == self.info.training.best_epoch else ""
+            shown = "  ".join(f"{value:8.4f}" for value in record.eval.shown.values())
             lines.append(
-                f"{record.epoch:5}  {np.mean(record.losses):10.4f}  {record.eval.loss:9.4f}  "
-                f"{record.eval.accuracy:8.4f}  {record.eval.macro_f1:8.4f}  {record.rows / record.seconds:6.1f}{best}"
+                f"{record.epoch:5}  {np.mean(record.losses):10.4f}  {record.eval.loss:9.4f}  {shown}  "
+                f"{record.rows / record.seconds:6.1f}{best}"
             )
         fitted, scores = self.info.calibration, self.info.metrics
+        first, second, *_ = (f"{name} {value:.4f}" for name, value in scores.named_numbers.items())
         lines += [
-            f"accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f} on {scores.n:,} held-out rows",
+            f"{first}, {second} on {scores.n:,} held-out rows",
             *self.warnings,
-            f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} at temperature "
-            f"{fitted.temperature:.2f}",
+            f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} ({fitted.parameters})",
             f"bundle: {self.place} ({self.info.training.seconds:.0f} s, {self.info.training.dtype} on "
             f"{self.info.training.device})",
         ]
@@ -107,6 +109,11 @@ class PreparedTraining:
     def labels(self) -> list[str]:
         """The labels, in the order of the logits."""
         return self.train_part.label_names
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of the training."""
+        return choose_objective(self.settings, self.train_part)
 
     @property
     def chosen_settings(self) -> dict[str, Any]:
@@ -174,16 +181,17 @@ def prepare(
     bundle.check_free(path, resumable.has_checkpoint)
     start_from = encoder.fetch(settings.model)
     train_part, eval_part = parts or read_parts(settings)
-    labels = train_part.label_names
+    labels, objective = train_part.label_names, choose_objective(settings, train_part)
     try:
         encoder_config = classifier.make_config(start_from.folder, labels)
         recipe = choose_recipe(settings, encoder_config, len(train_part), len(labels))
-        model_config = classifier.make_config(start_from.folder, labels, recipe.dropout)
+        model_config = classifier.make_config(start_from.folder, labels, recipe.dropout, objective.problem_type)
         tokenizer = encoder.load_tokenizer(start_from.folder)
         classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)
         fitness.check_tokenizer(settings.model, model_config, tokenizer)
         with torch.random.fork_rng(devices=[]):  # the session's random numbers stay as they were
             model = classifier.from_encoder(start_from.folder, model_config, settings.head)
+        objective.check_last_layer(classifier.last_layer(model, len(labels)))
         fitness.check_attention(settings.model, model, settings.head)
         fitness.check_padding(model)
         del model
@@ -214,6 +222,11 @@ def prepare(
     )
 
 
+def choose_objective(settings: TrainSettings, data: LabelledTexts) -> Objective:
+    """Return what a model of this data is trained for: several labels a row where the data has lists of them."""
+    return MultiLabel() if data.several else SingleLabel(settings.ordinal)
+
+
 def run(prepared: PreparedTraining, folder: str, track: Callable[[int, dict[str, float]], None]) -> TrainedWeights:
     """Train on the cluster's workers and load the best epoch's weights. Raises `UserError` if the training diverges."""
     settings, model_config = prepared.settings, prepared.model_config
@@ -228,6 +241,7 @@ def run(prepared: PreparedTraining, folder: str, track: Callable[[int, dict[str,
     task = TrainingTask(
         settings=settings,
         recipe=prepared.recipe,
+        objective=prepared.objective,
         label_names=prepared.labels,
         model_config=model_config,
         pad_id=pad_id,
@@ -253,10 +267,11 @@ def finish(
     """Calibrate the weights, evaluate them, and write the bundle. `started`: when, by `time.monotonic()`."""
     settings, labels, targets = prepared.settings, prepared.labels, prepared.eval_part.labels
     logits, log = weights.logits, weights.log
-    objective = SingleLabel(settings.ordinal)
+    objective = prepared.objective
     fitted = objective.fit_calibration(logits, targets)
     objective.fold_calibration(classifier.last_layer(weights.model, len(labels)), fitted)
     probabilities = objective.activate(objective.calibrate(logits, fitted))
+    objective = objective.fit_decision(probabilities, targets)
     scores = objective.evaluate(probabilities, targets, labels)
     track(
         sum(len(record.losses) for record in log),
@@ -272,7 +287,7 @@ def finish(
         max_length=settings.max_length,
         truncation=settings.truncation,
         clean=settings.clean,
-        ordinal=settings.ordinal,
+        **objective.settings,
         metrics=scores,
         calibration=fitted,
         training=_describe_training(prepared, log, started),

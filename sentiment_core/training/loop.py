@@ -23,12 +23,12 @@ import torch
 import torch.distributed
 from torch import nn
 
+from sentiment_core.data.labels import count_labels
 from sentiment_core.errors import UserError
 from sentiment_core.inference import timing
 from sentiment_core.model import classifier
 from sentiment_core.model.classifier import Classifier
-from sentiment_core.model.objective import SingleLabel
-from sentiment_core.model.records import EpochRecord, EvaluationScores
+from sentiment_core.model.records import EpochRecord
 from sentiment_core.runtime import connection, hardware, storage
 from sentiment_core.text.batching import batches_by_length, batches_by_tokens
 from sentiment_core.training import cpu
@@ -79,7 +79,7 @@ class TrainingLoop:
     def __init__(self, task: TrainingTask) -> None:
         connection.leave_background()
         self.task, self.settings, self.recipe = task, task.settings, task.recipe
-        self.objective = SingleLabel(task.settings.ordinal)
+        self.objective = task.objective
         self.train_part, self.eval_part = ray.get(task.data)
         self.lengths = self.train_part.tokens.lengths
         context = ray.train.get_context()
@@ -215,28 +215,23 @@ class TrainingLoop:
         self._save(record.selected_by if best else NOT_BEST, best)
 
     def _evaluate(self, logits: np.ndarray, losses: list[float]) -> EpochRecord:
-        targets = self.eval_part.labels
-        metrics = self.objective.evaluate(self.objective.activate(logits), targets, self.task.label_names)
-        scores = EvaluationScores(
-            self.objective.mean_loss(logits, targets), metrics.accuracy, metrics.macro_f1, metrics.ece
-        )
-        select_by = self.settings.select_by
+        scores = self.objective.score_epoch(logits, self.eval_part.labels, self.task.label_names)
         return EpochRecord(
             epoch=self.progress.epoch,
             losses=losses,
             seconds=self.progress.seconds,
             rows=len(self.pruning.rows),
             eval=scores,
-            selected_by=-scores.loss if select_by == "loss" else getattr(scores, select_by),
+            selected_by=scores.value_of(self.settings.select_by),
             device=hardware.device_name(self.device),
             dtype=hardware.dtype_name(self.forward.dtype),
         )
 
     def _weigh_classes(self) -> torch.Tensor:
         """Return the weight of each class in the loss, (classes,) float32."""
-        shares = np.bincount(self.train_part.labels, minlength=len(self.task.label_names)) / len(self.train_part)
+        counts = count_labels(self.train_part.labels, len(self.task.label_names))
         balanced = self.settings.class_weights == "balanced"
-        weights = 1 / (shares * np.count_nonzero(shares)) if balanced else shares**0
+        weights = self.objective.balance(counts, len(self.train_part)) if balanced else np.ones(len(counts))
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
 
     def _make_forward(self, dtype: torch.dtype) -> Forward:

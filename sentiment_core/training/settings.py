@@ -42,7 +42,15 @@ class TrainSettings:
         group="data",
     )
     label_column: str = setting(
-        "label", "column with the label, text or a whole number; or the key of folders named label=...", group="data"
+        "label",
+        "column with the label, text or a whole number, or a list of them (several labels a row); or the key of folders "
+        "named label=...",
+        group="data",
+    )
+    label_separator: str | None = setting(
+        None,
+        "separator of the labels in a text that holds several; a row with the separator alone has none",
+        group="data",
     )
     label_names: tuple[str, ...] = setting(
         (), "names of the labels 0, 1, ... of the data, such as negative,positive", "A,B", group="data"
@@ -133,7 +141,9 @@ class TrainSettings:
         "none", "markup: replace HTML tags and character references before a text is read", group="long texts"
     )
     select_by: Literal["accuracy", "macro_f1", "loss"] = setting(
-        "accuracy", "metric on the evaluation rows that chooses the best epoch", group="optimization"
+        "accuracy",
+        "metric on the evaluation rows that chooses the best epoch; of several labels a row accuracy means micro-F1",
+        group="optimization",
     )
     patience: int = setting(2, "early stopping: epochs in a row without a better one", group="optimization")
     workers: int = setting(1, "data-parallel workers: one GPU each where the cluster has GPUs, else CPUs")
@@ -147,7 +157,13 @@ class TrainSettings:
     @property
     def columns(self) -> Columns:
         """The columns of labelled files to read."""
-        return Columns(self.text_column, self.label_column, self.csv_separator, self.csv_encoding)
+        return Columns(
+            self.text_column,
+            self.label_column,
+            self.csv_separator,
+            self.csv_encoding,
+            label_separator=self.label_separator,
+        )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "workers", "patience", "max_length"):

@@ -7,6 +7,7 @@ import numpy as np
 import ray
 from transformers import PretrainedConfig
 
+from sentiment_core.model.objective import Objective
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.settings import TrainSettings
@@ -17,7 +18,7 @@ class TokenizedPart:
     """Tokens and labels of the training rows, or of the evaluation rows."""
 
     tokens: TokenLists
-    labels: np.ndarray  # (n,) int64
+    labels: np.ndarray  # (n,) int64, or (n, labels) bool
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,6 +30,7 @@ class TrainingTask:
 
     settings: TrainSettings
     recipe: Recipe
+    objective: Objective
     label_names: list[str]
     model_config: PretrainedConfig
     pad_id: int

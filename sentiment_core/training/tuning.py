@@ -231,7 +231,9 @@ class EpochReporter:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Report the score, where an epoch ends."""
         if "epoch" in values:
-            score = values[f"eval/{self.select_by}"]
+            # of several labels a row, micro-F1 stands for accuracy
+            name = f"eval/{self.select_by}"
+            score = values[name if name in values else "eval/micro_f1"]
             ray_tune.report({"epoch": int(values["epoch"]), "score": -score if self.select_by == "loss" else score})
 
     def end(self, done: bool) -> None:

@@ -155,7 +155,7 @@ def test_the_fingerprint_differs_with_the_content():
         ({"text": ["a"], "stars": ["x"]}, None, ["'label'", "text, stars", "--label-column"]),
         ({"text": [1], "label": ["x"]}, None, ["'text'", "int64", "--text-column"]),
         ({"text": ["a"], "label": [0.5]}, None, ["'label'", "0.5", "whole numbers"]),
-        ({"text": ["a"], "label": [["x"]]}, None, ["'label'", "list", "whole numbers"]),
+        ({"text": ["a"], "label": [[True]]}, None, ["'label'", "lists of bool", "label names or numbers"]),
         ({"text": [None, " "], "label": ["x", "y"]}, None, ["no row", "2 rows, 2 without text"]),
         ({"text": ["a"], "label": ["z"]}, ["x", "y"], ["'z'", "x, y", "remove those rows"]),
         ({"text": ["a"], "label": [7]}, ["x", "y"], ["7", "x, y"]),

@@ -39,12 +39,13 @@ def test_calibration_error_of_a_known_case():
 def test_what_abstaining_gains_of_a_known_case():
     # confidences 0.9 (right), 0.8 (right), twice 0.7 (one right), 0.6 (wrong)
     probabilities = np.array([[0.7, 0.3], [0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
-    curve = metrics.risk_coverage(probabilities, np.array([0, 0, 1, 1, 1]))
+    targets = np.array([0, 0, 1, 1, 1])
+    curve = metrics.risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
     assert curve.min_confidence == [0.9, 0.8, 0.7, 0.6]
     assert curve.coverage == [0.2, 0.4, 0.8, 1.0]
     assert curve.accuracy == [1.0, 1.0, 0.75, 0.6]
     logits, labels = draw(5_000, 3)
-    curve = metrics.risk_coverage(metrics.softmax(logits), labels)
+    curve = metrics.evaluate(metrics.softmax(logits), labels, ["a", "b", "c"]).risk_coverage
     assert len(curve.coverage) == metrics.CURVE_POINTS
     assert curve.accuracy[-1] == (logits.argmax(axis=1) == labels).mean()
     assert curve.coverage[-1] == 1.0

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sentiment_core.model import calibration, metrics
-from sentiment_core.model.objective import Objective
+from sentiment_core.model.objective import SingleLabel
 
 PROBABILITIES = np.array([[0.2, 0.8], [np.nan, np.nan], [0.6, 0.4], [0.5, 0.5]], np.float32)
 
@@ -22,7 +22,7 @@ EQUAL = torch.ones(3)
 
 
 def test_probabilities_are_in_float64_and_sum_to_one(logits):
-    probabilities = Objective().activate(logits.numpy())
+    probabilities = SingleLabel().activate(logits.numpy())
     assert probabilities.dtype == np.float64
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     np.testing.assert_allclose(probabilities, logits.softmax(dim=1).numpy(), rtol=1e-5)
@@ -31,41 +31,41 @@ def test_probabilities_are_in_float64_and_sum_to_one(logits):
 def test_row_losses_are_smoothed_and_weighted_cross_entropies(logits):
     weights = torch.tensor([1.0, 2.0, 0.5])
     expected = cross_entropy(logits, TARGETS, reduction="none", label_smoothing=0.1) * weights[TARGETS]
-    assert torch.equal(Objective().row_losses(logits, TARGETS, weights, 0.1), expected)
+    assert torch.equal(SingleLabel().row_losses(logits, TARGETS, weights, 0.1), expected)
 
 
 def test_focal_loss_weighs_a_row_by_what_its_label_lacks(logits):
-    plain = Objective().row_losses(logits, TARGETS, EQUAL)
-    focal = Objective().row_losses(logits, TARGETS, EQUAL, focal_gamma=2.0)
+    plain = SingleLabel().row_losses(logits, TARGETS, EQUAL)
+    focal = SingleLabel().row_losses(logits, TARGETS, EQUAL, focal_gamma=2.0)
     target_probability = logits.softmax(dim=1)[torch.arange(6), TARGETS]
     torch.testing.assert_close(focal, plain * (1 - target_probability) ** 2)
 
 
 def test_focal_loss_has_finite_gradients_where_the_label_is_certain():
     logits = torch.tensor([[100.0, -100.0]], requires_grad=True)
-    Objective().row_losses(logits, torch.tensor([0]), torch.ones(2), focal_gamma=0.5).sum().backward()
+    SingleLabel().row_losses(logits, torch.tensor([0]), torch.ones(2), focal_gamma=0.5).sum().backward()
     assert torch.isfinite(logits.grad).all()
 
 
 def test_the_decision_is_the_most_probable_label_and_the_first_of_equal_ones():
-    indices, confidence = Objective().decide(PROBABILITIES)
+    indices, confidence = SingleLabel().decide(PROBABILITIES)
     assert indices[[0, 2, 3]].tolist() == [1, 0, 0]
     np.testing.assert_array_equal(confidence, np.array([0.8, np.nan, 0.6, 0.5], np.float32))
 
 
 def test_labels_are_counted_in_their_order_with_zeros():
-    assert Objective().count_labels(np.array([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1]])).tolist() == [0, 2, 0]
-    assert Objective().count_labels(np.empty((0, 3))).tolist() == [0, 0, 0]
+    assert SingleLabel().count_labels(np.array([[0.1, 0.8, 0.1], [0.2, 0.7, 0.1]])).tolist() == [0, 2, 0]
+    assert SingleLabel().count_labels(np.empty((0, 3))).tolist() == [0, 0, 0]
 
 
 def test_two_models_decide_alike_where_their_labels_are_the_same():
     others = np.array([[0.4, 0.6], [0.3, 0.7]])
-    assert Objective().same_decision(np.array([[0.1, 0.9], [0.9, 0.1]]), others).tolist() == [True, False]
+    assert SingleLabel().same_decision(np.array([[0.1, 0.9], [0.9, 0.1]]), others).tolist() == [True, False]
 
 
 def test_columns_have_null_where_there_is_no_score_and_no_label_where_the_model_abstained():
     has_label = np.array([True, True, True, False])
-    columns = Objective().output_columns(PROBABILITIES, has_label, ["no", "yes"], with_probabilities=True)
+    columns = SingleLabel().output_columns(PROBABILITIES, has_label, ["no", "yes"], with_probabilities=True)
     assert list(columns) == ["label", "confidence", "probabilities"]
     assert columns["label"].type == pa.dictionary(pa.int32(), pa.string())
     assert columns["label"].to_pylist() == ["yes", None, "no", None]
@@ -73,13 +73,13 @@ def test_columns_have_null_where_there_is_no_score_and_no_label_where_the_model_
     assert columns["confidence"].to_pylist() == [np.float32(0.8), None, np.float32(0.6), 0.5]
     assert columns["probabilities"].type == pa.list_(pa.float32(), 2)
     assert columns["probabilities"].to_pylist()[1:] == [None, [np.float32(0.6), np.float32(0.4)], [0.5, 0.5]]
-    assert list(Objective().output_columns(PROBABILITIES, has_label, ["no", "yes"], False)) == ["label", "confidence"]
+    assert list(SingleLabel().output_columns(PROBABILITIES, has_label, ["no", "yes"], False)) == ["label", "confidence"]
 
 
 def test_ordinal_labels_also_get_a_mean_absolute_error():
     probabilities, targets = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), np.array([2, 2])
-    assert Objective().evaluate(probabilities, targets, ["a", "b", "c"]).mae is None
-    assert Objective(ordinal=True).evaluate(probabilities, targets, ["a", "b", "c"]).mae == 1.0
+    assert SingleLabel().evaluate(probabilities, targets, ["a", "b", "c"]).mae is None
+    assert SingleLabel(ordinal=True).evaluate(probabilities, targets, ["a", "b", "c"]).mae == 1.0
 
 
 def test_a_folded_calibration_gives_the_calibrated_logits():
@@ -89,7 +89,7 @@ def test_a_folded_calibration_gives_the_calibrated_logits():
     with torch.inference_mode():
         logits = layer(torch.from_numpy(states)).numpy() * 4
     targets = np.array([rng.choice(3, p=p) for p in metrics.softmax(logits / 4)])
-    objective = Objective()
+    objective = SingleLabel()
     fitted = objective.fit_calibration(logits, targets)
     assert fitted.temperature == calibration.fit_temperature(logits, targets) == pytest.approx(4, rel=0.3)
     assert fitted.rows == 400

@@ -7,6 +7,7 @@ import pytest
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import registry
+from sentiment_core.model.objective import MultiLabel
 from sentiment_core.model.registry import Decision, PromoteSettings, promote, promotion_stack
 from tests.conftest import make_bundle
 
@@ -83,4 +84,7 @@ def test_a_missing_bundle_and_one_with_other_labels_cannot_be_promoted(models, t
     make_bundle(tiny_encoder, Path(models) / "topics", labels=("a", "b", "c"))
     with pytest.raises(UserError, match="has the labels a, b, c; expected those of the current one"):
         promote(PromoteSettings(models=models, bundle="topics"))
+    make_bundle(tiny_encoder, Path(models) / "several", objective=MultiLabel())
+    with pytest.raises(UserError, match="gives several labels a row; expected one label a row"):
+        promote(PromoteSettings(models=models, bundle="several"))
     assert registry.resolve(models) == f"{models}/first"

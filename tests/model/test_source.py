@@ -197,7 +197,6 @@ def test_heads_of_pretraining_and_poolers_may_lie_beside(folders, tmp_path):
     [
         ({"id2label": {"0": "good"}}, "gives a number, not a label"),
         ({"problem_type": "regression"}, "gives a number, not a label"),
-        ({"problem_type": "multi_label_classification"}, "may give a text several labels"),
         ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "has several labels named 'a'.*adopt --label-names"),
         ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "numbers the labels 1, 2, 3; expected 0 to 2"),
         ({"id2label": {"0": "a", "1": "b"}}, r"do not fit the model .* of another shape \(classifier"),

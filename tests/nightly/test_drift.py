@@ -1,11 +1,12 @@
 """The stability index and its limits."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sentiment_core.model.objective import SingleLabel
+from sentiment_core.model.objective import MultiLabel, SingleLabel
 from sentiment_core.model.records import ReferenceStatistics
 from sentiment_core.nightly import drift
 from sentiment_core.nightly.drift import Profile, compare, stability_index
@@ -65,6 +66,51 @@ def counted(rows, positive=0.5, length=20, unknown=0.0, empty=0, texts=None):
         DistinctTexts(distinct_sketch.sketch_texts(names)),
     )
     return Profile.from_counts(replace(counts, unknown_tokens=unknown_tokens, texts=distinct_texts))
+
+
+def several(rows, joy, love=0.1, rng=None):
+    """The profile of rows with up to two labels, of these shares of rows."""
+    rng = rng or np.random.default_rng(0)
+    labels = [float(rng.binomial(rows, share)) for share in (joy, love)]
+    return Profile(rows, {"labels": labels}, labelled_rows=float(rows))
+
+
+def test_of_several_labels_a_row_the_share_of_the_one_that_changed_most_is_compared():
+    (comparison,) = compare(several(1000, 0.6), several(3000, 0.3), "now", "before", 0.25, labels=["joy", "love"])
+    assert comparison.drifted
+    assert comparison.statistic == "labels"
+    assert re.search(r"labels: [56]\d\.\d % of now have 'joy', (29|30|31)\.\d % of before", str(comparison))
+    (comparison,) = compare(several(1000, 0.3), several(3000, 0.32), "now", "before", 0.25, labels=["joy", "love"])
+    assert not comparison.drifted
+    # both labels more often together would not show in a distribution of labels
+    both, before = several(2000, 0.8, 0.8), several(2000, 0.3, 0.3)
+    assert compare(both, before, "now", "before", 0.25, labels=["joy", "love"])[0].drifted
+    as_one_label = [replace(profile, labelled_rows=None) for profile in (both, before)]
+    assert not compare(*as_one_label, "now", "before", 0.25)[0].drifted
+
+
+def test_shares_of_several_labels_pass_the_noise_limit_as_seldom_as_alpha_says():
+    rng, usual = np.random.default_rng(0), several(100_000, 0.3)
+    drifted = [
+        compare(several(500, 0.3, rng=rng), usual, "a", "b", 0.0, labels=["joy", "love"])[0].drifted
+        for _ in range(4000)
+    ]
+    assert np.mean(drifted) < 4 * drift.ALPHA
+
+
+def test_rows_with_several_labels_are_counted_and_added_up():
+    names = ["joy", "love"]
+    probabilities = np.array([[0.9, 0.8], [0.1, 0.2], [0.7, 0.1], [np.nan] * 2], np.float32)
+    status = np.array([0, 0, 4, 2], np.int8)  # the third one abstained
+    rows = ScoredRows(MultiLabel(), names, status, probabilities, np.array([3, 3, 3, 0]))
+    profile = Profile.from_counts(Counts.zero(names).add_unit(rows), several=True)
+    assert (profile.distributions["labels"], profile.labelled_rows) == ([1.0, 1.0], 2.0)
+    assert profile.bin_shares("labels").tolist() == [0.5, 0.5]
+    total = Profile() + profile + profile
+    assert total.labelled_rows == 4.0
+    assert Profile.from_json(total.to_json()) == total
+    assert profile.without_model(same_tokenizer=True).labelled_rows is None
+    assert "labelled_rows" not in counted(300).to_json()
 
 
 @pytest.mark.parametrize(

@@ -174,3 +174,21 @@ def test_unscored_shards_of_partitions_that_were_not_chosen_are_no_fault(in_proc
     assert night(date="1") == (0, 20, 0)
     assert night(date="3") == (3, 20, 1)
     assert night() == (3, 20, 1)
+
+
+def test_nights_of_several_labels_compare_the_share_of_rows_with_each(in_process, multi_label_bundle, tmp_path):
+    flags = {"model": multi_label_bundle, "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    shard(tmp_path / "in", "date=1/a.parquet", 300, 0)
+    first = nightly(NightlySettings(night="n1", **flags))
+    assert (first.rows, first.exit_code, first.profile.labelled_rows) == (300, 0, 300.0)
+    shard(tmp_path / "in", "date=2/b.parquet", 300, 1)
+    second = nightly(NightlySettings(night="n2", **flags))
+    labels = [c for c in second.comparisons if (c.statistic, c.against) == ("labels", record.PAST)]
+    assert len(labels) == 1
+    assert "% of this night have '" in labels[0].sentence
+    assert not labels[0].drifted  # the same kind of text
+    assert [night.profile for night in record.read_nights(str(tmp_path / "out"))] == [first.profile, second.profile]
+    shares = second.profile.bin_shares("labels")
+    assert shares.tolist() == [rows / 300 for rows in second.profile.distributions["labels"]]
+    page = (tmp_path / "out" / "_nights" / "n2.html").read_text()
+    assert all(f"share {label}" in page for label in ("anger", "joy", "love"))

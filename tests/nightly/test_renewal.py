@@ -3,12 +3,23 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
+from sentiment_core import Classifier
 from sentiment_core.data import labelled as dataset
+from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
-from sentiment_core.nightly.renewal import CandidateComparison, candidate_name, compare
+from sentiment_core.model.objective import MultiLabel
+from sentiment_core.nightly.renewal import (
+    CandidateComparison,
+    MicroF1Comparison,
+    _compare_micro_f1,
+    candidate_name,
+    compare,
+)
 from sentiment_core.training.settings import TrainSettings
 from tests.conftest import make_bundle
 
@@ -31,6 +42,54 @@ def test_a_candidate_must_be_significantly_better(alone_right, better, words):
     comparison = CandidateComparison(1000, 0, 0.8, 0.8 + (candidate - current) / 1000, current, candidate, p)
     assert comparison.decide(0.005)[0] is better
     assert words in comparison.decide(0.005)[1]
+
+
+@pytest.mark.parametrize(
+    ("micro_f1", "p_worse", "better", "words"),
+    [
+        (MicroF1Comparison(0.5, 0.55, 0.001), 0.9, True, "micro-F1 0.5500 against 0.5000 (p = 0.001), exact match"),
+        (MicroF1Comparison(0.5, 0.502, 0.001), 0.9, False, "expected at least 0.005 more"),
+        (MicroF1Comparison(0.5, 0.55, 0.2), 0.9, False, "too few rows to be sure"),
+        (MicroF1Comparison(0.5, 0.55, 0.001), 0.01, False, "the exact match may not fall"),
+    ],
+)
+def test_of_several_labels_micro_f1_must_be_better_and_the_exact_match_not_worse(micro_f1, p_worse, better, words):
+    comparison = CandidateComparison(1000, 0, 0.8, 0.81, 20, 30, 0.1, p_worse, micro_f1)
+    assert comparison.decide(0.005)[0] is better
+    assert words in comparison.decide(0.005)[1]
+
+
+def test_micro_f1_is_compared_by_exchanging_rows():
+    rng = np.random.default_rng(0)
+    targets = rng.random((400, 3)) < 0.3
+    good, bad = targets ^ (rng.random((400, 3)) < 0.05), targets ^ (rng.random((400, 3)) < 0.15)
+    better = _compare_micro_f1(bad, targets, good, targets)
+    assert better.candidate == pytest.approx(f1_score(targets, good, average="micro"))
+    assert better.current == pytest.approx(f1_score(targets, bad, average="micro"))
+    assert better.p_value < 0.001
+    assert _compare_micro_f1(good, targets, bad, targets).p_value > 0.99
+    assert _compare_micro_f1(good, targets, good, targets).p_value == 1.0
+    alike = [
+        _compare_micro_f1(*(m for flip in flips for m in (targets ^ flip, targets))).p_value
+        for flips in (rng.random((20, 2, 400, 3)) < 0.1)
+    ]
+    assert 0.2 < np.mean(alike) < 0.8
+
+
+def test_several_labels_are_compared_by_their_names(tiny_encoder, multi_label_bundle, tmp_path):
+    """The candidate has the same labels in another order."""
+    names = ["love", "anger", "joy"]
+    other = make_bundle(tiny_encoder, tmp_path / "other", labels=names, objective=MultiLabel())
+    rng = np.random.default_rng(0)
+    texts = [f"a film {i}" for i in range(60)]
+    data = LabelledTexts(texts, rng.random((60, 3)) < 0.5, ["anger", "joy", "love"])
+    comparison = compare(multi_label_bundle, other, data, set(texts[:10]))
+    chosen = np.array(
+        [[name in p.labels for name in data.label_names] for p in Classifier.load(other).predict(texts[10:])]
+    )
+    assert comparison.rows == 50
+    assert comparison.candidate_accuracy == pytest.approx((chosen == data.labels[10:]).all(axis=1).mean())
+    assert comparison.micro_f1.candidate == pytest.approx(f1_score(data.labels[10:], chosen, average="micro"))
 
 
 @pytest.mark.slow

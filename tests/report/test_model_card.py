@@ -26,8 +26,9 @@ def test_the_numbers_are_those_of_the_bundle():
     assert "on 900 held-out rows" in rows
     assert rows["accuracy"] == [f"{info.metrics.accuracy:.4f}"]
     assert rows["macro-F1"] == [f"{info.metrics.macro_f1:.4f}"]
-    assert rows["expected calibration error (ECE)"] == [f"{info.metrics.ece:.4f} (0.0625 before calibration)"]
-    assert next(value for name, value in rows.items() if name.startswith("ECE cross-fitted")) == ["0.0312"]
+    assert rows["calibration error"] == [f"{info.metrics.ece:.4f}"]
+    assert rows["calibration error before calibration"] == ["0.0625"]
+    assert next(value for name, value in rows.items() if name.startswith("calibration error cross")) == ["0.0312"]
     assert rows["Brier score"] == [f"{info.metrics.brier:.4f}"]
     assert rows["mean absolute error, in labels"] == ["0.2500"]
     mean_losses = [sum(record.losses) / len(record.losses) for record in log]
@@ -35,7 +36,7 @@ def test_the_numbers_are_those_of_the_bundle():
     assert rows["2 (kept)"] == [f"{mean_losses[1]:.4f}", "0.4000", "0.8500", "0.8000"]
     assert rows["rows"] == ["8,100 of `reviews.csv`"]
     assert [rows[f"label {label}"] for label in info.labels] == [["25.0 %"], ["12.5 %"], ["62.5 %"]]
-    assert "the temperature (1.312) fitted" in card
+    assert "the calibration (temperature 1.31) fitted" in card
     assert "learning rates 2e-05 (encoder) and 0.0001 (head), 3 epochs" in card
     assert "bfloat16 on AMD EPYC, 152 s." in card
     assert re.findall(r"!\[(.*?)\]\((.*?)\)", card) == list(FIGURES.items())

@@ -26,7 +26,7 @@ def scored(probabilities: np.ndarray, numbers=NUMBERS, min_confidence: float = 0
     unit = Unit("a.parquet", 0, 3, 3, 1, 1, 1)
     kept = pa.table({"n": pa.array(numbers, pa.float64()), "nested": [[1.0], [float("nan")], None]})
     probabilities = probabilities.astype(np.float32)
-    status = apply_min_confidence(np.array([0, 0, 3], np.int8), probabilities, min_confidence)
+    status = apply_min_confidence(np.array([0, 0, 3], np.int8), probabilities.max(axis=1), min_confidence)
     rows = ScoredRows(SingleLabel(), LABELS, status, probabilities, np.array([1, 1, 0]))
     return outputs.scored_table(unit, kept, rows, replace(RUN, probabilities=True)), rows
 

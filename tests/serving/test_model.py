@@ -40,3 +40,21 @@ def test_only_the_first_words_are_explained(files, monkeypatch):
     monkeypatch.setattr(model, "EXPLAINED_WORDS", 2)
     explanation = ServedModel(files, 1, min_confidence=0.0).explain("a wonderful film")
     assert [word for word, _ in explanation.words] == ["a", "wonderful"]
+
+
+def test_several_labels_are_answered_as_a_list_and_the_most_probable_one_explained(multi_label_bundle):
+    files = bundle.read_files(multi_label_bundle)[1]
+    served = ServedModel(files, 1, min_confidence=0.0)
+    (results,) = served.answer([["a wonderful film", "", "dull"]])
+    full, empty, _ = results.results
+    thresholds = dict(zip(full.probabilities, (0.5, 0.45, 0.55), strict=True))
+    assert full.labels == [name for name, p in full.probabilities.items() if p >= thresholds[name]]
+    assert full.confidence == pytest.approx(
+        min(p if name in full.labels else 1 - p for name, p in full.probabilities.items())
+    )
+    assert (empty.labels, empty.confidence, empty.status) == (None, None, "empty")
+    explanation = served.explain("a wonderful film")
+    assert explanation.labels == full.labels
+    assert [word for word, _ in explanation.words] == ["a", "wonderful", "film"]
+    abstained = ServedModel(files, 1, min_confidence=1.0).answer([["a film"]])[0].results[0]
+    assert (abstained.labels, abstained.status) == (None, "abstained")

@@ -13,6 +13,6 @@ def test_every_code_has_a_name():
 
 def test_rows_below_the_threshold_abstain_and_rows_without_a_score_keep_their_status():
     codes = np.array([OK, TRUNCATED, OK, EMPTY], np.int8)
-    probabilities = np.array([[0.4, 0.6], [0.45, 0.55], [0.9, 0.1], [np.nan, np.nan]], np.float32)
-    assert apply_min_confidence(codes, probabilities, 0.6).tolist() == [OK, ABSTAINED, OK, EMPTY]
-    assert apply_min_confidence(codes, probabilities, 0.0).tolist() == codes.tolist()
+    confidence = np.array([0.6, 0.55, 0.9, np.nan], np.float32)
+    assert apply_min_confidence(codes, confidence, 0.6).tolist() == [OK, ABSTAINED, OK, EMPTY]
+    assert apply_min_confidence(codes, confidence, 0.0).tolist() == codes.tolist()

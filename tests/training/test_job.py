@@ -87,6 +87,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
         EvaluateSettings(model=str(out), data=str(tmp_path / "held.parquet"), out=str(tmp_path / "m.json"))
     )
     assert json.loads((tmp_path / "m.json").read_text()) == found.to_json()
+    found = found.metrics
     assert found.n == trained.info.metrics.n
     assert found.accuracy == trained.info.metrics.accuracy
     assert trained.info.calibration.temperature != pytest.approx(1.0, abs=0.01)
@@ -151,7 +152,7 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), Columns(label="stars")), 0.1, 0)[1]
     assert np.array(two.info.metrics.confusion).sum() == two.info.metrics.n == len(held_out) == 72
     pq.write_table(pa.table({"text": held_out.texts, "stars": held_out.labels}), tmp_path / "held.parquet")
-    found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars"))
+    found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars")).metrics
     assert found.labels == two.info.labels
     assert found.brier == pytest.approx(two.info.metrics.brier, abs=0.01)
     off = np.array(found.confusion) * np.abs(np.subtract.outer(range(3), range(3)))
