@@ -50,6 +50,7 @@ def evaluate(**settings: Any) -> dict[str, Any]:
 
     Returns:
         The metrics: `n`, `accuracy`, `macro_f1`, `ece`, `brier`, `confusion` (rows true, columns predicted), `labels`.
+        Of a multi-label bundle `micro_f1`, `exact_match` and others in place of accuracy and confusion.
 
     Raises:
         UserError: The request cannot be carried out.

@@ -160,7 +160,7 @@ def _describe_thresholds(metrics: LabelledRowsMetrics) -> list[str]:
     lines = []
     for target in TARGET_ACCURACIES:
         reaching = [point for point in points if point[0] >= target]
-        if target > metrics.accuracy_by_row and reaching:
+        if target > metrics.accuracy and reaching:
             accuracy, confidence, coverage = max(reaching, key=lambda point: point[2])
             threshold = math.floor(confidence * 1e4) / 1e4
             lines.append(

@@ -44,7 +44,7 @@ class MultiLabelMetrics(LabelledRowsMetrics):
     by_label: dict[str, LabelMetrics] = field(default_factory=dict)
 
     @property
-    def accuracy_by_row(self) -> float:
+    def accuracy(self) -> float:
         """The share of rows whose labels are all right."""
         return self.exact_match
 

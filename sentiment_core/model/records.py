@@ -67,7 +67,7 @@ class LabelledRowsMetrics(Record):
     risk_coverage: RiskCoverage = field(default_factory=RiskCoverage)
 
     @property
-    def accuracy_by_row(self) -> float:
+    def accuracy(self) -> float:
         """The share of rows whose decision is right, which abstaining raises."""
         raise NotImplementedError
 
@@ -112,11 +112,6 @@ class Metrics(LabelledRowsMetrics):
     confusion: list[list[int]] = field(default_factory=list)  # rows true, columns predicted
     reliability: Reliability = field(default_factory=Reliability)
     mae: float | None = None  # of ordinal labels: by how many labels the prediction is off, on average
-
-    @property
-    def accuracy_by_row(self) -> float:
-        """The share of rows whose label is right."""
-        return self.accuracy
 
     def table(self) -> list[str]:
         """Return the lines of the confusion matrix."""

@@ -101,7 +101,7 @@ def test_metrics_are_those_of_scikit_learn():
     assert (result.n, result.labels) == (600, NAMES)
     assert result.micro_f1 == pytest.approx(sklearn_metrics.f1_score(targets, chosen, average="micro"))
     assert result.macro_f1 == pytest.approx(sklearn_metrics.f1_score(targets, chosen, average="macro"))
-    assert result.exact_match == pytest.approx(sklearn_metrics.accuracy_score(targets, chosen))
+    assert result.accuracy == result.exact_match == pytest.approx(sklearn_metrics.accuracy_score(targets, chosen))
     precision = sklearn_metrics.average_precision_score(targets, probabilities, average="macro")
     assert result.mean_average_precision == pytest.approx(precision)
     assert result.brier == pytest.approx(np.mean((probabilities - targets) ** 2))

@@ -29,8 +29,8 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
     good = {"model": tiny_bundle, "input": source, "out": out}
     refuse(["--model", "is not a bundle"], **good | {"model": source})
     refuse(["nowhere", "does not exist"], **good | {"input": tmp_path / "nowhere"})
-    refuse(["'body'", "text, n", "--text-column"], **good | {"text_column": "body"})
-    refuse(["'n'", "int64"], **good | {"text_column": "n"})
+    refuse(["'body'", "text, n", "--text-column"], **good | {"text_column": ("body",)})
+    refuse(["'n'", "int64"], **good | {"text_column": ("n",)})
     refuse(["--workers 99 needs 99 CPUs", "Lower it"], **good | {"workers": 99})
     refuse(["overlap"], **good | {"out": source / "scored"})
     refuse(["overlap"], **good | {"out": tmp_path})

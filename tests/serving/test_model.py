@@ -1,10 +1,11 @@
 """Texts become answers, without HTTP."""
 
 import pytest
+from pydantic import TypeAdapter
 
 from sentiment_core.model import bundle
 from sentiment_core.serving import model
-from sentiment_core.serving.model import ServedModel
+from sentiment_core.serving.model import Results, ServedModel
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +54,9 @@ def test_several_labels_are_answered_as_a_list_and_the_most_probable_one_explain
         min(p if name in full.labels else 1 - p for name, p in full.probabilities.items())
     )
     assert (empty.labels, empty.confidence, empty.status) == (None, None, "empty")
+    as_json = TypeAdapter(Results).dump_python(results, mode="json")
+    assert list(as_json["results"][0]) == ["labels", "confidence", "probabilities", "status"]
+    assert TypeAdapter(Results).validate_python(as_json) == results
     explanation = served.explain("a wonderful film")
     assert explanation.labels == full.labels
     assert [word for word, _ in explanation.words] == ["a", "wonderful", "film"]
