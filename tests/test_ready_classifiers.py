@@ -27,7 +27,7 @@ from sentiment_core.serving import app
 from sentiment_core.serving.model import ServedModel
 from sentiment_core.serving.settings import ServeSettings
 from tests.conftest import sentences, shard
-from tests.ready_models import Hub, make_classifier
+from tests.ready_models import LABELS, Hub, make_classifier
 from tests.scoring.runs import plan_folder, read_scored
 from tests.serving.test_app import ask
 
@@ -103,6 +103,30 @@ def test_a_trainers_folder_is_scored_evaluated_served_and_verified(trained, data
 
     (answer,) = ServedModel(open_model(trained).files, 1, min_confidence=0.0).answer([texts])
     np.testing.assert_allclose([result.confidence for result in answer.results], confidences, atol=0.01)
+
+
+def test_a_classifier_of_several_labels_is_used_and_adopted(packaged_encoder, data, tmp_path):
+    path = make_classifier("bert", tmp_path / "m", packaged_encoder, problem_type="multi_label_classification")
+    texts = pq.read_table(data)["text"].to_pylist()[:20]
+    made = pipeline("text-classification", model=path, tokenizer=path, device="cpu", dtype=torch.float32, top_k=None)
+    answers = [{answer["label"]: answer["score"] for answer in row} for row in made(texts)]
+    expected = np.array([[answer[label] for label in LABELS] for answer in answers])
+    with pytest.warns(Notice, match="is not calibrated"):
+        model = Classifier.load(path, precision="float32")
+    np.testing.assert_allclose(model.predict_proba(texts), expected, atol=1e-5)
+    chosen = [[label for label, p in zip(LABELS, row, strict=True) if p >= 0.5] for row in expected]
+    assert [list(prediction.labels) for prediction in model.predict(texts)] == chosen
+
+    labels = [["good"] if label == "good" else ["bad", "so so"] for label in pq.read_table(data)["label"].to_pylist()]
+    pq.write_table(pa.table({"text": pq.read_table(data)["text"], "label": labels}), tmp_path / "several.parquet")
+    adopted = adopt(AdoptSettings(model=path, out=str(tmp_path / "b"), data=str(tmp_path / "several.parquet")))
+    assert adopted.info.objective.several
+    assert adopted.info.calibration.ece_after < adopted.info.calibration.ece_before
+    assert len(adopted.info.objective.thresholds) == len(LABELS)
+    before = evaluate(model=path, data=str(tmp_path / "several.parquet"))
+    after = evaluate(model=str(tmp_path / "b"), data=str(tmp_path / "several.parquet"))
+    assert after["micro_f1"] > before["micro_f1"]
+    assert after["micro_f1"] == pytest.approx(adopted.info.metrics.micro_f1, abs=0.01)
 
 
 def test_a_service_answers_as_the_pipeline_does(folder, ray_here):
