@@ -97,7 +97,7 @@ def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
         name: value
         for name, value in asdict(settings).items()
         if name not in RESUME_MAY_CHANGE and not (name in ADDED_LATER and value == defaults[name])
-    }
+    } | {"text_column": ",".join(settings.text_column)}  # as 27de93b has it, which knew one
     return f"candidate-{hashlib.sha256(json.dumps([fingerprint, request]).encode()).hexdigest()[:12]}"
 
 
