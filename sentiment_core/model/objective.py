@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sentiment_core.errors import UserError
-from sentiment_core.model import calibration, metrics, multi_label, probability_column
+from sentiment_core.model import calibration, metrics, multi_label
 from sentiment_core.model.multi_label_records import LabelCalibration, MultiLabelMetrics
+from sentiment_core.model.probability_column import make_column, read_column
 from sentiment_core.model.records import (
     Calibration,
     EvaluationScores,
@@ -73,6 +74,10 @@ class SingleLabel:
             rows: All rows.
         """
         return np.divide(rows / np.count_nonzero(counts), counts, out=np.ones(len(counts)), where=counts > 0)
+
+    def initial_bias(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        """Return the bias (classes,) with which the logits of a new head begin; arguments as for `balance`."""
+        return np.zeros(len(counts))
 
     def row_losses(
         self,
@@ -177,7 +182,7 @@ class SingleLabel:
             ),
             "confidence": pa.array(confidence, pa.float32(), mask=~has_score),
         }
-        return columns | (probability_column.build(probabilities, has_score) if with_probabilities else {})
+        return columns | (make_column(probabilities, has_score) if with_probabilities else {})
 
     def contradicts(
         self,
@@ -203,7 +208,7 @@ class SingleLabel:
             now = np.where(abstained, best, probabilities[np.arange(len(index)), index])
             wrong = ~(np.abs(confidence - now) <= tolerance) | ~(best - now <= 2 * tolerance)
             if "probabilities" in answer:
-                stored = probability_column.read(answer["probabilities"], len(label_names))
+                stored = read_column(answer["probabilities"], len(label_names))
                 wrong |= ~(np.abs(stored - probabilities) <= tolerance).all(axis=1)
         wrong = np.where(has_score, wrong, ~np.isnan(confidence))
         return wrong | ((~has_score | abstained) != (index < 0))
@@ -247,6 +252,14 @@ class MultiLabel:
     def balance(self, counts: np.ndarray, rows: int) -> np.ndarray:
         """Return weights (labels,) of rows that have a label, with which they count as much as those without it."""
         return np.divide(rows - counts, counts, out=np.ones(len(counts)), where=(counts > 0) & (counts < rows))
+
+    def initial_bias(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        """Return the bias (labels,) with which the logits of a new head begin: the log odds of the labels' shares.
+
+        Most labels are rare. A head that begins at 0 spends its first hundreds of steps on saying no to all of them
+        (Lin et al. 2017). Half a row more on each side keeps the odds finite.
+        """
+        return np.log((counts + 0.5) / (rows - counts + 0.5))
 
     def row_losses(
         self,
@@ -359,7 +372,7 @@ class MultiLabel:
         return {
             "labels": pa.ListArray.from_arrays(offsets, names, mask=pa.array(~(has_score & has_label))),
             "confidence": pa.array(confidence, pa.float32(), mask=~has_score),
-        } | probability_column.build(probabilities, has_score)
+        } | make_column(probabilities, has_score)
 
     def contradicts(
         self,
@@ -375,7 +388,7 @@ class MultiLabel:
         that near a threshold either side's answer is right.
         """
         has_score = ~np.isnan(probabilities).any(axis=1)
-        stored = probability_column.read(answer["probabilities"], len(label_names))
+        stored = read_column(answer["probabilities"], len(label_names))
         chosen, own_confidence = self.decide(stored)
         confidence = answer["confidence"].to_numpy(zero_copy_only=False)
         sizes = pc.fill_null(pc.list_value_length(answer["labels"]), 0).to_numpy()

@@ -88,10 +88,15 @@ class TrainingLoop:
         if self.device.type == "cpu":
             torch.set_num_threads(task.threads)
         torch.manual_seed(self.settings.seed)
+        counts = count_labels(self.train_part.labels, len(task.label_names))
         self.model = load_model(task, self.device)
         self.vocabulary = TrimmedVocabulary(self.model, task.token_ids)
         self.model.to(self.device)
-        self.class_weights = self._weigh_classes()
+        balanced = self.settings.class_weights == "balanced"
+        weights = self.objective.balance(counts, len(self.train_part)) if balanced else np.ones(len(counts))
+        if not balanced:  # or the head is to say yes to each label as often as no
+            start_head(self.model, task, self.objective.initial_bias(counts, len(self.train_part)))
+        self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)  # (classes,)
         self.number_type = NumberType(self._choose_number_type())
         self.forward = self._make_forward(self.number_type.dtype)
         self.optimizer = make_optimizer(self.model, self.settings, self.recipe)
@@ -227,13 +232,6 @@ class TrainingLoop:
             dtype=hardware.dtype_name(self.forward.dtype),
         )
 
-    def _weigh_classes(self) -> torch.Tensor:
-        """Return the weight of each class in the loss, (classes,) float32."""
-        counts = count_labels(self.train_part.labels, len(self.task.label_names))
-        balanced = self.settings.class_weights == "balanced"
-        weights = self.objective.balance(counts, len(self.train_part)) if balanced else np.ones(len(counts))
-        return torch.tensor(weights, dtype=torch.float32, device=self.device)
-
     def _make_forward(self, dtype: torch.dtype) -> Forward:
         expands_mask = self.device.type == "cuda" and can_expand_mask(self.model)
         return Forward(self.device, dtype, self.settings.max_length, self.task.pad_id, expands_mask)
@@ -358,3 +356,11 @@ def load_model(task: TrainingTask, device: torch.device) -> classifier.Classifie
     if settings.gradient_checkpointing:
         model.pretrained.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     return model
+
+
+def start_head(model: classifier.Classifier, task: TrainingTask, bias: np.ndarray) -> None:
+    """Set the bias of a new head's last layer; one that the encoder's folder holds stays as it is."""
+    layer = classifier.last_layer(model, len(task.label_names))
+    if layer.bias is not None and not layer.bias.any():
+        with torch.no_grad():
+            layer.bias.copy_(torch.from_numpy(bias))

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sentiment_core.errors import UserError
 from sentiment_core.model import multi_label
 from sentiment_core.model.multi_label_records import MultiLabelMetrics
-from sentiment_core.model.objective import MultiLabel
+from sentiment_core.model.objective import MultiLabel, SingleLabel
 from sentiment_core.model.records import EpochRecord, MultiLabelScores
 
 NAMES = ["anger", "joy", "love"]
@@ -58,6 +58,13 @@ def test_focal_loss_has_finite_gradients_where_the_answer_is_certain():
 
 def test_balanced_rows_with_a_label_count_as_much_as_those_without():
     assert MultiLabel().balance(np.array([20, 50, 0, 100]), 100).tolist() == [4.0, 1.0, 1.0, 1.0]
+
+
+def test_a_new_head_begins_with_the_shares_of_the_labels():
+    probabilities = MultiLabel().activate(MultiLabel().initial_bias(np.array([10, 500, 0]), 1000))
+    np.testing.assert_allclose(probabilities, [0.01, 0.5, 0.0], atol=1e-3)
+    assert probabilities[2] > 0
+    assert not SingleLabel().initial_bias(np.array([1, 2]), 3).any()
 
 
 def test_labels_above_their_thresholds_are_chosen_and_the_least_certain_decision_is_the_confidence():

@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def trained(ray_here, packaged_encoder, data, tmp_path_factory) -> TrainResult:
     out = str(tmp_path_factory.mktemp("trained") / "bundle")
-    flags = {"epochs": 2, "lr": 2e-4, "head_lr": 2e-3, "class_weights": "balanced", "focal_gamma": 1.0}
+    flags = {"epochs": 2, "lr": 2e-4, "head_lr": 2e-3, "focal_gamma": 1.0}
     return train(TrainSettings(data=data, model=packaged_encoder, out=out, max_length=32, **flags))
 
 
