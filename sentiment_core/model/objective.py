@@ -16,14 +16,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.model import calibration, metrics, multi_label
 from sentiment_core.model.multi_label_records import LabelCalibration, MultiLabelMetrics
 from sentiment_core.model.probability_column import make_column, read_column
-from sentiment_core.model.records import (
-    Calibration,
-    EvaluationScores,
-    Metrics,
-    MultiLabelScores,
-    ProblemType,
-    Record,
-)
+from sentiment_core.model.records import Calibration, EvaluationScores, Metrics, MultiLabelScores, ProblemType, Record
 
 if TYPE_CHECKING:  # importing torch takes seconds; reading a bundle's settings does without
     import torch
@@ -43,7 +36,6 @@ class SingleLabel:
 
     problem_type: ClassVar[ProblemType] = "single_label_classification"
     records: ClassVar[dict[str, type[Record]]] = {"metrics": Metrics, "calibration": Calibration}  # of its bundles
-
     several: ClassVar[bool] = False  # labels a row
 
     ordinal: bool = False  # the labels are the steps of a scale, in their order
@@ -225,7 +217,6 @@ class MultiLabel:
 
     problem_type: ClassVar[ProblemType] = "multi_label_classification"
     records: ClassVar[dict[str, type[Record]]] = {"metrics": MultiLabelMetrics, "calibration": LabelCalibration}
-
     several: ClassVar[bool] = True
 
     thresholds: tuple[float, ...] = ()  # by label; empty: 0.5 for all
