@@ -251,7 +251,7 @@ def test_an_adopted_bundle_is_calibrated_for_whoever_loads_it(packaged_encoder, 
         Classifier.load(tmp_path / "b", precision="float32").predict_proba(texts).max(axis=1), after, atol=1e-4
     )
     assert "confidences are as the model gives them" not in made.summary()
-    assert f"at temperature {info.calibration.temperature:.2f}" in made.summary()
+    assert f": temperature {info.calibration.temperature:.2f}" in made.summary()
     card = (tmp_path / "b" / "README.md").read_text()
     assert f"Adopted from `{start}`" in card
     assert "on 200 labelled rows" in card
