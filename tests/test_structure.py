@@ -122,8 +122,10 @@ print(json.dumps([seconds, sorted(sys.modules), dict(os.environ) == before]))
     assert min(runs) < IMPORT_SECONDS
 
 
-@pytest.mark.parametrize("module", ["training.monitor", "runtime.task_guard", "runtime.preflight", "scoring.stages"])
-def test_what_small_ray_processes_import_loads_no_model_library(module):
+@pytest.mark.parametrize(
+    "module", ["training.monitor", "runtime.task_guard", "runtime.preflight", "scoring.stages", "scoring.plan"]
+)
+def test_planning_and_small_ray_processes_import_no_model_library(module):
     code = f"import sys, sentiment_core.{module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)

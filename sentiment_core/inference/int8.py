@@ -12,7 +12,6 @@ from sentiment_core.model import bundle
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.objective import Objective
 from sentiment_core.model.records import LEAST_INT8_AGREEMENT, Int8Check
-from sentiment_core.runtime import hardware
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.text.token_lists import TokenLists
 
@@ -57,6 +56,7 @@ def prepare_int8(
     from sentiment_core.inference.engine import Engine
     from sentiment_core.inference.int8_layers import pack_layers, without
     from sentiment_core.inference.quantization import fit_layers
+    from sentiment_core.runtime import hardware
 
     def load(backend: str, layers: "Int8Layers") -> "Engine":
         return Engine(
