@@ -31,6 +31,7 @@ from tests.ready_models import LABELS, Hub, make_classifier
 from tests.scoring.runs import plan_folder, read_scored
 from tests.serving.test_app import ask
 
+pytestmark = pytest.mark.slow
 REPO = Path(__file__).resolve().parents[1]
 NAMES = {"negative": "bad", "positive": "good"}
 ROWS = 60

@@ -80,6 +80,7 @@ def test_a_corpus_is_scored_by_the_columns_that_the_model_was_trained_on(in_proc
         plan_folder(two_columns, tmp_path / "in", tmp_path / "out", probabilities=True, text_column=("title",))
 
 
+@pytest.mark.slow
 def test_evaluation_joins_the_columns_of_the_model(two_columns, tmp_path):
     write_shard(tmp_path, "a.parquet", {"title": TITLES, "body": BODIES, "label": LABELS})
     write_shard(tmp_path, "joined/a.parquet", {"text": JOINED, "label": LABELS})
@@ -88,6 +89,7 @@ def test_evaluation_joins_the_columns_of_the_model(two_columns, tmp_path):
     assert (own.n, own.brier) == (joined.n, pytest.approx(joined.brier, abs=0.01))
 
 
+@pytest.mark.slow
 def test_fields_of_a_mapping_are_joined_and_unknown_ones_refused(two_columns, tiny_bundle):
     classifier = Classifier.load(two_columns)
     rows = [{"title": title, "body": body} for title, body in zip(TITLES, BODIES, strict=True)]
@@ -99,6 +101,7 @@ def test_fields_of_a_mapping_are_joined_and_unknown_ones_refused(two_columns, ti
         Classifier.load(tiny_bundle).predict(rows)
 
 
+@pytest.mark.slow
 def test_a_served_model_reads_the_fields_of_a_request(two_columns):
     model = ServedModel(bundle.read_files(two_columns)[1], threads=1, min_confidence=0.0)
     assert model.join_fields({"body": "a film", "title": "good"}) == JOINED[0]

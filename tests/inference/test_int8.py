@@ -53,6 +53,7 @@ class StubEngine:
         return np.tile(np.float32([0.4, 0.6]), (len(tokens), 1)), 0
 
 
+@pytest.mark.slow
 def test_all_layers_are_in_8_bits_where_the_labels_stay(model, monkeypatch):
     for module in (records, int8):  # an untrained head has many rows near the boundary
         monkeypatch.setattr(module, "LEAST_INT8_AGREEMENT", 0.95)
@@ -133,6 +134,7 @@ def test_layers_of_a_file_that_have_the_same_inputs_round_them_once(model, layer
     assert kinds.count("FakeQuantize") in (8, 9)
 
 
+@pytest.mark.slow
 def test_8_bits_are_what_rounding_in_torch_gives(model, layers):
     """The plugin's kernels leave nothing out and overflow nowhere, on whatever chip this runs."""
     found = Engine(model, 2, 32, backend="int8", precision="float32", int8_layers=layers).probabilities(ROWS)[0]
@@ -154,11 +156,13 @@ def test_layers_that_the_model_does_not_have_are_refused(model, layers):
         quantize(network, layers | strange)
 
 
+@pytest.mark.slow
 def test_a_bundle_without_the_file_does_not_compute_in_8_bits(tiny_bundle):
     with pytest.raises(BackendUnavailable, match=r"the bundle has no int8\.safetensors, which training makes"):
         Engine.load(tiny_bundle, backend="int8")
 
 
+@pytest.mark.slow
 def test_the_start_measures_8_bits_beside_the_fastest_other_choice(tiny_encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = make_bundle(tiny_encoder, tmp_path / "b", int8={"layers": 12})

@@ -26,6 +26,7 @@ from sentiment_core.runtime import storage
 from tests.conftest import make_bundle
 from tests.ready_models import FAMILIES, LABELS, POSITIONS, Hub, make_classifier
 
+pytestmark = pytest.mark.slow
 TEXTS = ["the film was wonderful", "Dull", "the book was awful, " * 40, "Crème brûlée!  人工 & so\twe talked", "a play"]
 WEIGHTS = "model.safetensors"
 

@@ -76,6 +76,7 @@ def test_micro_f1_is_compared_by_exchanging_rows():
     assert 0.2 < np.mean(alike) < 0.8
 
 
+@pytest.mark.slow
 def test_several_labels_are_compared_by_their_names(tiny_encoder, multi_label_bundle, tmp_path):
     """The candidate has the same labels in another order."""
     names = ["love", "anger", "joy"]
