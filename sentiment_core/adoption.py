@@ -10,6 +10,7 @@ import numpy as np
 
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data import labelled
+from sentiment_core.data.csv_settings import csv_encoding_setting, csv_separator_setting
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme, parse_mapping
 from sentiment_core.data.readers import Columns
@@ -60,12 +61,8 @@ class AdoptSettings:
     label_map: tuple[str, ...] = setting(
         (), "labels of the data, and the model's names for them, such as pos=positive,neg=negative", "A=B", group="data"
     )
-    csv_separator: str | None = setting(
-        None, "separator of CSV files; default: the one of , ; tab | that the first line has", group="data"
-    )
-    csv_encoding: str | None = setting(
-        None, "encoding of CSV files, such as cp1252; default: by the byte-order mark, else UTF-8", group="data"
-    )
+    csv_separator: str | None = csv_separator_setting()
+    csv_encoding: str | None = csv_encoding_setting()
 
     @property
     def columns(self) -> Columns:
@@ -150,7 +147,7 @@ def _evaluate(
     # each row either fits the 8 bits or is evaluated in them
     fitting, evaluated = np.arange(0, len(data), 2), np.arange(1, len(data), 2)
     held_out = LabelledTokens(tokens.take(evaluated), data.labels[evaluated])
-    int8, int8_files = prepare_int8(model, info.labels, info.max_length, objective, held_out, tokens.take(fitting))
+    int8, int8_files = prepare_int8(model, classes, info.max_length, objective, held_out, tokens.take(fitting))
     info = replace(
         info,
         metrics=objective.evaluate(probabilities, data.labels, info.labels),

@@ -9,6 +9,7 @@ import numpy as np
 from sentiment_core.api import Classifier
 from sentiment_core.config import REQUIRED, setting
 from sentiment_core.data import labelled
+from sentiment_core.data.csv_settings import csv_encoding_setting, csv_separator_setting
 from sentiment_core.data.labels import parse_mapping
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
@@ -58,12 +59,8 @@ class EvaluateSettings:
         "A=B",
         group="data",
     )
-    csv_separator: str | None = setting(
-        None, "separator of CSV files; default: the one of , ; tab | that the first line has", group="data"
-    )
-    csv_encoding: str | None = setting(
-        None, "encoding of CSV files, such as cp1252; default: by the byte-order mark, else UTF-8", group="data"
-    )
+    csv_separator: str | None = csv_separator_setting()
+    csv_encoding: str | None = csv_encoding_setting()
     by: str | None = setting(
         None, "also give the metrics of each value of this column, or key of partition folders", "COLUMN", group="data"
     )

@@ -140,7 +140,7 @@ def tiny_bundle(tiny_encoder, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def multi_label_bundle(tiny_encoder, tmp_path_factory) -> str:
-    """A bundle of three labels, of which random weights give each text any number."""
+    """Make a bundle with random weights, which gives a text any number of three labels."""
     objective = MultiLabel((0.5, 0.45, 0.55))
     place = tmp_path_factory.mktemp("bundle") / "several"
     return make_bundle(tiny_encoder, place, labels=("anger", "joy", "love"), objective=objective)

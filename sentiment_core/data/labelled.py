@@ -168,8 +168,8 @@ def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledText
     text_labels = data.labels[np.unique(text_numbers, return_index=True)[1]]  # of each text's first row
     counts = labels.count_labels(text_labels, len(data.label_names))
     single = np.flatnonzero(counts == 1)  # labels that cannot be in both parts
-    # texts
-    divisible = np.arange(len(text_labels)) if data.several else np.flatnonzero(counts[text_labels] > 1)
+    is_divisible = np.ones(len(text_labels), bool) if data.several else counts[text_labels] > 1
+    divisible = np.flatnonzero(is_divisible)  # texts
     classes, held_out = np.count_nonzero(counts > 1), round(fraction * len(divisible))
     needed = 1 if data.several else classes  # texts that hold all labels
     if classes < (1 if data.several else 2) or held_out < needed or len(divisible) - held_out < needed:

@@ -37,7 +37,7 @@ class LabelledTokens:
 
 def prepare_int8(
     model: "Classifier",
-    label_names: list[str],
+    classes: int,
     max_length: int,
     objective: Objective,
     evaluation: LabelledTokens,
@@ -61,7 +61,7 @@ def prepare_int8(
     def load(backend: str, layers: "Int8Layers") -> "Engine":
         return Engine(
             model.eval(),
-            len(label_names),
+            classes,
             max_length,
             backend=backend,
             objective=objective,
@@ -72,7 +72,7 @@ def prepare_int8(
 
     check = Int8Check(reason="none of its layers can be computed in 8 bits")
     try:
-        comparison = _Comparison.with_float32(load("openvino", {}), label_names, evaluation, training)
+        comparison = _Comparison.with_float32(load("openvino", {}), evaluation, training)
         layers, most_harmful_first = fit_layers(model, training, max_length)
         for share in LEFT_OUT if layers else ():
             tried = without(layers, most_harmful_first[: round(share * len(layers))])
@@ -88,15 +88,12 @@ def prepare_int8(
 class _Comparison:
     """Rows to compare labels on, with what float32 makes of them."""
 
-    label_names: list[str]
     evaluation: LabelledTokens
     training: TokenLists
     expected: np.ndarray  # (rows, classes) probabilities, of evaluation rows first
 
     @classmethod
-    def with_float32(
-        cls, engine: "Engine", label_names: list[str], evaluation: LabelledTokens, training: TokenLists
-    ) -> "_Comparison":
+    def with_float32(cls, engine: "Engine", evaluation: LabelledTokens, training: TokenLists) -> "_Comparison":
         """Choose the rows and compute them."""
         sample = _sample_rows(evaluation.tokens, COMPARED_ROWS, COMPARED_TOKENS)
         rows_left = COMPARED_ROWS - len(sample)
@@ -104,7 +101,7 @@ class _Comparison:
         chosen = LabelledTokens(evaluation.tokens.take(sample), evaluation.targets[sample])
         others = training.take(_sample_rows(training, rows_left, tokens_left))
         expected = np.concatenate([engine.probabilities(tokens)[0] for tokens in (chosen.tokens, others)])
-        return cls(label_names, chosen, others, expected)
+        return cls(chosen, others, expected)
 
     def check(self, engine: "Engine", layers: int, all_layers: int) -> Int8Check:
         """Compare an engine's labels. Stops once too many differ; then the rows are those until there."""

@@ -115,9 +115,8 @@ class BundleInfo:
     @property
     def label_scheme(self) -> LabelScheme:
         """Return how the labels of other data meet the bundle's: as those it was trained on did."""
-        data = (
-            self.training.data if self.training.data.rows else self.training.eval_data
-        )  # an adopted model has no other
+        training = self.training  # an adopted model has evaluation rows only
+        data = training.data if training.data.rows else training.eval_data
         return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map, several=self.objective.several)
 
 

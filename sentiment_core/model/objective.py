@@ -127,7 +127,7 @@ class SingleLabel:
         return self.decide(probabilities)[0] == self.decide(others)[0]
 
     def evaluate(self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str]) -> Metrics:
-        """Compute the metrics of labelled rows, each of which has a score."""
+        """Compute the metrics of labelled rows. Every row must have a score."""
         return metrics.evaluate(probabilities, targets, label_names, self.ordinal)
 
     def fit_decision(self, probabilities: np.ndarray, targets: np.ndarray) -> "SingleLabel":
@@ -318,7 +318,7 @@ class MultiLabel:
         return (self.decide(probabilities)[0] == self.decide(others)[0]).all(axis=1)
 
     def evaluate(self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str]) -> MultiLabelMetrics:
-        """Compute the metrics of labelled rows, each of which has a score."""
+        """Compute the metrics of labelled rows. Every row must have a score."""
         chosen, confidence = self.decide(probabilities)
         thresholds = self._thresholds_of(probabilities.astype(np.float64))
         return multi_label.evaluate(probabilities, chosen, confidence, targets, label_names, thresholds)

@@ -15,11 +15,8 @@ if TYPE_CHECKING:
     from sentiment_core.model.records import EpochRecord
 
 TASK = "text-classification"
-HUB_METRICS = {
-    "macro_f1": "f1",
-    "micro_f1": "f1",
-    "brier": "brier_score",
-}  # as the hub calls ours, where it does otherwise
+# the hub's names of our metrics, where they differ
+HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "brier": "brier_score"}
 
 
 def make_model_card(info: "BundleInfo", log: Sequence["EpochRecord"], figures: Mapping[str, str]) -> str:

@@ -71,11 +71,8 @@ class Run:
         return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
-NEWER_DEFAULTS = (
-    ("prefix", ""),
-    ("precision", "auto"),
-    ("multi_label", False),
-)  # of settings that older versions do not know
+# of settings that older versions do not know
+NEWER_DEFAULTS = (("prefix", ""), ("precision", "auto"), ("multi_label", False))
 SETTINGS = tuple(item.name for item in fields(Run))
 
 

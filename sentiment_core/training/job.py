@@ -279,7 +279,7 @@ def finish(
     )
     evaluation = LabelledTokens(prepared.eval_tokens, targets)
     int8, int8_files = prepare_int8(
-        weights.model, labels, settings.max_length, objective, evaluation, prepared.train_tokens
+        weights.model, len(labels), settings.max_length, objective, evaluation, prepared.train_tokens
     )
     info = bundle.BundleInfo(
         head=settings.head,

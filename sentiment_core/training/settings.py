@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.data.csv_settings import csv_encoding_setting, csv_separator_setting
 from sentiment_core.data.labels import parse_mapping
 from sentiment_core.data.readers import Columns
 from sentiment_core.text.preprocessing import Clean, Truncation
@@ -61,12 +62,8 @@ class TrainSettings:
     min_label_rows: int = setting(
         1, "leave out the rows of a label that has fewer; default: keep all labels", "N", group="data"
     )
-    csv_separator: str | None = setting(
-        None, "separator of CSV files; default: the one of , ; tab | that the first line has", group="data"
-    )
-    csv_encoding: str | None = setting(
-        None, "encoding of CSV files, such as cp1252; default: by the byte-order mark, else UTF-8", group="data"
-    )
+    csv_separator: str | None = csv_separator_setting()
+    csv_encoding: str | None = csv_encoding_setting()
     ordinal: bool = setting(
         False, "the labels, in their order, are the steps of a scale: also report the mean absolute error", group="data"
     )

@@ -35,7 +35,7 @@ def layers(model):
 
 def prepare(model, objective=SingleLabel()):  # noqa: B008 (frozen)
     targets = np.arange(len(ROWS)) % 2
-    return prepare_int8(model, LABELS, 32, objective, LabelledTokens(ROWS, targets), TRAINING)
+    return prepare_int8(model, len(LABELS), 32, objective, LabelledTokens(ROWS, targets), TRAINING)
 
 
 def inputs_of(model) -> BackendInputs:
@@ -70,7 +70,7 @@ def test_all_layers_are_in_8_bits_where_the_labels_stay(model, monkeypatch):
 
 
 def test_layers_that_harm_are_left_out_until_the_labels_stay(model, monkeypatch):
-    """Of the attempts the third one keeps the labels."""
+    """The third attempt keeps the labels."""
     attempts = []
 
     def check(self, int8_engine, layers, all_layers):
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_run_here_in_8_bits_has_the_reason(model, monkeypatc
 
 
 def test_linear_layers_are_multiplied_in_8_bits_and_the_others_are_not(model, layers):
-    """What the plugin says of its kernels: else it might round and then compute in float32, which costs time."""
+    """Ask the plugin for its kernels: it could also round, and then compute in float32."""
     name = "encoder.layer.0.output.dense"
     network = inputs_of(model).openvino_model.clone()
     quantize(network, without(layers, [name]))

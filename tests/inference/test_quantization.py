@@ -1,4 +1,4 @@
-"""How layers are fitted to 8 bits on what they compute."""
+"""Fit layers to 8 bits on what they compute."""
 
 import numpy as np
 import pytest

@@ -22,7 +22,7 @@ NAMES = sorted(WORDS)
 
 
 def topics(rows: int, seed: int) -> pa.Table:
-    """Sentences with up to three labels, each of which shows in a word."""
+    """Make sentences with up to three labels. A word shows each label."""
     rng = np.random.default_rng(seed)
     chosen = [[name for name in NAMES if rng.random() < 0.4] for _ in range(rows)]
     texts = [
