@@ -204,6 +204,8 @@ def select_backend(
             rates = _rates(inputs, [*choices, *beside], mean_length)
         layers = getattr(config, "num_hidden_layers", timing.LAYERS)
         passed_over: list[str] = []
+        if mean_length and not rates and device.type == "cpu":  # nothing says that a less exact type is faster
+            choices = sorted(choices, key=lambda choice: timing.EXACTNESS.index(choice.number_type))
         ordered = order_choices(choices, rates, work_tokens, layers) if mean_length else list(choices)
         for choice in ordered:
             try:

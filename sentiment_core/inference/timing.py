@@ -136,9 +136,7 @@ def make_work(config: Any, mean_length: int, device: torch.device, threads: int)
     random = np.random.default_rng(0)
     longest = max(1, min(mean_length * 3 // 2, families.longest_text(config, mean_length * 2)))
     lengths = np.minimum(random.integers(max(1, mean_length // 2), mean_length * 3 // 2 + 1, rows), longest)
-    quarter = config.vocab_size // 4
-    ids = random.integers(quarter, 3 * quarter, lengths.sum(), dtype=np.int32)
-    return TokenLists(ids, np.cumsum([0, *lengths]))
+    return families.make_random_lists(config, lengths)
 
 
 def cut_layers(model: Classifier) -> Classifier:

@@ -37,13 +37,18 @@ def longest_text(config: Any, unbounded: int) -> int:
 
 
 def make_probe(config: Any) -> TokenLists:
-    """Make random token lists of several lengths, without special tokens, to check a backend with.
+    """Make random token lists of several lengths, to check a backend with."""
+    limit = count_positions(config, 512) - RESERVED_POSITIONS
+    return make_random_lists(config, np.array([min(length, limit) for length in PROBE_LENGTHS]))
+
+
+def make_random_lists(config: Any, lengths: np.ndarray) -> TokenLists:
+    """Make random token lists of these lengths, without special tokens.
 
     Vocabularies keep special tokens at either end, so ids are drawn from the middle. The head of a model with a decoder
     looks at the token that ends a text, so that its lists have one.
     """
-    limit = count_positions(config, 512) - RESERVED_POSITIONS
-    offsets = np.cumsum([0, *(min(length, limit) for length in PROBE_LENGTHS)])
+    offsets = np.cumsum([0, *lengths])
     quarter = config.vocab_size // 4
     ids = np.random.default_rng(0).integers(quarter, 3 * quarter, offsets[-1], dtype=np.int32)
     ids[ids == (config.pad_token_id or 0)] += 1
