@@ -36,14 +36,18 @@ def longest_text(config: Any, unbounded: int) -> int:
     return count_positions(config, unbounded) - reserved
 
 
-def make_probe(config: Any) -> TokenLists:
+def make_probe(config: Any, beyond_window: bool = False) -> TokenLists:
     """Make random token lists of several lengths, without special tokens, to check a backend with.
 
     Vocabularies keep special tokens at either end, so ids are drawn from the middle. The head of a model with a decoder
-    looks at the token that ends a text, so that its lists have one.
+    looks at the token that ends a text, so that its lists have one. With `beyond_window` there is another list, if the
+    family attends within a window: longer than the window, so that a backend without it is found out.
     """
     limit = count_positions(config, 512) - RESERVED_POSITIONS
-    offsets = np.cumsum([0, *(min(length, limit) for length in PROBE_LENGTHS)])
+    lengths = list(PROBE_LENGTHS)
+    if beyond_window and config.model_type in WINDOWED_ATTENTION:
+        lengths.append(config.local_attention * 3 // 2)
+    offsets = np.cumsum([0, *(min(length, limit) for length in lengths)])
     quarter = config.vocab_size // 4
     ids = np.random.default_rng(0).integers(quarter, 3 * quarter, offsets[-1], dtype=np.int32)
     ids[ids == (config.pad_token_id or 0)] += 1
