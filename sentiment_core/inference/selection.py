@@ -189,7 +189,7 @@ def select_backend(
         UserError: The model cannot be padded.
     """
     config: Any = model.encoder.config
-    probe = families.make_probe(config)
+    probe = families.make_probe(config, beyond_window=True)
     fitness.check_padding(model.to(device))
 
     with torch.inference_mode():

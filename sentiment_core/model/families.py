@@ -36,10 +36,17 @@ def longest_text(config: Any, unbounded: int) -> int:
     return count_positions(config, unbounded) - reserved
 
 
-def make_probe(config: Any) -> TokenLists:
-    """Make random token lists of several lengths, to check a backend with."""
+def make_probe(config: Any, beyond_window: bool = False) -> TokenLists:
+    """Make random token lists of several lengths, to check a backend with.
+
+    With `beyond_window` there is another list, if the family attends within a window: longer than the window, so that
+    a backend without it is found out.
+    """
     limit = count_positions(config, 512) - RESERVED_POSITIONS
-    return make_random_lists(config, np.array([min(length, limit) for length in PROBE_LENGTHS]))
+    lengths = list(PROBE_LENGTHS)
+    if beyond_window and config.model_type in WINDOWED_ATTENTION:
+        lengths.append(config.local_attention * 3 // 2)
+    return make_random_lists(config, np.minimum(lengths, limit))
 
 
 def make_random_lists(config: Any, lengths: np.ndarray) -> TokenLists:

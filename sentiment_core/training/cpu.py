@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from sentiment_core.model.classifier import Classifier
-from sentiment_core.model.families import PLAIN_ATTENTION
+from sentiment_core.model.families import PLAIN_ATTENTION, WINDOWED_ATTENTION
 from sentiment_core.text.batching import longest_first
 from sentiment_core.training.gradients import LossOfRows
 
@@ -160,16 +160,16 @@ def limit_budget(tokens: int, config: Any, longest: int) -> int:
     return min(tokens, SCORES_BYTES // (4 * getattr(config, "num_attention_heads", HEADS) * longest))
 
 
-def is_plain(model: Classifier) -> bool:
-    """Tell whether the model's family can use the attention above."""
+def has_fast_attention(model: Classifier) -> bool:
+    """Tell whether the model's family can use the attention above; of windows the mask tells."""
     config: Any = model.encoder.config
-    return config.model_type in PLAIN_ATTENTION
+    return config.model_type in PLAIN_ATTENTION + WINDOWED_ATTENTION
 
 
 def prepare(model: Classifier) -> None:
     """Replace the model's attention and dropouts by the fast ones."""
     pretrained: Any = model.pretrained
-    pretrained.set_attn_implementation(ATTENTION if is_plain(model) else "eager")
+    pretrained.set_attn_implementation(ATTENTION if has_fast_attention(model) else "eager")
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:

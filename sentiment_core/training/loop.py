@@ -286,7 +286,7 @@ class TrainingLoop:
         """Return how a single worker computes gradients."""
         # not with gradient checkpointing: the recomputed forward pass would draw another dropout
         sharded = self.device.type == "cpu" and self.task.threads > 1 and not self.settings.gradient_checkpointing
-        if sharded and cpu.is_plain(model):
+        if sharded and cpu.has_fast_attention(model):
             return cpu.ShardedBackward(model, dtype, self.task.threads)
         return PlainBackward(model)
 

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from sentiment_core.model import classifier
 from sentiment_core.training import cpu
@@ -61,6 +62,38 @@ def test_the_same_logits_and_gradients_as_eager_attention(tiny_encoder, precise)
     for (name, one), other in zip(ours.named_parameters(), eager.parameters(), strict=True):
         if one.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, **near, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_family_with_windows_gets_the_losses_and_gradients_of_eager_attention(dtype):
+    """In parts side by side, with rows longer than the window and padding that it does not reach."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "modernbert", vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        pad_token_id=0, cls_token_id=1, sep_token_id=2, local_attention=8,
+        layer_types=["sliding_attention", "full_attention"], initializer_range=0.1,
+    )  # fmt: skip
+    eager = classifier.from_config(config, "standard").train()
+    ours = copy.deepcopy(eager)
+    eager.pretrained.set_attn_implementation("eager")
+    cpu.prepare(ours)
+    assert ours.pretrained.config._attn_implementation == cpu.ATTENTION
+    assert eager.pretrained.config._attn_implementation == "eager"
+    ids, targets = torch.randint(5, 99, (4, 40)), torch.tensor([0, 1, 1, 0])
+    mask = (torch.arange(40) < torch.tensor([[40], [33], [3], [1]])).long()
+
+    def loss(model, part):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(ids[part], mask[part]).float()
+        return nn.functional.cross_entropy(logits, targets[part], reduction="sum")
+
+    expected = loss(eager, np.arange(4))
+    expected.backward()
+    found = ShardedBackward(ours, dtype, threads=2).add_parts(loss, [np.array([0, 2]), np.array([1, 3])])
+    near = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
+    torch.testing.assert_close(found, expected.detach(), **near)
+    for (name, parameter), other in zip(ours.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, **near, msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from sentiment_core.inference.backends.base import CPU_STEP, CPU_TOKENS, BackendUnavailable, PaddedRows, SplitClassifier
 from sentiment_core.inference.int8_layers import INPUT_STEPS, Int8Layers
-from sentiment_core.model.families import PLAIN_ATTENTION
+from sentiment_core.model.families import PLAIN_ATTENTION, WINDOWED_ATTENTION
 from sentiment_core.runtime import hardware
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
@@ -109,7 +109,7 @@ def convert(classifier: SplitClassifier, config: Any) -> Any:
         raise BackendUnavailable("not installed; install the extra `cpu`") from None
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     example["attention_mask"][0, -1] = 0  # with nothing to hide transformers would leave out the mask
-    with warnings.catch_warnings(), aligned_attention(config):
+    with warnings.catch_warnings(), aligned_attention(config), rotary_tables(classifier.encoder, config):
         warnings.simplefilter("ignore")  # the tracer's, about shapes it takes for constant; `selection` checks them
         return openvino.convert_model(classifier.encoder, example_input=example)
 
@@ -139,21 +139,76 @@ def attend(
     return states.transpose(1, 2).contiguous(), None
 
 
-ATTENTION = "sentiment_core_aligned"
+def mask_with_own_token(q_length: Any, kv_length: Any, **others: Any) -> torch.Tensor | None:
+    """Make transformers' boolean mask, in which each token also sees itself, by transformers' interface.
+
+    That changes nothing for a text's tokens. Padding further behind a text than a window reaches would see no token at
+    all. For it OpenVINO's softmax gives NaN and torch's 0 (https://github.com/openvinotoolkit/openvino/issues/35959).
+    The next layer multiplies NaN by the padding's weight of 0, which is NaN for all tokens of the row.
+    """
+    mask = sdpa_mask(q_length=q_length, kv_length=kv_length, **others)
+    own = torch.arange(q_length)[:, None] == torch.arange(kv_length)
+    return mask if mask is None else mask | own
+
+
+ATTENTION, ATTENTION_IN_WINDOWS = "sentiment_core_aligned", "sentiment_core_aligned_in_windows"
 AttentionInterface.register(ATTENTION, attend)
+AttentionInterface.register(ATTENTION_IN_WINDOWS, attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION_IN_WINDOWS, mask_with_own_token)
+# by family, the attention that does all that its own does
+CONVERTED_ATTENTION = dict.fromkeys(PLAIN_ATTENTION, ATTENTION) | dict.fromkeys(
+    WINDOWED_ATTENTION, ATTENTION_IN_WINDOWS
+)
 
 
 @contextmanager
 def aligned_attention(config: Any) -> Iterator[None]:
     """Use the attention above inside the block, for families whose own attention does nothing beyond it."""
     before = config._attn_implementation
-    if config.model_type in PLAIN_ATTENTION:
-        config._attn_implementation = ATTENTION
+    config._attn_implementation = CONVERTED_ATTENTION.get(config.model_type, before)
     try:
         yield
     finally:
         config._attn_implementation = before
+
+
+class RotaryTable(nn.Module):
+    """Rotary positions (Su et al. 2021) looked up in tables, in place of transformers' module that computes them.
+
+    In bfloat16 the plugin would multiply positions by frequencies in that type, whose numbers beyond 256 are 2 apart:
+    angles would be off by up to a radian.
+    """
+
+    def __init__(self, rotary: Any, config: Any) -> None:
+        super().__init__()
+        positions = torch.arange(config.max_position_embeddings)
+        self.tables = {kind: rotary(torch.zeros(1), positions, kind) for kind in set(config.layer_types)}
+
+    def forward(self, _: torch.Tensor, position_ids: torch.Tensor, layer_type: str) -> tuple[torch.Tensor, ...]:
+        """Return cosines and sines, each (1, tokens, head size), of positions (1, tokens)."""
+        cosines, sines = self.tables[layer_type]
+        return cosines[position_ids], sines[position_ids]
+
+
+@contextmanager
+def rotary_tables(encoder: nn.Module, config: Any) -> Iterator[None]:
+    """Look rotary positions up in tables inside the block, in families that have a table for each kind of attention.
+
+    Raises `BackendUnavailable` where they depend on the length of the text.
+    """
+    is_windowed = config.model_type in WINDOWED_ATTENTION
+    owners: list[Any] = [module for module in encoder.modules() if is_windowed and hasattr(module, "rotary_emb")]
+    before = [owner.rotary_emb for owner in owners]
+    if any(kind != "default" for rotary in before for kind in rotary.rope_type.values()):
+        raise BackendUnavailable("its rotary positions are scaled, which is not converted")
+    try:
+        for owner, rotary in zip(owners, before, strict=True):
+            owner.rotary_emb = RotaryTable(rotary, config)
+        yield
+    finally:
+        for owner, rotary in zip(owners, before, strict=True):
+            owner.rotary_emb = rotary
 
 
 @contextmanager
