@@ -204,9 +204,7 @@ def select_backend(
             rates = _rates(inputs, [*choices, *beside], mean_length)
         layers = getattr(config, "num_hidden_layers", timing.LAYERS)
         passed_over: list[str] = []
-        if mean_length and not rates and device.type == "cpu":  # nothing says that a less exact type is faster
-            choices = sorted(choices, key=lambda choice: timing.EXACTNESS.index(choice.number_type))
-        ordered = order_choices(choices, rates, work_tokens, layers) if mean_length else list(choices)
+        ordered = order_choices(choices, rates, device, work_tokens, layers) if mean_length else list(choices)
         for choice in ordered:
             try:
                 # its copies of the weights are plain tensors: those of inference mode, compiled, are little tested
@@ -250,11 +248,16 @@ def _reason(choice: Choice, error: Exception) -> str:
     return f"{choice.backend}: {reason}"
 
 
-def order_choices(choices: Sequence[Choice], rates: dict[str, float], work_tokens: float, layers: int) -> list[Choice]:
+def order_choices(
+    choices: Sequence[Choice], rates: dict[str, float], device: torch.device, work_tokens: float, layers: int
+) -> list[Choice]:
     """Order choices, the one to try first in front.
 
     What must be compiled comes first where so much work makes up for it, and is else left out if there is another.
+    Where nothing could be measured on a CPU, nothing says that a less exact number type is faster.
     """
+    if not rates and device.type == "cpu":
+        choices = sorted(choices, key=lambda choice: timing.EXACTNESS.index(choice.number_type))
     others = [choice for choice in choices if choice.backend != COMPILED]
     ordered = timing.fastest_first(others, rates) if others else []
     compiled = [choice for choice in choices if choice.backend == COMPILED]

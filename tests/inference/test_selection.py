@@ -81,12 +81,18 @@ def test_a_precision_that_the_chip_lacks_is_refused_with_those_it_has(chip, devi
 def test_compiling_waits_for_minutes_of_work(tokens, first):
     choices = [Choice(name, "bfloat16") for name in ("compiled", "packed", "torch")]
     rates = {"packed bfloat16": 1.2e6, "torch bfloat16": 4e5}  # of two layers of twelve
-    ordered = order_choices(choices, rates, tokens, layers=12)
+    ordered = order_choices(choices, rates, CUDA, tokens, layers=12)
     assert ordered[0].backend == first
     assert ordered[-1].backend == "torch"
-    assert order_choices(choices[:1], {}, 0, layers=12) == choices[:1]  # asked for by name
+    assert order_choices(choices[:1], {}, CUDA, 0, layers=12) == choices[:1]  # asked for by name
     slow = {"packed bfloat16": 1e5, "torch bfloat16": 4e5}
-    assert order_choices(choices, slow, tokens, layers=12)[0].backend == "torch"  # compiled it is packed rows too
+    assert order_choices(choices, slow, CUDA, tokens, layers=12)[0].backend == "torch"  # compiled it is packed rows too
+
+
+def test_a_less_exact_type_is_not_taken_on_a_cpu_where_nothing_could_be_measured():
+    choices = [Choice(name, dtype) for name in ("openvino", "torch") for dtype in ("bfloat16", "float32")]
+    ordered = [str(choice) for choice in order_choices(choices, {}, CPU, 1e6, layers=6)]
+    assert ordered == ["openvino float32", "torch float32", "openvino bfloat16", "torch bfloat16"]
 
 
 def test_a_model_that_overflows_in_16_bits_is_computed_in_float32_from_the_start(tiny_bundle):

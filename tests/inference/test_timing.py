@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BartConfig,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
@@ -173,3 +174,11 @@ def test_every_number_type_gives_the_same_probabilities(tiny_bundle):
 
 
 WORK = timing.make_work(BertConfig(max_position_embeddings=32), 16, torch.device("cpu"), threads=1)
+
+
+def test_texts_for_a_model_with_a_decoder_end_as_its_head_expects():
+    config = BartConfig(vocab_size=1_000, eos_token_id=2)
+    work = timing.make_work(config, 16, torch.device("cpu"), threads=2)
+    ends = work.offsets[1:] - 1
+    assert (work.ids[ends] == 2).all()
+    assert not (np.delete(work.ids, ends) == 2).any()
