@@ -30,8 +30,8 @@ from transformers import (
 from sentiment_core.cli import run_and_exit
 from sentiment_core.config import REQUIRED, parse, setting
 from sentiment_core.data import labelled
-from sentiment_core.data.readers import Columns
 from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.data.readers import Columns
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.objective import MultiLabel
