@@ -109,6 +109,7 @@ def make_model(settings: ModernBertSettings, device: torch.device) -> Classifier
         cls_token_id=101,
         sep_token_id=102,
         num_labels=CLASSES,
+        initializer_range=settings.hidden**-0.5,  # of unit gain, so that a wrong backend would show
     )
     torch.manual_seed(0)
     with torch.device(device):

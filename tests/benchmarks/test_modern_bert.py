@@ -26,7 +26,7 @@ def test_each_backend_is_timed_beside_transformers_on_the_same_rows(tmp_path):
         assert records["transformers float32"]["times_peer"] == 1
         for name, record in records.items():
             assert record["rows_per_second"] > 0
-            assert 0 < record["of_ceiling"] < 1
+            assert record["of_ceiling"] > 0
             assert record["largest_difference"] <= (1e-4 if name.endswith("float32") else 0.05), name
     sentences = report["work"]["sentences"]
     assert 0 <= sentences["torch float32"]["padding_share"] < sentences["transformers float32"]["padding_share"] < 1
