@@ -106,16 +106,27 @@ def test_a_trainers_folder_is_scored_evaluated_served_and_verified(trained, data
     np.testing.assert_allclose([result.confidence for result in answer.results], confidences, atol=0.01)
 
 
-def test_a_classifier_of_several_labels_is_used_and_adopted(packaged_encoder, data, tmp_path):
-    path = make_classifier("bert", tmp_path / "m", packaged_encoder, problem_type="multi_label_classification")
-    texts = pq.read_table(data)["text"].to_pylist()[:20]
+@pytest.fixture(scope="module")
+def several(packaged_encoder, tmp_path_factory) -> str:
+    """Make a classifier that gives a text any number of its labels."""
+    place = tmp_path_factory.mktemp("several") / "m"
+    return make_classifier("bert", place, packaged_encoder, problem_type="multi_label_classification")
+
+
+def ask_pipeline_for_each_label(path: str, texts: list[str]) -> tuple[np.ndarray, list[list[str]]]:
+    """Return the probability of each label, as transformers gives it, and the labels of half and more."""
     made = pipeline("text-classification", model=path, tokenizer=path, device="cpu", dtype=torch.float32, top_k=None)
     answers = [{answer["label"]: answer["score"] for answer in row} for row in made(texts)]
-    expected = np.array([[answer[label] for label in LABELS] for answer in answers])
+    probabilities = np.array([[answer[label] for label in LABELS] for answer in answers])
+    return probabilities, [[label for label, p in zip(LABELS, row, strict=True) if p >= 0.5] for row in probabilities]
+
+
+def test_a_classifier_of_several_labels_is_used_and_adopted(several, data, tmp_path):
+    path, texts = several, pq.read_table(data)["text"].to_pylist()[:20]
+    expected, chosen = ask_pipeline_for_each_label(path, texts)
     with pytest.warns(Notice, match="is not calibrated"):
         model = Classifier.load(path, precision="float32")
     np.testing.assert_allclose(model.predict_proba(texts), expected, atol=1e-5)
-    chosen = [[label for label, p in zip(LABELS, row, strict=True) if p >= 0.5] for row in expected]
     assert [list(prediction.labels) for prediction in model.predict(texts)] == chosen
 
     labels = [["good"] if label == "good" else ["bad", "so so"] for label in pq.read_table(data)["label"].to_pylist()]
@@ -130,16 +141,26 @@ def test_a_classifier_of_several_labels_is_used_and_adopted(packaged_encoder, da
     assert after["micro_f1"] == pytest.approx(adopted.info.metrics.micro_f1, abs=0.01)
 
 
-def test_a_service_answers_as_the_pipeline_does(folder, ray_here):
+def test_a_service_answers_as_the_pipeline_does(several, ray_here):
+    """With the labels of each text, a list. `serving/test_app.py` has a model of one label a text."""
+    texts = ["a wonderful film", "dull and awful", "the book"]
     try:
-        address = app.start(ServeSettings(model=folder, port=0))
-        code, answer = ask(address + "score", {"texts": ["a wonderful film", "dull"]})
+        address = app.start(ServeSettings(model=several, port=0))
+        code, answer = ask(address + "score", {"texts": [*texts, ""]})
+        explained = ask(address + "explain", {"text": texts[0]})
     finally:
         app.stop()
     assert code == 200
-    labels, confidences = ask_pipeline(folder, ["a wonderful film", "dull"])
-    assert [result["label"] for result in answer["results"]] == labels
-    np.testing.assert_allclose([result["confidence"] for result in answer["results"]], confidences, atol=0.01)
+    *results, empty = answer["results"]
+    probabilities, chosen = ask_pipeline_for_each_label(several, texts)
+    assert [result["labels"] for result in results] == chosen
+    assert all(list(result["probabilities"]) == list(LABELS) for result in results)
+    np.testing.assert_allclose([[*result["probabilities"].values()] for result in results], probabilities, atol=0.01)
+    confidences = np.maximum(probabilities, 1 - probabilities).min(axis=1)  # of the least certain decision
+    np.testing.assert_allclose([result["confidence"] for result in results], confidences, atol=0.01)
+    assert empty == {"labels": None, "confidence": None, "probabilities": None, "status": "empty"}
+    assert (explained[0], explained[1]["labels"]) == (200, chosen[0])
+    assert [word for word, _ in explained[1]["words"]] == texts[0].split()
 
 
 def test_that_nothing_is_calibrated_is_said_once(packaged_encoder, tmp_path):

@@ -123,10 +123,11 @@ def tune(settings: TuneSettings) -> str:
         raise UserError(f"--model {settings.model} cannot be loaded: {' '.join(str(problem).split())[:300]}") from None
     epochs = choose_recipe(settings.base(), config, len(train_part), len(labels)).epochs
     settings = replace(settings, epochs=epochs)  # the same for all trials, so that they can be compared
+    score = _score_name(settings, train_part.several)
     connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)
     with run.open(asdict(settings), defaults_of(settings)) as folder:
         with variables_set(VARIABLES):
-            results = _search(settings, epochs, folder)
+            results = _search(settings, epochs, score, folder)
         trials = [_read_trial(result, settings.space(), storage.join(folder, TRIALS)) for result in results]
         finished = [trial for trial in trials if trial.finished]
         if not finished:
@@ -139,11 +140,11 @@ def tune(settings: TuneSettings) -> str:
 
         records = [asdict(trial) for trial in trials]
         extra = {
-            PICTURE: figures.to_png(figures.draw_search_results(records, settings.select_by)),
+            PICTURE: figures.to_png(figures.draw_search_results(records, score)),
             LOG: "".join(json.dumps(record) + "\n" for record in records).encode(),
         }
         bundle.copy(storage.join(folder, TRIALS, best.id), settings.out, extra)
-    return _summarize(settings, trials, best)
+    return _summarize(settings, score, trials, best)
 
 
 def _parse_domain(text: str) -> tuple[str, Domain]:
@@ -170,8 +171,13 @@ def _parse_domain(text: str) -> tuple[str, Domain]:
     return name, ends
 
 
-def _search(settings: TuneSettings, epochs: int, folder: str) -> Any:
-    """Run the trials, or resume a search; return Ray Tune's results."""
+def _score_name(settings: TrainSettings, several: bool) -> str:
+    """Name what trials are compared by: of several labels a row, micro-F1 stands for accuracy."""
+    return "micro_f1" if several and settings.select_by == "accuracy" else settings.select_by
+
+
+def _search(settings: TuneSettings, epochs: int, score: str, folder: str) -> Any:
+    """Run the trials, or resume a search; return Ray Tune's results. `score`: what they are compared by."""
     filesystem, path = storage.locate(folder)
     base, trials_path = settings.base(), storage.absolute(storage.join(folder, TRIALS))
     on_gpus = cluster.device_kind(settings.device) == "GPU"
@@ -185,7 +191,7 @@ def _search(settings: TuneSettings, epochs: int, folder: str) -> Any:
         trial_path = storage.join(trials_path, trial_id)
         if not storage.exists(storage.join(trial_path, bundle.CARD)):  # else a stopped search had not noticed it
             curves = base.tensorboard and storage.join(base.tensorboard, trial_id)
-            train(replace(base, **config, tensorboard=curves), trial_path, EpochReporter(base.select_by))
+            train(replace(base, **config, tensorboard=curves), trial_path, EpochReporter(score))
 
     # memory, as Tune insists on something, and CPUs are for the workers that a trial starts; on the head, as jobs are
     trainable = ray_tune.with_resources(trial, {"memory": TRIAL_BYTES, "node:__internal_head__": 0.001})
@@ -216,7 +222,7 @@ def _search(settings: TuneSettings, epochs: int, folder: str) -> Any:
                 storage_path=path,
                 storage_filesystem=filesystem,
                 verbose=0,
-                callbacks=[TrialPrinter(settings)],
+                callbacks=[TrialPrinter(settings.trials, score)],
             ),
         )
     return tuner.fit()
@@ -225,16 +231,14 @@ def _search(settings: TuneSettings, epochs: int, folder: str) -> Any:
 class EpochReporter:
     """A tracker that reports each epoch's score to Ray Tune."""
 
-    def __init__(self, select_by: str) -> None:
-        self.select_by = select_by
+    def __init__(self, score: str) -> None:
+        self.score = score
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Report the score, where an epoch ends."""
         if "epoch" in values:
-            # of several labels a row, micro-F1 stands for accuracy
-            name = f"eval/{self.select_by}"
-            score = values[name if name in values else "eval/micro_f1"]
-            ray_tune.report({"epoch": int(values["epoch"]), "score": -score if self.select_by == "loss" else score})
+            value = values[f"eval/{self.score}"]
+            ray_tune.report({"epoch": int(values["epoch"]), "score": -value if self.score == "loss" else value})
 
     def end(self, done: bool) -> None:
         """Do nothing: Tune sees a trial end."""
@@ -243,14 +247,14 @@ class EpochReporter:
 class TrialPrinter(ray_tune.Callback):
     """A callback that prints a line for each epoch of each trial."""
 
-    def __init__(self, settings: TuneSettings) -> None:
-        self.settings = settings
+    def __init__(self, number_of_trials: int, score: str) -> None:
+        self.number_of_trials, self.score = number_of_trials, score
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         """Print an epoch's score."""
         if "epoch" not in result:
             return
-        score = f"{self.settings.select_by} {abs(result['score']):.4f}"
+        score = f"{self.score} {abs(result['score']):.4f}"
         self._print(trials, trial, f"epoch {result['epoch']}: {score} with {_as_flags(trial.config)}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -263,7 +267,7 @@ class TrialPrinter(ray_tune.Callback):
 
     def _print(self, trials: list, trial: Any, event: str) -> None:
         number = trials.index(trial) + 1
-        print(f"tune: trial {number} of {self.settings.trials}, {event}", file=sys.stderr, flush=True)
+        print(f"tune: trial {number} of {self.number_of_trials}, {event}", file=sys.stderr, flush=True)
 
 
 def _read_trial(result: Any, names: Iterable[str], trials_path: str) -> TrialRecord:
@@ -293,9 +297,9 @@ def _as_flags(config: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _summarize(settings: TuneSettings, trials: list[TrialRecord], best: TrialRecord) -> str:
+def _summarize(settings: TuneSettings, score_name: str, trials: list[TrialRecord], best: TrialRecord) -> str:
     """Return a table of all trials, the best first, for the terminal."""
-    lines = [f"{settings.select_by:>9}  epochs  settings"]
+    lines = [f"{score_name:>9}  epochs  settings"]
     for trial in sorted(trials, key=lambda trial: -max(trial.scores, default=-math.inf)):
         score = f"{abs(max(trial.scores)):9.4f}" if trial.scores else f"{'failed':>9}"
         lines.append(f"{score}  {len(trial.scores):6}  {_as_flags(trial.settings)}")

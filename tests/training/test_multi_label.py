@@ -1,24 +1,35 @@
 """Training with several labels a row: it learns, and the bundle gives them to whoever loads it."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from transformers import pipeline
 
 from sentiment_core import Classifier
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import EvaluateSettings, describe_evaluation, evaluate
-from sentiment_core.model import bundle
+from sentiment_core.model import bundle, registry
 from sentiment_core.model.objective import MultiLabel
+from sentiment_core.model.registry import PromoteSettings, promote
+from sentiment_core.nightly.job import nightly
+from sentiment_core.nightly.settings import NightlySettings
 from sentiment_core.training.data import read_parts
 from sentiment_core.training.job import TrainResult, train
 from sentiment_core.training.settings import TrainSettings
+from tests.scoring.runs import read_scored, write_shard
 
 WORDS = {"joy": ["happy", "glad"], "love": ["darling", "beloved"], "anger": ["furious", "angry"]}
 NAMES = sorted(WORDS)
+# without dropout, whose masks are each worker's own
+FLAGS = {"epochs": 2, "lr": 2e-4, "head_lr": 2e-3, "focal_gamma": 1.0, "max_length": 32, "precision": "float32"}
+FLAGS |= {"dropout": 0.0, "classifier_dropout": 0.0}
 
 
 def topics(rows: int, seed: int) -> pa.Table:
@@ -42,8 +53,7 @@ def data(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def trained(ray_here, packaged_encoder, data, tmp_path_factory) -> TrainResult:
     out = str(tmp_path_factory.mktemp("trained") / "bundle")
-    flags = {"epochs": 2, "lr": 2e-4, "head_lr": 2e-3, "focal_gamma": 1.0}
-    return train(TrainSettings(data=data, model=packaged_encoder, out=out, max_length=32, **flags))
+    return train(TrainSettings(data=data, model=packaged_encoder, out=out, **FLAGS))
 
 
 def test_training_learns_and_the_bundle_says_what_it_gives(trained):
@@ -121,6 +131,41 @@ def test_evaluation_gives_the_metrics_of_the_evaluation_rows_again(trained, data
     assert [line.split()[0] for line in lines[2:5]] == NAMES
     with pytest.raises(UserError, match="one label a row; expected lists of labels"):
         evaluate(EvaluateSettings(**options))
+
+
+def test_a_night_promotes_a_better_candidate_whose_two_workers_lose_what_one_loses(
+    in_process, trained, multi_label_bundle, packaged_encoder, data, tmp_path
+):
+    """The next night scores by it, and trains none."""
+    models = str(tmp_path / "models")
+    shutil.copytree(multi_label_bundle, tmp_path / "models" / "first")
+    promote(PromoteSettings(models=models, bundle="first"))
+    pq.write_table(topics(200, seed=1), tmp_path / "test.parquet")
+    (tmp_path / "train.yaml").write_text(
+        yaml.safe_dump({"data": data, "model": packaged_encoder, "workers": 2} | FLAGS)
+    )
+    flags = {"train_config": str(tmp_path / "train.yaml"), "test_data": str(tmp_path / "test.parquet")}
+    flags |= {"model": models, "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    write_shard(tmp_path / "in", "a.parquet", topics(30, seed=2).select(["text"]))
+    first = nightly(NightlySettings(night="n1", **flags))
+    assert (first.state, first.exit_code, first.alarms) == ("done", 0, [])
+    assert first.renewal.promoted, first.renewal.reason
+    assert re.match(r"micro-F1 0\.\d+ against 0\.\d+ \(p = 0\.0001\), exact match 0\.\d+ against", first.renewal.reason)
+    candidate = registry.resolve(models)
+    info = bundle.read_info(candidate)
+    assert (info.labels, info.training.settings["workers"]) == (NAMES, 2)
+    log = [json.loads(line) for line in bundle.storage.read_file(f"{candidate}/{bundle.LOG}").splitlines()]
+    for record, expected in zip(log, trained.log, strict=True):
+        np.testing.assert_allclose(record["losses"], expected.losses, atol=1e-3)
+    assert info.thresholds == pytest.approx(trained.info.thresholds, abs=0.05)
+
+    later = topics(30, seed=3)
+    write_shard(tmp_path / "in", "b.parquet", later.select(["text"]))
+    second = nightly(NightlySettings(night="n2", **flags))
+    assert (second.state, second.model, second.rows, second.renewal) == ("done", candidate, 30, None)
+    scored = read_scored(tmp_path / "out")
+    labels = scored.filter(pc.field("source") == "b.parquet")["labels"].to_pylist()
+    assert np.mean([a == b for a, b in zip(labels, later["label"].to_pylist(), strict=True)]) > 0.7
 
 
 @pytest.mark.parametrize(
