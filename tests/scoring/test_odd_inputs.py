@@ -22,7 +22,7 @@ from sentiment_core.errors import EXIT_FAULT, EXIT_OK, UserError
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.records import Origin, Run, UnitOrigin
 from sentiment_core.scoring.verify import VerifySettings, verify
-from tests.scoring.runs import plan_folder, read_scored, score_folder, write_shard
+from tests.scoring.runs import plan_folder, read_scored, score_folder, stages_in_process, write_shard
 
 FAR = datetime.datetime(9999, 12, 31)
 INT96 = {"use_deprecated_int96_timestamps": True, "store_schema": False}
@@ -55,7 +55,8 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def scored(ray_here, tiny_bundle, corpus) -> Path:
     """The corpus, scored beside its own label and row."""
-    result = score_folder(tiny_bundle, corpus, corpus.parent / "out", prefix="pred_")
+    with stages_in_process():
+        result = score_folder(tiny_bundle, corpus, corpus.parent / "out", prefix="pred_")
     assert result.exit_code == EXIT_OK
     assert result.summary["rows"] == 21
     assert result.summary["column_drift"] == []

@@ -1,4 +1,4 @@
-"""Skipping what is learned already: which rows, and what the others count."""
+"""Skipping what is learned already: which rows, and what the others count. `test_multi_label.py` has two workers."""
 
 import copy
 
@@ -7,19 +7,6 @@ import pytest
 import torch
 
 from sentiment_core.training.data_pruning import DataPruning
-from sentiment_core.training.job import train
-from sentiment_core.training.settings import TrainSettings
-
-
-def test_workers_leave_out_the_same_rows(ray_here, tiny_encoder, labelled, tmp_path):
-    settings = TrainSettings(
-        data=labelled, model=tiny_encoder, out=str(tmp_path / "b"), workers=2, epochs=2, batch_size=33, lr=1e-4,
-        head_lr=1e-3, data_pruning=0.5,
-    )  # fmt: skip
-    first, second = train(settings).log  # which would hang if they had not as many steps
-    assert second.rows < 0.95 * first.rows
-    assert [len(record.losses) for record in (first, second)] == [-(-r.rows // 33) for r in (first, second)]
-    assert np.mean(second.losses) < np.mean(first.losses)
 
 
 def test_what_is_left_out_is_learned_and_counted_by_others():

@@ -25,9 +25,9 @@ from sentiment_core.training.settings import TrainSettings
 from tests.conftest import sentences
 
 
-def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, labelled, tmp_path, monkeypatch):
+def test_training_learns_and_leaves_a_whole_bundle(ray_here, short_encoder, labelled, tmp_path, monkeypatch):
     out = tmp_path / "trained" / "bundle"
-    flags = {"data": labelled, "model": packaged_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9}
+    flags = {"data": labelled, "model": short_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     trained = train(TrainSettings(**flags, out=str(out), tensorboard=str(tmp_path / "curves")))
@@ -57,11 +57,11 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, packaged_encoder, l
     assert checked.agreement >= 0.995
     assert checked.rows == len(dataset.read(labelled))
     assert checked.accuracy == pytest.approx(trained.info.metrics.accuracy, abs=0.02)
-    assert 18 <= checked.layers <= checked.all_layers == 36
+    assert 6 <= checked.layers <= checked.all_layers == 12
     small = Engine.load(str(out), backend="int8")
     assert small.choice.backend == "int8"
     assert len(unpack_layers((out / bundle.INT8).read_bytes())) == checked.layers
-    assert f"computes {checked.layers} of 36 linear layers in 8 bits" in (out / "README.md").read_text()
+    assert f"computes {checked.layers} of 12 linear layers in 8 bits" in (out / "README.md").read_text()
     # the curves, elsewhere too
     curves = tensorboard_scalars(tmp_path / "curves")
     steps = len(log[0]["losses"])
