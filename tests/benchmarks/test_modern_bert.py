@@ -27,7 +27,7 @@ def test_each_backend_is_timed_beside_transformers_on_the_same_rows(tmp_path):
         for name, record in records.items():
             assert record["rows_per_second"] > 0
             assert record["of_ceiling"] > 0
-            assert record["largest_difference"] <= (1e-4 if name.endswith("float32") else 0.05), name
+            assert record["largest_difference"] <= (1e-4 if name.endswith("float32") else 0.1), name
     sentences = report["work"]["sentences"]
     assert 0 <= sentences["torch float32"]["padding_share"] < sentences["transformers float32"]["padding_share"] < 1
     assert "difference" in done.stdout
