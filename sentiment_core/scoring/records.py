@@ -38,7 +38,7 @@ class ModelColumns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, some of which an output may lack."""
+        """All names; an output may lack that of the probabilities."""
         return tuple(self.prefix + name for name in (self.label, *MODEL_COLUMNS))
 
 
@@ -153,7 +153,7 @@ class RunFile:
 
     @property
     def paths(self) -> dict[str, str]:
-        """What named the models in the latest run, by their names; empty where that was not noted."""
+        """Paths of the bundles in the latest run, or hub names, by the models' names; none if that was not noted."""
         return {name: path for name, path in _by_name(self.model, self.run).items() if path}
 
     @property

@@ -80,7 +80,7 @@ class Tally:
 
     @property
     def margins(self) -> list[str]:
-        """How much faster than others the choices were measured to be, for people."""
+        """The measured lead of the choices over others, for people."""
         return [with_name(name, margin) for name, model in self.models.items() for margin in model.margins.values()]
 
     @property
