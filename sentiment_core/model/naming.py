@@ -64,15 +64,16 @@ def _split(part: str, model: str) -> tuple[str, str]:
 def _check_names(names: Iterable[str]) -> None:
     """Refuse names that are no words, and two whose columns would have the same names.
 
-    DuckDB and Spark do not tell `A_label` from `a_label`.
+    To DuckDB and Spark these are the same also if they differ in case only.
     """
     seen: dict[str, str] = {}
     for name in names:
         if not NAME.fullmatch(name):
             raise UserError(f"--model has the name {name!r}; expected letters, digits and '_', such as sentiment")
-        if name.lower() in seen:
-            raise UserError(
-                f"--model gives two models the same columns, {seen[name.lower()]}_label and {name}_label; give them "
-                "different names"
+        earlier = seen.get(name.lower())
+        if earlier is not None:
+            both = (
+                f"the name {name}" if name == earlier else f"the names {earlier} and {name}, which differ in case only"
             )
+            raise UserError(f"--model gives two models {both}; their columns would be the same; give them other names")
         seen[name.lower()] = name

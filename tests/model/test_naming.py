@@ -2,6 +2,7 @@
 
 import pytest
 
+from sentiment_core import evaluate
 from sentiment_core.adoption import AdoptSettings, adopt
 from sentiment_core.api import Classifier
 from sentiment_core.config import parse
@@ -9,6 +10,8 @@ from sentiment_core.errors import UserError
 from sentiment_core.model import encoder
 from sentiment_core.model.naming import read_models
 from sentiment_core.scoring.settings import ScoreSettings
+from sentiment_core.serving.app import start
+from sentiment_core.serving.settings import ServeSettings
 
 
 @pytest.mark.parametrize(
@@ -39,8 +42,8 @@ def test_a_folder_that_exists_as_it_is_written_is_one_model(tmp_path, monkeypatc
         ("a=", ["--model a= has no model behind the name", "NAME=MODEL"]),
         ("a=x,b=", ["--model b= has no model"]),
         ("a=x,y", ["a part without a name, 'y'", "--config"]),
-        ("a=x,a=y", ["the same columns, a_label and a_label", "different names"]),
-        ("a=x,A=y", ["the same columns, a_label and A_label"]),
+        ("a=x,a=y", ["gives two models the name a; ", "columns would be the same"]),
+        ("a=x,A=y", ["the names a and A, which differ in case only"]),
         ({"a b": "x"}, ["the name 'a b'", "letters"]),
         ({"": "x"}, ["the name ''"]),
         ({}, ["gives no model"]),
@@ -58,6 +61,8 @@ def test_commands_that_take_one_model_say_so(tmp_path):
         lambda: Classifier.load("a=s3://x/y,b=s3://x/z"),
         lambda: encoder.fetch("a=x,b=y"),
         lambda: adopt(AdoptSettings(model="a=x", out=str(tmp_path / "out"))),
+        lambda: start(ServeSettings(model="a=x,b=y")),
+        lambda: evaluate(model="a=x,b=y", data="d"),
     ]
     for refusal in refusals:
         with pytest.raises(UserError, match=r"--model a=.* does not exist, and names of models are for score, verify"):

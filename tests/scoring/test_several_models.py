@@ -243,9 +243,9 @@ def test_other_models_into_an_output_are_refused_by_their_names(models, corpus, 
 @pytest.mark.parametrize(
     ("model", "settings", "words"),
     [
-        ("a={sentiment},b=nowhere", {}, "--model nowhere is not a bundle: the folder does not exist"),
+        ("a={sentiment},b=./nowhere", {}, "--model ./nowhere is not a bundle: the folder does not exist"),
         ("a={sentiment},b=", {}, "--model b= has no model behind the name"),
-        ("a={sentiment},a={emotion}", {}, "gives two models the same columns"),
+        ("a={sentiment},a={emotion}", {}, "gives two models the name a; their columns would be the same"),
         ("a={sentiment},b={titles}", {}, "a reads text; b reads title,body.*choose with --text-column"),
         ("a={sentiment},b={emotion}", {"int8": True}, "--int8"),
         ("a={sentiment},taken={emotion}", {}, "column 'taken_confidence' of a.parquet has the name of a scored column"),
