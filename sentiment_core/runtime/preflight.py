@@ -106,18 +106,17 @@ def check_workers(workers: int, kind: cluster.DeviceKind) -> None:
 
 
 def check_memory(needed_bytes: int, models: str, kind: cluster.DeviceKind) -> None:
-    """Refuse models whose weights no node has the memory for, where they compute on CPUs and no node can be added.
+    """Refuse models, of these names, whose weights together no node has the memory for.
 
-    `models`: their names, for the message; empty for a single one.
+    Only where they compute on CPUs and no node can be added.
     """
     if kind == "GPU" or "KUBERNETES_SERVICE_HOST" in os.environ or cluster.can_grow():
         return
     most = max((node["Resources"].get("memory", 0) for node in cluster.live_nodes()), default=0)
     if 0 < most < needed_bytes:
-        subject = f"the models {models} have" if models else "the model has"
         raise UserError(
-            f"{subject} {needed_bytes / 1e9:.1f} GB of weights, which each worker holds; the cluster's largest node "
-            f"has {most / 1e9:.1f} GB of memory to use; score with fewer or smaller models, or on a larger node"
+            f"the models {models} have {needed_bytes / 1e9:.1f} GB of weights, which each worker holds; the cluster's "
+            f"largest node has {most / 1e9:.1f} GB of memory to use; score with fewer models, or on a larger node"
         )
 
 

@@ -22,7 +22,7 @@ from sentiment_core.scoring.summary import ModelSummary, RunSummary, Summary
 from sentiment_core.scoring.tally import ModelTally, Tally
 from sentiment_core.scoring.task_table import CLASSIFY
 
-OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
+OUTPUT_BYTES_PER_ROW = 64  # at most, by each model and without kept columns; for the check of disk space
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
 def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
     """Check disk, cluster and folders, and return how many actors to start on what. Raises UserError."""
     folder = plan.output_folder
-    preflight.check_space(folder, OUTPUT_BYTES_PER_ROW * plan.rows_to_score)
+    preflight.check_space(folder, OUTPUT_BYTES_PER_ROW * plan.rows_to_score * len(plan.models))
     workers = 0
     kind: DeviceKind = "CPU"
     if plan.units_to_score:
@@ -100,7 +100,9 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
         workers = cluster.number_of_workers(plan.settings.workers, len(plan.units_to_score), kind)
         preflight.check_workers(workers, kind)
         preflight.check_precision(plan.run.precision, kind)
-        preflight.check_memory(sum(map(_weight_bytes, plan.bundle_files.values())), ", ".join(plan.run.models), kind)
+        if len(plan.models) > 1:
+            weights = sum(map(_weight_bytes, plan.bundle_files.values()))
+            preflight.check_memory(weights, ", ".join(plan.run.models), kind)
     preflight.check_writable(folder)
     if plan.units_to_score:
         preflight.check_shared(folder, "--out", writable=True)

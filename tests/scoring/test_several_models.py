@@ -368,7 +368,9 @@ def test_models_that_do_not_fit_into_memory_are_said_in_one_sentence(ray_here, m
         stages.ClassifyStage(described, files, {key: {} for key in files}, TaskGuard.start(60.0))
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "memory": 5e9}}])
     preflight.check_memory(4_000_000_000, "a, b", "CPU")
-    with pytest.raises(UserError, match=r"the models a, b have 6\.0 GB of weights.* has 5\.0 GB of memory"):
+    with pytest.raises(
+        UserError, match=r"the models a, b have 6\.0 GB of weights.* largest node has 5\.0 GB of memory"
+    ):
         preflight.check_memory(6_000_000_000, "a, b", "CPU")
 
 
