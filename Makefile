@@ -6,8 +6,8 @@
 # make lock     renews constraints.txt; LOCK=FILE writes another file
 # make docs     the documentation site, in site/
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
-# make chaos    kills what scores at random, for MINUTES into a folder and into a store, what trains and what searches,
-#               and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there;
+# make chaos    kills what scores at random, with one and with two models, for MINUTES each into a folder and into a store,
+#               what trains and what searches, and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there;
 #               scores corpora made at random for MINUTES
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.

@@ -38,10 +38,11 @@ from sentiment_core.inference.timing import Choice
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.runtime.task_guard import TaskGuard
 from sentiment_core.scoring import stages
+from sentiment_core.scoring.models import PassModel
 from sentiment_core.scoring.records import Run
-from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.stages import TokenizedTexts
 from sentiment_core.scoring.stream import TASK_ROWS, Stream
-from sentiment_core.scoring.task_table import TaskRecord, TaskTable, UnitRecord
+from sentiment_core.scoring.task_table import ModelRecord, TaskRecord, TaskTable, UnitRecord
 from sentiment_core.text.batching import packs_by_tokens
 from sentiment_core.text.token_lists import TokenLists
 
@@ -79,7 +80,7 @@ def read_drawn(table: pa.Table, **arguments: Any) -> pa.Table:
     if "drawn" not in globals():
         drawn = draw_tokens()
     status = np.zeros(ROWS, np.int8)
-    stages._tokenize_unit = lambda context, unit, files: ([drawn], [status], Counts.zero(LABELS))
+    stages._tokenize_unit = lambda context, unit, files: ({"": [TokenizedTexts(drawn, status)]}, context.no_counts)
     return stages.read_and_tokenize(table, **arguments)
 
 
@@ -124,20 +125,20 @@ class SleepingEngine(Engine):
 
 
 class SleepingStage(stages.ClassifyStage):
-    """The real stage with an engine that sleeps; `engine` are that engine's arguments."""
+    """The real stage with an engine that sleeps; `engines` has that engine's arguments."""
 
-    def __init__(self, files: ray.ObjectRef, engine: dict, guard: TaskGuard) -> None:
-        self.guard, self.engine = guard, SleepingEngine(**engine)
+    def __init__(self, models: tuple[PassModel, ...], files: dict, engines: dict, guard: TaskGuard) -> None:
+        self.guard, self.models = guard, models
+        self.engines = {name: SleepingEngine(**engine) for name, engine in engines.items()}
 
 
 def record(table: pa.Table, **_: Any) -> pa.Table:
     """Leave a record of the task, in place of writing."""
     task = TaskTable(table)
     records = [UnitRecord(unit.output, unit.source, unit.rows, "", "{}") for unit in task.units]
-    tokens = int(task.lengths.sum())
-    return TaskRecord(
-        records, task.lost, task.seconds, tokens, task.padding_tokens, task.backend, task.choice
-    ).to_table()
+    tokens = int(task.lengths("").sum())
+    model = ModelRecord("", tokens, task.padding_tokens(""), task.backend(""), task.choice(""))
+    return TaskRecord(records, task.lost, task.seconds, [model]).to_table()
 
 
 class SleepingStream(Stream):
@@ -145,7 +146,7 @@ class SleepingStream(Stream):
 
     def engine_settings(self, units: list[Unit]) -> dict[str, Any]:
         """Return the settings of that engine."""
-        return self.last_stage_arguments["engine"]
+        return {"": self.last_stage_arguments["engine"]}
 
 
 def main() -> None:
@@ -155,10 +156,11 @@ def main() -> None:
     stages.read_and_tokenize, stages.ClassifyStage = read_drawn, SleepingStage  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        context = stages.ScoringContext(folder, folder, Run(folder, "none"), SingleLabel(), LABELS, {})
+        model = PassModel("", "none", SingleLabel(), LABELS, "")
+        context = stages.ScoringContext(folder, folder, Run(folder, "none"), (model,), {})
         units = [Unit(f"{i}.parquet", 0, ROWS, ROWS, 0, 0, 0) for i in range(settings.tasks)]
         engine = {"seconds": settings.task_ms / 1000, "log": log}
-        stream = SleepingStream(context, {}, record, {"engine": engine}, 1, "GPU", 60.0)
+        stream = SleepingStream(context, {"": {}}, record, {"engine": engine}, 1, "GPU", 60.0)
         done = sum(1 for _ in stream.blocks([[unit] for unit in units], stream.start_guard()))
         intervals = [tuple(map(float, line.split())) for line in log.read_text().splitlines()][WARM_UP_TASKS:]
     assert done == settings.tasks

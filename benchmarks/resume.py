@@ -32,7 +32,6 @@ from sentiment_core.scoring.plan import plan_scoring
 from sentiment_core.scoring.records import RunFile
 from sentiment_core.scoring.rows import ScoredRows
 from sentiment_core.scoring.settings import ScoreSettings
-from sentiment_core.scoring.statistics import Counts
 
 REPO = Path(__file__).resolve().parents[1]
 FOLDER_SHARDS = 1_000  # hard links of one file; each is opened and read like a file of its own
@@ -102,10 +101,10 @@ def write_outputs(settings: ResumeSettings, folder: Path) -> None:
         )
     )
     outputs.write_run_file(plan.output_folder, RunFile(plan.run, settings.model))
-    labels = plan.info.labels
-    probabilities = np.full((2, len(labels)), 1 / len(labels), np.float32)
-    rows = ScoredRows(plan.info.objective, labels, np.zeros(2, np.int8), probabilities, np.full(2, 8))
-    counts = Counts.zero(labels).add_unit(rows)
+    (model,) = plan.models
+    probabilities = np.full((2, len(model.labels)), 1 / len(model.labels), np.float32)
+    rows = {"": ScoredRows(model.objective, model.labels, np.zeros(2, np.int8), probabilities, np.full(2, 8))}
+    counts = plan.context.no_counts.add_unit(rows)
     for unit in plan.units_to_score:
         table = outputs.scored_table(unit, pa.table({}), rows, plan.run)
         outputs.commit(plan.output_folder, plan.run, unit, table, counts)

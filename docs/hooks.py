@@ -29,6 +29,10 @@ RECORDS = {  # records that are written as JSON: where, and the dataclasses whos
     "summary": ("_summary.json", ["sentiment_core.scoring.summary:Summary"]),
     "origin": ("footer sentiment_core.origin", ["sentiment_core.scoring.records:Origin"]),
     "counts": ("footer sentiment_core.counts", ["sentiment_core.scoring.statistics:Counts"]),
+    "counts_of_models": (
+        "footer sentiment_core.counts of named models",
+        ["sentiment_core.scoring.statistics:PassCounts"],
+    ),
     "night": ("_nights/NIGHT.json", ["sentiment_core.nightly.record:Night"]),
 }
 NOT_WRITTEN = {
@@ -91,7 +95,7 @@ def schema_of(kind: Any) -> dict[str, Any]:
         return {"type": "object"} | ({"additionalProperties": schema_of(arguments[1])} if arguments else {})
     if kind is Any:
         return {}
-    if hasattr(kind, "zero") and not hasattr(kind, "total"):  # a statistic: its value alone stands in JSON
+    if hasattr(kind, "add_rows"):  # a statistic: its value alone stands in JSON
         return schema_of(_value_of_statistic(kind)) | {"description": _first_line(kind)}
     return _schema_of_record(kind)
 

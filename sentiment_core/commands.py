@@ -67,7 +67,8 @@ def score(**settings: Any) -> "ScoreResult | ScorePlan":
     With `dry_run=True` nothing is scored: the plan is returned, whose `describe()` says what would be done.
 
     Args:
-        **settings: Flags of `sentiment-core score`; `model`, `input` and `out` are required.
+        **settings: Flags of `sentiment-core score`; `model`, `input` and `out` are required. Several models in one pass
+            are a mapping, `model={"sentiment": "models/a", "topic": "models/b"}`.
 
     Returns:
         The result: `place` (path of the scored Parquet), `summary` (the content of `_summary.json`), `exit_code` (0:
@@ -90,7 +91,8 @@ def verify(**settings: Any) -> "Findings":
     """Check that every input row was scored exactly once.
 
     Args:
-        **settings: Flags of `sentiment-core verify`; `input` and `out` are required.
+        **settings: Flags of `sentiment-core verify`; `input` and `out` are required. Named models are a mapping, as for
+            `score`.
 
     Returns:
         The findings: `exit_code` (0: all is well), lists of what is missing, doubled, stale, damaged or foreign.

@@ -133,9 +133,16 @@ def command_line(command: str, settings: Any) -> str:
     for name, field in _fields(type(settings)).items():
         value, flag = getattr(settings, name), flag_of(name)
         if field.default is REQUIRED or value != field.default:
-            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            text = _flag_value(value)
             words += [flag] if value is True else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(words)
+
+
+def _flag_value(value: Any) -> str:
+    """Return a value as its flag takes it."""
+    if isinstance(value, dict):
+        value = tuple(f"{name}={text}" for name, text in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def suggest(name: str, names: typing.Iterable[str]) -> str:
@@ -185,7 +192,7 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, kind: Any, field: datac
 
 
 def _without_none(kind: Any) -> Any:
-    """Return `int` for `int | None`."""
+    """Return `int` for `int | None`, and for a text or a mapping of texts `str`, as a flag has it."""
     if isinstance(kind, types.UnionType):
         return next(k for k in typing.get_args(kind) if k is not type(None))
     return kind
@@ -201,6 +208,8 @@ def _plain_value(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, Mapping):
+        return {name: _plain_value(item) for name, item in value.items()}
     if isinstance(value, str | bool | int | float | list | None):
         return value
     return value.item() if hasattr(value, "item") else value
@@ -211,7 +220,18 @@ def _load_yaml(text: str) -> tuple[Any, Any]:
 
     Names such as no, 01 and 2026-11-30 are texts, which YAML reads as something else.
     """
-    return yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+    return yaml.safe_load(text), yaml.load(text, _TextLoader)
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Load each value as it is written. Refuse a name that a mapping inside the settings has twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if node.start_mark.column and twice is not None:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the name {twice} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: str) -> tuple[dict, dict]:
@@ -229,9 +249,11 @@ def _read_yaml(path: str) -> tuple[dict, dict]:
 
 def _convert(origin: str, name: str, value: Any, kind: Any, written: Any) -> Any:
     """Return `value` as the type `kind` of a setting, or raise `UserError`. `written`: the value as it is written."""
-    optional, kind = kind is not _without_none(kind), _without_none(kind)
-    if value is None and optional:
+    kinds, kind = typing.get_args(kind) if isinstance(kind, types.UnionType) else (), _without_none(kind)
+    if value is None and types.NoneType in kinds:
         return None
+    if isinstance(value, dict) and dict[str, str] in kinds:
+        return _convert_mapping(origin, name, value, written)
     if typing.get_origin(kind) is tuple:
         if isinstance(written, list) and all(isinstance(item, str) for item in written):
             return tuple(written)
@@ -257,3 +279,12 @@ def _convert(origin: str, name: str, value: Any, kind: Any, written: Any) -> Any
     else:
         expected = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
     raise UserError(f"{origin}: {name} is {value!r}; expected {expected}")
+
+
+def _convert_mapping(origin: str, name: str, value: dict, written: Any) -> dict[str, str]:
+    """Return a mapping of texts by name, both as they are written. Raises `UserError`."""
+    texts = written if isinstance(written, dict) else value
+    for key, text in texts.items():
+        if not (isinstance(key, str) and isinstance(text, str)):
+            raise UserError(f"{origin}: {name} has {text!r} under {key!r}; expected a text for each name")
+    return dict(texts)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -17,7 +18,7 @@ REPO = Path(__file__).resolve().parents[1]
 MARKED = re.compile(r"^<!-- run in a test -->\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-PAGES = ["README.md", "docs/guides/python.md"]  # the second uses what the first leaves
+PAGES = ["README.md", "docs/guides/python.md", "docs/guides/several-models.md"]  # which use what the first one leaves
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,8 @@ def folder(ray_here, tiny_encoder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         for page in PAGES:
+            if page.endswith("several-models.md"):
+                shutil.copytree(path / "models" / "reviews", path / "models" / "topics")
             blocks = MARKED.findall((REPO / page).read_text())
             assert blocks
             code = "\n".join(blocks).replace("distilbert-base-uncased", tiny_encoder)
@@ -41,24 +44,27 @@ def folder(ray_here, tiny_encoder, tmp_path_factory):
 
 @pytest.mark.journey
 def test_python_in_pages_runs(folder):
-    for name in ("scored", "scored-ids"):
+    for name in ("scored", "scored-ids", "both"):
         assert len(pq.read_table(folder / name)) == 200
 
 
 @pytest.mark.journey
 def test_files_are_as_their_schemas_say(folder):
     module = hooks()
-    bundle, scored = folder / "models" / "reviews", folder / "scored"
-    footer = pq.read_metadata(next(scored.glob("*.parquet"))).metadata
-    records = {
-        "sentiment": (bundle / "sentiment.json").read_text(),
-        "epoch": (bundle / "training_log.jsonl").read_text().splitlines()[0],
-        "run": (scored / "_run.json").read_text(),
-        "summary": (scored / "_summary.json").read_text(),
-        "origin": footer[b"sentiment_core.origin"],
-        "counts": footer[b"sentiment_core.counts"],
-    }
-    for name, text in records.items():
+    bundle = folder / "models" / "reviews"
+    records = [
+        ("sentiment", (bundle / "sentiment.json").read_text()),
+        ("epoch", (bundle / "training_log.jsonl").read_text().splitlines()[0]),
+    ]
+    for scored, counts in ((folder / "scored", "counts"), (folder / "both", "counts_of_models")):
+        footer = pq.read_metadata(next(scored.glob("*.parquet"))).metadata
+        records += [
+            ("run", (scored / "_run.json").read_text()),
+            ("summary", (scored / "_summary.json").read_text()),
+            ("origin", footer[b"sentiment_core.origin"]),
+            (counts, footer[b"sentiment_core.counts"]),
+        ]
+    for name, text in records:
         schema, record = module.schema(name), json.loads(text)
         jsonschema.validate(record, schema)
         assert set(record) <= set(schema["properties"]), name

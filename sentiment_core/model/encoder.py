@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from sentiment_core.data import hub
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, families
+from sentiment_core.model.naming import refuse_names
 
 # configuration, tokenizer, weights; pickled weights and code are not fetched
 WANTED = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -35,6 +36,7 @@ def fetch(name: str) -> Encoder:
     folder, revision = os.path.expanduser(name), None
     if not os.path.isdir(folder):
         if not hub.is_model_name(name):
+            refuse_names(name)
             raise UserError(f"--model {name} does not exist. Give a folder or the name of a hub model.")
         name, folder, revision = fetch_from_hub(name)
     files = os.listdir(folder)

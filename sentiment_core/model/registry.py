@@ -12,6 +12,7 @@ from typing import Literal
 from sentiment_core.config import REQUIRED, setting
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, source
+from sentiment_core.model.naming import refuse_names
 from sentiment_core.runtime import storage
 
 CURRENT = "current.json"
@@ -99,6 +100,7 @@ def promotion_stack(decisions: list[Decision]) -> list[str]:
 
 def resolve(model: str) -> str:
     """Return the path of the bundle that `--model` names: of a registry the current one, else that path itself."""
+    refuse_names(model)
     names = promotion_stack(history(model))
     return storage.join(model, names[-1]) if names else model
 

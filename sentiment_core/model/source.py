@@ -17,6 +17,7 @@ from sentiment_core.data.labels import SHOWN_LABELS
 from sentiment_core.errors import Notice, UserError
 from sentiment_core.model import bundle, families
 from sentiment_core.model.bundle import CARD, CONFIG, WEIGHTS, BundleInfo
+from sentiment_core.model.naming import refuse_names
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import EncoderOrigin, Int8Check, TrainingRecord
 from sentiment_core.runtime import storage
@@ -112,6 +113,7 @@ def _is_on_hub(path: str) -> bool:
 
 def _locate(path: str) -> tuple[str, str]:
     """Return the path to note for a model, and the folder or URI that holds its files. Fetches it from the hub."""
+    refuse_names(path)
     if not _is_on_hub(path):
         return path, path
     from sentiment_core.model.encoder import fetch_from_hub

@@ -8,23 +8,25 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
 from sentiment_core.model import bundle, registry
+from sentiment_core.model.naming import with_name
 from sentiment_core.nightly import alert, drift, lock, pages, record
-from sentiment_core.nightly.drift import Profile
+from sentiment_core.nightly.drift import Comparison, Profile
 from sentiment_core.nightly.plan import NightPlan, make_plan
-from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, Night, NightRun
+from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, ModelNight, Night, NightRun
 from sentiment_core.nightly.settings import NightlySettings
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.job import claim_output_folder, score
-from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.models import PassModel
+from sentiment_core.scoring.statistics import Counts, PassCounts
 from sentiment_core.scoring.summary import Summary, nonzero
 from sentiment_core.scoring.verify import FAULTS, VerifySettings, verify
 
@@ -97,6 +99,7 @@ def _open_record(plan: NightPlan) -> Night:
             partitions={},
             comparisons=[],
             alarms=[],
+            models={},
         )
     else:
         last = record.latest_night(plan.before)
@@ -104,9 +107,10 @@ def _open_record(plan: NightPlan) -> Night:
             night = Night(plan.name, since_ns=last.since_ns)
         else:
             night = Night(plan.name, since_ns=record.storage_clock_ns(plan.scoring.output_folder))
-    night.model, night.bundle = plan.scoring.model, plan.scoring.run.bundle
-    night.labels = plan.scoring.info.labels
-    night.tokens_by = bundle.tokens_digest_of(plan.scoring.bundle_files)
+    for model in plan.scoring.models:
+        opened = plan.scoring.opened[model.name]
+        tokens_by = bundle.tokens_digest_of(opened.files)
+        night.set_model(model.name, ModelNight(opened.path, model.bundle, tokens_by, model.labels))
     return night
 
 
@@ -178,15 +182,16 @@ def _verify_and_compare(plan: NightPlan, night: Night, has_units_left: bool) -> 
     `has_units_left`: some units are left for the next night, so that their outputs may be missing or stale.
     """
     _verify(plan, night, has_units_left)
-    counts = _count_partitions(plan.scoring.output_folder, night.since_ns, night.labels)
-    total = Counts.total(night.labels, counts.values())
-    night.rows, night.tokens = total.rows, total.tokens.value
-    several = plan.scoring.info.objective.several
-    night.profile = Profile.from_counts(total, several)
-    is_partitioned = set(counts) != {"."}
-    partitions = {name: Profile.from_counts(part, several) for name, part in counts.items()}
-    night.partitions = partitions if is_partitioned else {}
-    _compare(plan, night, night.profile)
+    zero = plan.scoring.context.no_counts
+    partitions = _count_partitions(plan.scoring.output_folder, night.since_ns, zero)
+    total = PassCounts.total(zero, partitions.values())
+    night.rows = total.rows
+    for model in plan.scoring.models:
+        counts_of_partitions = {name: part.models[model.name] for name, part in partitions.items()}
+        part = _compare_model(plan, night.of_model(model.name), model, total.models[model.name], counts_of_partitions)
+        night.set_model(model.name, part)
+        night.alarms += [f"drift: {with_name(model.name, str(c))}" for c in part.comparisons if c.drifted]
+    night.tokens = total.tokens
     if night.alarms and night.exit_code == EXIT_OK:
         night.exit_code = EXIT_ATTENTION
 
@@ -205,41 +210,63 @@ def _verify(plan: NightPlan, night: Night, has_units_left: bool) -> None:
         night.alarms.append(f"verification found {nonzero(faults)}; run sentiment-core verify to list the files")
 
 
-def _count_partitions(folder: str, since_ns: int, labels: list[str]) -> dict[str, Counts]:
-    """Count the rows of a night's outputs by the first folder of their shards, the largest first."""
-    counts: dict[str, Counts] = {}
+def _count_partitions(folder: str, since_ns: int, zero: PassCounts) -> dict[str, PassCounts]:
+    """Count the rows of a night's outputs by the first folder of their shards, the largest first.
+
+    `zero`: the statistics of no rows, whose labels the outputs must have.
+    """
+    counts: dict[str, PassCounts] = {}
     for output in outputs.read_outputs(folder, since_ns):
-        if output.origin and output.counts and list(output.counts.labels.value) == labels:
+        if output.origin and output.counts and output.counts.labels == zero.labels:
             name = output.origin.unit.source.rpartition("/")[0].partition("/")[0] or "."
-            counts[name] = counts.get(name, Counts.zero(labels)).merge(output.counts)
+            counts[name] = counts.get(name, zero).merge(output.counts)
     order = sorted(counts, key=lambda name: -counts[name].rows)
     largest = {name: counts[name] for name in order[:MAX_PARTITIONS]}
     if rest := order[MAX_PARTITIONS:]:
-        largest["others"] = Counts.total(labels, (counts[name] for name in rest))
+        largest["others"] = PassCounts.total(zero, (counts[name] for name in rest))
     return largest
 
 
-def _compare(plan: NightPlan, night: Night, profile: Profile) -> None:
-    """Compare the night with the evaluation rows and with past nights, and each partition with its own past."""
-    settings, baseline = plan.settings, plan.baseline
-    info, labels = plan.scoring.info, night.labels
-    reference = Profile.from_reference(info.reference, labels, info.objective.several)
+def _compare_model(
+    plan: NightPlan, night: Night, model: PassModel, total: Counts, counts_of_partitions: Mapping[str, Counts]
+) -> ModelNight:
+    """Return a model's part of a night, compared with its evaluation rows, past nights and each partition's own past.
+
+    `night`: the night as the model made it, see `Night.of_model`.
+    """
+    settings, info, several = plan.settings, plan.scoring.opened[model.name].info, model.objective.several
+    profile = Profile.from_counts(total, several)
+    is_partitioned = set(counts_of_partitions) != {"."}
+    partitions = {name: Profile.from_counts(counts, several) for name, counts in counts_of_partitions.items()}
+    reference = Profile.from_reference(info.reference, model.labels, several)
     if settings.min_confidence:  # rows that abstain have no label; all evaluation rows have one
         reference.distributions.pop(drift.LABELS, None)
-    night.reference = reference
-    comparisons = drift.compare(profile, reference, WHOLE, REFERENCE, settings.reference_limit, labels=labels)
+    part = ModelNight(
+        model=night.model,
+        bundle=night.bundle,
+        tokens_by=night.tokens_by,
+        labels=night.labels,
+        tokens=total.tokens.value,
+        profile=profile,
+        reference=reference,
+        partitions=partitions if is_partitioned else {},
+    )
+    comparisons = drift.compare(profile, reference, WHOLE, REFERENCE, settings.reference_limit, labels=model.labels)
+    return replace(part, comparisons=comparisons + _compare_with_past(plan, night, model, part))
+
+
+def _compare_with_past(plan: NightPlan, night: Night, model: PassModel, part: ModelNight) -> list[Comparison]:
+    """Compare a model's night with past nights, and each partition with its own past."""
+    limit, baseline = plan.settings.drift_limit, plan.baseline(model.name)
     past = record.baseline_profile(baseline, night)
-    comparisons += drift.compare(profile, past, WHOLE, PAST, settings.drift_limit, labels=labels)
+    comparisons = drift.compare(part.profile or Profile(), past, WHOLE, PAST, limit, labels=model.labels)
     pairs = {
-        name: (partition, record.baseline_profile(baseline, night, name))
-        for name, partition in night.partitions.items()
+        name: (partition, record.baseline_profile(baseline, night, name)) for name, partition in part.partitions.items()
     }
     tests = sum(min(now.rows, before.rows) >= drift.MIN_ROWS for now, before in pairs.values())
     for name, (now, before) in pairs.items():
-        against = f"{name} in {PAST}"
-        comparisons += drift.compare(now, before, name, against, settings.drift_limit, max(1, tests), labels)
-    night.comparisons = comparisons
-    night.alarms += [f"drift: {comparison}" for comparison in comparisons if comparison.drifted]
+        comparisons += drift.compare(now, before, name, f"{name} in {PAST}", limit, max(1, tests), model.labels)
+    return comparisons
 
 
 def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
@@ -247,26 +274,26 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
     from sentiment_core.nightly import renewal
     from sentiment_core.training.data import read_parts
 
-    settings = plan.settings
+    settings, info, models = plan.settings, plan.scoring.opened[""].info, str(plan.settings.model)
     try:
         names = list(retraining.label_names)
-        scheme = plan.scoring.info.label_scheme
+        scheme = info.label_scheme
         scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
         parts = read_parts(retraining, scheme)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
-        trained = plan.scoring.info.training.data
+        trained = info.training.data
         rows_tried: dict[Any, int] = {trained.fingerprint: trained.train_rows or 0}
         rows_tried |= {past.renewal.fingerprint: past.renewal.rows for past in plan.before if past.renewal}
         drifted = any(comparison.drifted for comparison in night.comparisons)
         has_few_new = rows - max(rows_tried.values()) < settings.renew_rows
         if fingerprint in rows_tried or (has_few_new and not drifted):
             return
-        labels = tuple(plan.scoring.info.labels)
+        labels = tuple(info.labels)
         name = renewal.candidate_name(replace(retraining, label_names=labels), fingerprint)
-        if any(decision.bundle == name for decision in registry.history(settings.model)):
+        if any(decision.bundle == name for decision in registry.history(models)):
             return  # a night of another output tried it, or it was rolled back
         test_data = settings.test_data or ""
-        outcome = renewal.renew(retraining, parts, settings.model, name, test_data, settings.margin)
+        outcome = renewal.renew(retraining, parts, models, name, test_data, settings.margin)
         night.renewal = replace(outcome, rows=rows, fingerprint=fingerprint)
     except Exception as error:  # training may fail in any way
         night.alarms.append(f"the model was not renewed: {describe_error(error)}")

@@ -7,6 +7,7 @@ are static files, rebuilt from the records, and open from a disk or a bucket. A 
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -62,7 +63,6 @@ def name_outcome(night: Night) -> str:
 
 def make_night_page(night: Night, before: Sequence[Night]) -> str:
     """Make the page of a night. `before` are the nights before it."""
-    partitions = list(night.partitions.items())[:SHOWN_PARTITIONS]
     return html.render(
         "night.html",
         title=f"Night {night.night}",
@@ -71,20 +71,32 @@ def make_night_page(night: Night, before: Sequence[Night]) -> str:
         badges=BADGES,
         rate=_rows_per_second(night),
         renewal=describe_renewal(night.renewal) if night.renewal else "",
-        images=_images(draw_night(night, before)) if night.rows else {},
-        partitions=[(name, profile.rows, profile.bin_shares(LABELS).tolist()) for name, profile in partitions],
+        models=[_show_model(name, night, before) for name in night.names],
     )
+
+
+def _show_model(name: str, night: Night, before: Sequence[Night]) -> dict[str, Any]:
+    """Return what a night's page shows of one of its models."""
+    part = night.of_model(name)
+    partitions = list(part.partitions.items())[:SHOWN_PARTITIONS]
+    return {
+        "suffix": f": {name}" if name else "",  # of headings
+        "name": name,
+        "night": part,
+        "images": _images(draw_night(part, [past.of_model(name) for past in before])) if night.rows else {},
+        "partitions": [(key, profile.rows, profile.bin_shares(LABELS).tolist()) for key, profile in partitions],
+    }
 
 
 def make_index_page(nights: Sequence[Night]) -> str:
     """Make the page over all nights: trends, then a line a night, the newest first."""
-    with_rows = [night for night in nights if night.profile and night.rows][-SHOWN_NIGHTS:]
     lines = [
         {
             "night": night,
             "outcome": name_outcome(night),
             "renewal": describe_renewal(night.renewal) if night.renewal else "",
             "rate": _rows_per_second(night),
+            "bundles": [(name, night.of_model(name).bundle[:12]) for name in night.names],
         }
         for night in reversed(nights)
     ]
@@ -95,8 +107,19 @@ def make_index_page(nights: Sequence[Night]) -> str:
         badges=BADGES,
         ok_nights=sum(line["outcome"] == "ok" for line in lines),
         rows=sum(night.rows for night in nights),
-        images=_images(draw_trends(with_rows)) if with_rows else {},
+        trends=_draw_trends_of_models(nights),
     )
+
+
+def _draw_trends_of_models(nights: Sequence[Night]) -> list[tuple[str, dict[str, bytes]]]:
+    """Draw the trends of each model that the latest night has: the end of a heading, and figures by title."""
+    trends = []
+    for name in nights[-1].names if nights else []:
+        of_model = [night.of_model(name) for night in nights]
+        with_rows = [night for night in of_model if night.profile and night.rows][-SHOWN_NIGHTS:]
+        if with_rows:
+            trends.append((f": {name}" if name else "", _images(draw_trends(with_rows))))
+    return trends
 
 
 def describe_renewal(renewal: Renewal) -> str:

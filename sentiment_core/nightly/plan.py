@@ -1,7 +1,7 @@
 """Plan a night: which partitions are scored, and how the model would be renewed."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from sentiment_core.data import partitions
 from sentiment_core.data.shards import Corpus
 from sentiment_core.errors import UserError
 from sentiment_core.model import registry
+from sentiment_core.model.naming import read_models, with_name
 from sentiment_core.nightly import record
 from sentiment_core.nightly.record import Night
 from sentiment_core.nightly.settings import NightlySettings, find_zone
@@ -34,14 +35,18 @@ class NightPlan:
     before: list[Night]  # all nights that have a record
     retraining: "TrainSettings | None"  # None: no renewal
 
-    @property
-    def baseline(self) -> list[Night]:
-        """The nights that this one is compared with."""
-        return record.baseline_nights([night for night in self.before if night.night != self.name])
+    def baseline(self, model: str | None = None) -> list[Night]:
+        """Return the nights that this one is compared with, as one of its models made them.
+
+        Without a model they are those in which no model drifted.
+        """
+        before = [night for night in self.before if night.night != self.name]
+        return record.baseline_nights([night if model is None else night.of_model(model) for night in before])
 
     def describe(self) -> str:
         """Say what would be done, for the terminal."""
-        lines = [f"night {self.name}, model {self.scoring.model}", self.scoring.describe(), self._describe_tokens()]
+        models = ", ".join(with_name(name, path) for name, path in self.scoring.paths.items())
+        lines = [f"night {self.name}, model {models}", self.scoring.describe(), self._describe_tokens()]
         if self.scoring.rows_to_score:
             lines.append(self._describe_time())
         if self.retraining:
@@ -49,7 +54,7 @@ class NightPlan:
         return "\n".join(lines)
 
     def _describe_tokens(self) -> str:
-        baseline, rows = self.baseline, self.scoring.rows_to_score
+        baseline, rows = self.baseline(), self.scoring.rows_to_score
         past_rows = sum(night.rows for night in baseline)
         if past_rows:
             tokens = rows * sum(night.tokens for night in baseline) / past_rows
@@ -60,11 +65,12 @@ class NightPlan:
 
     def _describe_time(self) -> str:
         """Estimate time and cost from the baseline."""
-        runs = [run for night in self.baseline for run in night.runs if run.rows]
+        baseline = self.baseline()
+        runs = [run for night in baseline for run in night.runs if run.rows]
         seconds = sum(run.seconds if run.scoring_seconds is None else run.scoring_seconds for run in runs)
         if not seconds:
             return "no estimate of the time before the first night is done"
-        rows_per_second = sum(night.rows for night in self.baseline) / seconds
+        rows_per_second = sum(night.rows for night in baseline) / seconds
         minutes = self.scoring.rows_to_score / rows_per_second / 60
         cost = self.settings.cost_per_hour
         return f"about {minutes:,.{0 if minutes >= 10 else 1}f} minutes at past nights' speed" + (
@@ -74,15 +80,19 @@ class NightPlan:
 
 def make_plan(settings: NightlySettings) -> NightPlan:
     """Plan a night. Writes nothing. Raises UserError."""
-    decisions = registry.history(settings.model)
-    scoring = plan_scoring(settings, {decision.digest for decision in decisions if decision.kind != "refused"})
+    decisions = {name: registry.history(path) for name, path in read_models(settings.model).items()}
+    promoted = {
+        name: {decision.digest for decision in history if decision.kind != "refused"}
+        for name, history in decisions.items()
+    }
+    scoring = plan_scoring(settings, promoted)
     is_chosen = _choose_partitions(settings)
     units = [unit for unit in scoring.units_to_score if is_chosen(unit.source)]
     failed = [shard for shard in scoring.corpus.failed if is_chosen(shard.source)]
     if not failed and not any(is_chosen(unit.source) for unit in scoring.corpus.units):
         _refuse_empty_choice(settings)
     name = settings.night or datetime.datetime.now(find_zone(settings.timezone)).date().isoformat()
-    retraining = _plan_retraining(settings, scoring.info.labels if decisions else None)
+    retraining = _plan_retraining(settings, {m.name: m.labels for m in scoring.models if decisions[m.name]})
     before = record.read_nights(scoring.output_folder)
     last = record.latest_night(before)
     if last and last.night != name and name in (night.night for night in before):
@@ -135,15 +145,22 @@ def _refuse_empty_choice(settings: NightlySettings) -> None:
         )
 
 
-def _plan_retraining(settings: NightlySettings, labels: list[str] | None) -> "TrainSettings | None":
+def _plan_retraining(settings: NightlySettings, labels_of: Mapping[str, list[str]]) -> "TrainSettings | None":
     """Return the settings to train a candidate with; None without --train-config.
 
-    `labels` are those of the current bundle, None if --model is not a folder of bundles. Raises UserError.
+    `labels_of`: by the model's name, the labels of the current bundle of each model that is a folder of bundles.
+    Raises UserError.
     """
     if not settings.train_config:
         return None
+    if not isinstance(model := settings.model, str) or "" not in read_models(model):
+        raise UserError(
+            f"--train-config renews one model, and --model names {', '.join(read_models(model))}. Leave it out, or "
+            "renew the model in nights of its own, with another --out."
+        )
     if not settings.test_data:
         raise UserError("--train-config needs --test-data. Give labelled text to compare the models on.")
+    labels = labels_of.get("")
     if labels is None:
         raise UserError(
             f"--train-config renews the model, and --model {settings.model} is not a folder of bundles. Make one, and "
@@ -152,7 +169,7 @@ def _plan_retraining(settings: NightlySettings, labels: list[str] | None) -> "Tr
     # imports torch and transformers: seconds that nights without a renewal do without
     from sentiment_core.training.settings import TrainSettings
 
-    train = parse(TrainSettings, None, ["--config", settings.train_config, "--out", settings.model])
+    train = parse(TrainSettings, None, ["--config", settings.train_config, "--out", model])
     if train.label_names and list(train.label_names) != labels:
         raise UserError(
             f"--train-config {settings.train_config} has the label_names {','.join(train.label_names)}; expected those "

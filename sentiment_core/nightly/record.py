@@ -5,7 +5,7 @@ A night has a name, by default the day's date. Running it again continues its re
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sentiment_core.data.shards import FailedShard
@@ -62,9 +62,51 @@ class Renewal:
         return cls(**{item.name: content[item.name] for item in fields(cls) if item.name in content})
 
 
+@dataclass(frozen=True)
+class ModelNight:
+    """The part of one model in a night."""
+
+    model: str = ""  # path of the bundle
+    bundle: str = ""  # digest
+    tokens_by: str = ""  # digest of what decides the tokens of a text
+    labels: list[str] = field(default_factory=list)
+    tokens: int = 0
+    profile: Profile | None = None  # {} in JSON if nothing was scored
+    reference: Profile | None = None  # of the bundle's evaluation rows, as it was compared with
+    partitions: dict[str, Profile] = field(default_factory=dict)  # of those that had rows to score
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "ModelNight":
+        """Build the record from JSON. Raises TypeError or AttributeError for other content."""
+        values = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        for name in ("profile", "reference"):
+            values[name] = Profile.from_json(content[name]) if content.get(name) else None
+        values["partitions"] = {
+            name: Profile.from_json(profile) for name, profile in content.get("partitions", {}).items()
+        }
+        values["comparisons"] = [Comparison.from_json(comparison) for comparison in content.get("comparisons", [])]
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in a night's record."""
+        return asdict(self) | {
+            "profile": self.profile.to_json() if self.profile else {},
+            "reference": self.reference.to_json() if self.reference else {},
+            "partitions": {name: profile.to_json() for name, profile in self.partitions.items()},
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+        }
+
+
+MODEL_FIELDS = tuple(item.name for item in fields(ModelNight))
+
+
 @dataclass
 class Night:
-    """Content of a night's record. The job fills it in step by step."""
+    """Content of a night's record. The job fills it in step by step.
+
+    Of a single model without a name the fields of `ModelNight` stand here, of named models in `models`.
+    """
 
     night: str  # its name
     state: State = "running"
@@ -88,6 +130,7 @@ class Night:
     alarms: list[str] = field(default_factory=list)
     renewal: Renewal | None = None  # {} in JSON if no candidate was trained
     runs: list[NightRun] = field(default_factory=list)
+    models: dict[str, ModelNight] = field(default_factory=dict)  # by name
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Night":
@@ -96,45 +139,64 @@ class Night:
         Raises KeyError, ValueError, TypeError or AttributeError for content that is not a night's record.
         """
         values = {item.name: content[item.name] for item in fields(cls) if item.name in content}
-        for name in ("profile", "reference"):
-            values[name] = Profile.from_json(content[name]) if content.get(name) else None
+        single = ModelNight.from_json(content)
+        values |= {name: getattr(single, name) for name in MODEL_FIELDS}
+        values["models"] = {name: ModelNight.from_json(model) for name, model in content.get("models", {}).items()}
         values["renewal"] = Renewal.from_json(content["renewal"]) if content.get("renewal") else None
-        values["partitions"] = {
-            name: Profile.from_json(profile) for name, profile in content.get("partitions", {}).items()
-        }
         values["failed_shards"] = [
             FailedShard(shard["source"], shard["reason"]) for shard in content.get("failed_shards", [])
         ]
-        values["comparisons"] = [Comparison.from_json(comparison) for comparison in content.get("comparisons", [])]
         values["runs"] = [NightRun.from_json(run) for run in content.get("runs", [])]
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in the night's file."""
-        content = asdict(self)
-        for name in ("profile", "reference"):
-            profile: Profile | None = getattr(self, name)
-            content[name] = profile.to_json() if profile else {}
-        content["partitions"] = {name: profile.to_json() for name, profile in self.partitions.items()}
+        single = ModelNight(**{name: getattr(self, name) for name in MODEL_FIELDS}).to_json()
+        models = {name: model.to_json() for name, model in self.models.items()}
+        content = asdict(replace(self, models={})) | single
         content["renewal"] = content["renewal"] or {}
-        content["comparisons"] = [comparison.to_json() for comparison in self.comparisons]
         content["runs"] = [run.to_json() for run in self.runs]
-        return content
+        left_out = {*MODEL_FIELDS} - {"tokens"} if models else {"models"}  # tokens: of all models
+        return {name: value for name, value in (content | {"models": models}).items() if name not in left_out}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the night's models; "" is that of a single one."""
+        return list(self.models) or [""]
+
+    def of_model(self, name: str) -> "Night":
+        """Return the night as one of its models made it, without the others."""
+        if not name and not self.models:
+            return self
+        part = self.models.get(name, ModelNight())
+        return replace(self, models={}, **{key: getattr(part, key) for key in MODEL_FIELDS})
+
+    def set_model(self, name: str, part: ModelNight) -> None:
+        """Note the part of one of the night's models."""
+        if name:
+            self.models[name] = part
+        else:
+            for key in MODEL_FIELDS:
+                setattr(self, key, getattr(part, key))
 
     @property
     def drifted(self) -> bool:
-        """True if this night as a whole differed from those before it."""
+        """True if this night as a whole differed from those before it, by any of its models."""
         pair = (WHOLE, PAST)
-        return any(
-            comparison.drifted and (comparison.rows, comparison.against) == pair for comparison in self.comparisons
-        )
+        comparisons = [*self.comparisons, *(c for model in self.models.values() for c in model.comparisons)]
+        return any(comparison.drifted and (comparison.rows, comparison.against) == pair for comparison in comparisons)
 
     @property
     def line(self) -> dict[str, Any]:
         """The night in short, for other tools: a line of `nights.jsonl`."""
         left_out = ("reference", "partitions", "comparisons", "failed_shards", "since_ns")
-        short = {name: value for name, value in self.to_json().items() if name not in left_out}
-        return short | {"failed_shards": len(self.failed_shards)}
+        content = self.to_json()
+        models = {
+            name: {key: value for key, value in model.items() if key not in left_out}
+            for name, model in content.get("models", {}).items()
+        }
+        short = {name: value for name, value in content.items() if name not in left_out}
+        return short | ({"models": models} if models else {}) | {"failed_shards": len(self.failed_shards)}
 
 
 def read_nights(output_folder: str) -> list[Night]:

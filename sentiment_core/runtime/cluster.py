@@ -25,6 +25,11 @@ def max_devices(kind: DeviceKind) -> int:
     return max(int(ray.cluster_resources().get(kind, 0)), _launchable_devices(kind))
 
 
+def can_grow() -> bool:
+    """Return whether the cluster's launcher may still start nodes with CPUs."""
+    return _launchable_devices("CPU") > 0
+
+
 def _launchable_devices(kind: DeviceKind) -> int:
     """Count the CPUs or GPUs of the nodes that Ray's launcher may start.
 

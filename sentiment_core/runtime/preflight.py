@@ -105,6 +105,21 @@ def check_workers(workers: int, kind: cluster.DeviceKind) -> None:
         )
 
 
+def check_memory(needed_bytes: int, models: str, kind: cluster.DeviceKind) -> None:
+    """Refuse models, of these names, whose weights together no node has the memory for.
+
+    Only where they compute on CPUs and no node can be added.
+    """
+    if kind == "GPU" or "KUBERNETES_SERVICE_HOST" in os.environ or cluster.can_grow():
+        return
+    most = max((node["Resources"].get("memory", 0) for node in cluster.live_nodes()), default=0)
+    if 0 < most < needed_bytes:
+        raise UserError(
+            f"the models {models} have {needed_bytes / 1e9:.1f} GB of weights, which each worker holds; the cluster's "
+            f"largest node has {most / 1e9:.1f} GB of memory to use; score with fewer models, or on a larger node"
+        )
+
+
 def check_precision(precision: Precision, kind: cluster.DeviceKind) -> None:
     """Refuse a number type that the chips of some node do not compute natively. All compute float32."""
     if precision in ("auto", "float32"):

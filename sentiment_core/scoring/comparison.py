@@ -1,11 +1,15 @@
 """Compare an output with what its input, its bundle and its settings make of the same rows now."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sentiment_core.data.types import set_types, to_canonical
 from sentiment_core.inference.tolerances import RESCORED_BF16_TOLERANCE, RESCORED_INT8_TOLERANCE
+from sentiment_core.model.naming import with_name
+from sentiment_core.scoring.outputs import select_columns
 from sentiment_core.scoring.records import Run
 from sentiment_core.scoring.rows import ScoredRows
 from sentiment_core.text.status import ABSTAINED, STATUS_NAMES
@@ -18,8 +22,8 @@ class OutputDiffers(OSError):
     """An output does not hold what its input, its bundle and its settings make."""
 
 
-def check_same(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run) -> None:
-    """Refuse an output that differs from `expected`, the table made of `rows`. Raises OutputDiffers.
+def check_same(output: pa.Table, expected: pa.Table, rows: Mapping[str, ScoredRows], run: Run) -> None:
+    """Refuse an output that differs from `expected`, the table made of `rows`, by model. Raises OutputDiffers.
 
     Columns that are copied must be equal to the bit. Probabilities may differ within the tolerance, and with them a
     label that is close to another one, or whether a row near the threshold abstains.
@@ -28,9 +32,14 @@ def check_same(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run)
     output = _as_written_now(output, expected)
     if output.schema != expected.schema:
         raise OutputDiffers(f"its columns are {_columns(output)}; expected {_columns(expected)}")
-    output, expected = (_drop_prefix(table, run) for table in (output, expected))
-    _check_copied(output, expected, rows)
-    _check_computed(output, expected, rows, run)
+    _check_kept(output, expected, run)
+    for names in run.columns_of_models:
+        now, before = (select_columns(table, run, names) for table in (expected, output))
+        try:
+            _check_status(before, now, rows[names.model])
+            _check_computed(before, now, rows[names.model], run, names.label)
+        except OutputDiffers as error:
+            raise OutputDiffers(with_name(names.model, str(error))) from None
 
 
 def _as_written_now(output: pa.Table, expected: pa.Table) -> pa.Table:
@@ -40,34 +49,44 @@ def _as_written_now(output: pa.Table, expected: pa.Table) -> pa.Table:
     return set_types(output, {field.name: field.type for field in expected.schema if field.name in only_nulls})
 
 
-def _drop_prefix(table: pa.Table, run: Run) -> pa.Table:
-    """Return the table with the scored columns under their own names, and kept ones under names apart from these."""
-    names = [
-        name.removeprefix(run.prefix) if name in run.scored_columns else f"column {name!r}"
-        for name in table.column_names
-    ]
-    return table.rename_columns(names)
-
-
-def _check_copied(output: pa.Table, expected: pa.Table, rows: ScoredRows) -> None:
-    """Check columns that are not computed; `status` may differ where a row abstains."""
-    may_abstain = (_abstained(output) | _abstained(expected)) & rows.has_score  # these `_check_computed` looks at
+def _check_kept(output: pa.Table, expected: pa.Table, run: Run) -> None:
+    """Check the columns that no model computes: those of the input, `source` and `row`."""
+    names_of_models = {name for names in run.columns_of_models for name in names.names}
     for name in expected.column_names:
-        if name in COMPUTED or output[name].equals(expected[name]):
-            continue
-        # by their text, since NaN equals nothing
-        pairs = zip(output[name].to_pylist(), expected[name].to_pylist(), strict=True)
-        differs = np.array([repr(value) != repr(expected_value) for value, expected_value in pairs], bool)
-        different_rows = np.flatnonzero(differs & ~may_abstain if name == "status" else differs)
-        if len(different_rows):
-            row = int(different_rows[0])
-            raise OutputDiffers(
-                f"{name} differs in {len(different_rows):,} of {len(output):,} rows; row {expected['row'][row]}: "
-                f"{output[name][row]!s:.{SHOWN_CHARACTERS}}, expected {expected[name][row]!s:.{SHOWN_CHARACTERS}}"
-            )
+        if name not in names_of_models:
+            is_scored = name in run.scored_columns
+            shown = name.removeprefix(run.prefix) if is_scored else f"column {name!r}"
+            _check_column(output[name], expected[name], shown, expected[run.prefix + "row"])
 
 
-def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run) -> None:
+def _check_status(output: pa.Table, expected: pa.Table, rows: ScoredRows) -> None:
+    """Check `status`, which may differ where a row abstains: that `_check_computed` looks at."""
+    may_abstain = (_abstained(output) | _abstained(expected)) & rows.has_score
+    _check_column(output["status"], expected["status"], "status", expected["row"], may_abstain)
+
+
+def _check_column(
+    values: pa.ChunkedArray,
+    expected: pa.ChunkedArray,
+    name: str,
+    row: pa.ChunkedArray,
+    may_differ: np.ndarray | bool = False,
+) -> None:
+    if values.equals(expected):
+        return
+    # by their text, since NaN equals nothing
+    pairs = zip(values.to_pylist(), expected.to_pylist(), strict=True)
+    differs = np.array([repr(value) != repr(expected_value) for value, expected_value in pairs], bool)
+    different_rows = np.flatnonzero(differs & ~np.asarray(may_differ))
+    if len(different_rows):
+        first = int(different_rows[0])
+        raise OutputDiffers(
+            f"{name} differs in {len(different_rows):,} of {len(values):,} rows; row {row[first]}: "
+            f"{values[first]!s:.{SHOWN_CHARACTERS}}, expected {expected[first]!s:.{SHOWN_CHARACTERS}}"
+        )
+
+
+def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run, label: str) -> None:
     """Check label, confidence, probabilities and abstention within the tolerance."""
     tolerance = RESCORED_INT8_TOLERANCE if run.int8 else RESCORED_BF16_TOLERANCE
     abstained, confidence = _abstained(output), output["confidence"].to_numpy()
@@ -79,8 +98,8 @@ def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run:
         row = int(wrong.argmax())
         raise OutputDiffers(
             f"{int(wrong.sum()):,} of {len(output):,} rows have another score; row {expected['row'][row]}: "
-            f"{output[run.label_column][row]} with {output['confidence'][row]}, expected "
-            f"{expected[run.label_column][row]} with {expected['confidence'][row]}"
+            f"{output[label][row]} with {output['confidence'][row]}, expected "
+            f"{expected[label][row]} with {expected['confidence'][row]}"
         )
 
 

@@ -15,14 +15,14 @@ from sentiment_core.runtime.cluster import DeviceKind
 from sentiment_core.runtime.failures import UNREADABLE
 from sentiment_core.scoring import outputs, stages
 from sentiment_core.scoring.plan import ScorePlan, check_output_folder
-from sentiment_core.scoring.records import Run, RunFile
+from sentiment_core.scoring.records import Choices, Run, RunFile, flatten
 from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.stream import Stream
-from sentiment_core.scoring.summary import RunSummary, Summary
-from sentiment_core.scoring.tally import Tally
+from sentiment_core.scoring.summary import ModelSummary, RunSummary, Summary
+from sentiment_core.scoring.tally import ModelTally, Tally
 from sentiment_core.scoring.task_table import CLASSIFY
 
-OUTPUT_BYTES_PER_ROW = 64  # at most, without kept columns; for the check of disk space
+OUTPUT_BYTES_PER_ROW = 64  # at most, by each model and without kept columns; for the check of disk space
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
     started = time.monotonic()
     workers, kind = _check_resources(plan)
     run_file = claim_output_folder(plan)
-    source.warn_if_uncalibrated(plan.model, plan.info)
+    for model in plan.opened.values():
+        source.warn_if_uncalibrated(model.path, model.info)
     _prepare_output_folder(plan)
     tally = Tally(
-        Counts.zero(plan.info.labels),
+        plan.context.no_counts,
         bool(plan.scored_counts.units),
         started,
         failed=list(plan.corpus.failed),
-        choices=dict(run_file.computed_by),
+        models={name: ModelTally(dict(choices)) for name, choices in run_file.choices.items()},
     )
     if plan.units_to_score:
         deadline = None if minutes is None else started + 60 * minutes
@@ -77,7 +78,7 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
             kind,
             plan.settings.task_minutes,
             deadline,
-            run_file.computed_by,
+            run_file.choices,
             lambda choices: note_choices(plan.output_folder, plan.run, choices),
         )
         stream.run("score", plan.units_to_score, tally)
@@ -88,7 +89,7 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
 def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
     """Check disk, cluster and folders, and return how many actors to start on what. Raises UserError."""
     folder = plan.output_folder
-    preflight.check_space(folder, OUTPUT_BYTES_PER_ROW * plan.rows_to_score)
+    preflight.check_space(folder, OUTPUT_BYTES_PER_ROW * plan.rows_to_score * len(plan.models))
     workers = 0
     kind: DeviceKind = "CPU"
     if plan.units_to_score:
@@ -99,11 +100,18 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
         workers = cluster.number_of_workers(plan.settings.workers, len(plan.units_to_score), kind)
         preflight.check_workers(workers, kind)
         preflight.check_precision(plan.run.precision, kind)
+        if len(plan.models) > 1:
+            weights = sum(map(_weight_bytes, plan.bundle_files.values()))
+            preflight.check_memory(weights, ", ".join(plan.run.models), kind)
     preflight.check_writable(folder)
     if plan.units_to_score:
         preflight.check_shared(folder, "--out", writable=True)
         preflight.check_shared(plan.corpus.root, "--input", writable=False)
     return workers, kind
+
+
+def _weight_bytes(files: dict[str, bytes]) -> int:
+    return sum(len(content) for name, content in files.items() if bundle.is_weights(name))
 
 
 def claim_output_folder(plan: ScorePlan) -> RunFile:
@@ -112,21 +120,32 @@ def claim_output_folder(plan: ScorePlan) -> RunFile:
     Raises UserError if another run claimed the folder.
     """
     own_bundles = [plan.run.bundle, *plan.earlier_bundles]
-    check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # it may have begun since planning
+
+    def check() -> None:
+        check_output_folder(plan.output_folder, plan.corpus.root, plan.run, lambda there: there.bundle in own_bundles)
+
+    check()  # another run may have begun since planning
     before = outputs.read_run_file(plan.output_folder) if storage.exists(plan.output_folder) else None
-    choices = before.computed_by if before and before.run.bundle == plan.run.bundle else {}
-    run_file = RunFile(plan.run, source.absolute(plan.model), plan.earlier_bundles, choices)
+    choices = {name: _choices_of(name, digest, before) for name, digest in plan.run.bundles.items()}
+    paths = {name: source.absolute(path) for name, path in plan.paths.items()}
+    run_file = RunFile(plan.run, flatten(paths), plan.earlier_bundles, flatten(choices))
     outputs.write_run_file(plan.output_folder, run_file)
-    check_output_folder(plan.output_folder, plan.corpus.root, plan.run, own_bundles)  # or just now
+    check()  # or just now
     return run_file
 
 
-def note_choices(folder: str, run: Run, choices: dict[str, str]) -> None:
+def _choices_of(name: str, digest: str, before: RunFile | None) -> dict[str, str]:
+    """Return the choices, by chip, that a model's earlier run made with the same bundle."""
+    return before.choices.get(name, {}) if before and before.run.bundles.get(name) == digest else {}
+
+
+def note_choices(folder: str, run: Run, choices: Choices) -> None:
     """Note by what the chips compute, for later runs. Another run may have taken the folder over meanwhile."""
     with contextlib.suppress(OSError, UserError):  # the outputs themselves will say what is wrong with the folder
         run_file = outputs.read_run_file(folder)
         if run_file and run_file.run == run:
-            outputs.write_run_file(folder, replace(run_file, computed_by=choices | run_file.computed_by))
+            noted = {name: own | run_file.choices.get(name, {}) for name, own in choices.items()}
+            outputs.write_run_file(folder, replace(run_file, computed_by=flatten(noted)))
 
 
 def _prepare_output_folder(plan: ScorePlan) -> None:
@@ -150,18 +169,14 @@ def _prepare_output_folder(plan: ScorePlan) -> None:
 def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Summary:
     """Return the summary of the output folder, and of what this run did in `seconds`."""
     this_run, total = tally.totals, plan.scored_counts.merge(tally.totals)
-    tokens = this_run.tokens.value
     classify_seconds = tally.busy_seconds[CLASSIFY]
-    return Summary(
+    return Summary.of_models(
+        {name: _summarize_model(counts, plan, tally, name) for name, counts in total.models.items()},
         rows_in=plan.corpus.rows,
         rows=total.rows,
         complete=_is_complete(plan, tally),
         units=total.units,
-        status=total.status.value,
-        labels=total.labels.value,
-        confidence_histogram=total.confidence_histogram.value,
-        tokens=total.tokens.value,
-        padding_share=tally.padding_tokens / max(1, tally.tokens + tally.padding_tokens),
+        padding_share=tally.padding_share,
         stopped=tally.stopped,
         out_of_time=tally.out_of_time,
         failed_shards=list({shard.source: shard for shard in tally.failed}.values()),  # the latest reason of each
@@ -174,17 +189,28 @@ def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Su
             units=this_run.units,
             seconds=seconds,
             rows_per_second=this_run.rows / seconds,
-            tokens_per_second=tokens / seconds,
+            tokens_per_second=this_run.tokens / seconds,
             first_task_seconds=tally.first_task_seconds,
             rows_per_second_after=tally.rows_per_second_after(plan.rows_to_score, seconds),
             workers=workers,
             busy_seconds=tally.busy_seconds,
             workers_busy_share=classify_seconds / (seconds * workers) if workers else 0.0,
             workers_idle_seconds=max(0.0, seconds * workers - classify_seconds),
-            computed_by=[*sorted(tally.computed_by), *sorted(tally.margins.values())],
+            computed_by=tally.computed_by,
         ),
-        bundle=plan.run.bundle,
         libraries=bundle.library_versions(),
+    )
+
+
+def _summarize_model(counts: Counts, plan: ScorePlan, tally: Tally, name: str) -> ModelSummary:
+    return ModelSummary(
+        status=counts.status.value,
+        labels=counts.labels.value,
+        confidence_histogram=counts.confidence_histogram.value,
+        tokens=counts.tokens.value,
+        padding_share=tally.models[name].padding_share,
+        bundle=plan.run.bundles[name],
+        computed_by=tally.models[name].computed_by,
     )
 
 

@@ -21,9 +21,9 @@ from sentiment_core.data.types import canonical_type, set_types, to_canonical
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.storage import FileStamp
-from sentiment_core.scoring.records import Origin, Run, RunFile, UnitOrigin
+from sentiment_core.scoring.records import ROW_COLUMNS, ModelColumns, Origin, Run, RunFile, UnitOrigin
 from sentiment_core.scoring.rows import ScoredRows
-from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.statistics import PassCounts
 from sentiment_core.text.status import STATUS_NAMES
 
 RUN_FILE, SUMMARY_FILE, SUCCESS_FILE = "_run.json", "_summary.json", "_SUCCESS"
@@ -57,18 +57,27 @@ def read_run_file(folder: str) -> RunFile | None:
         raise UserError(f"{folder}/{RUN_FILE} cannot be read: {error}; check the path and the credentials") from None
 
 
-def scored_table(unit: Unit, kept_columns: pa.Table, rows: ScoredRows, run: Run) -> pa.Table:
-    """Return the content of a unit's output: the kept columns of the input, then the scored ones."""
-    scored = rows.objective.output_columns(rows.probabilities, rows.has_label, rows.labels, run.probabilities)
-    scored["status"] = pa.array(np.array(STATUS_NAMES, dtype=object)[rows.status], pa.string())
-    scored["source"] = pa.array([unit.source] * unit.rows, pa.string())
-    scored["row"] = pa.array(np.arange(unit.start, unit.stop), pa.int64())
+def scored_table(unit: Unit, kept_columns: pa.Table, rows: Mapping[str, ScoredRows], run: Run) -> pa.Table:
+    """Return the content of a unit's output: the kept columns of the input, then the scored ones.
+
+    `rows`: as each model scored them, by its name.
+    """
     # without the shard's schema metadata: what pandas or datasets noted there speaks of columns that are gone
-    copied = {name: kept_columns[name] for name in kept_columns.column_names}
-    return pa.table(copied | {run.prefix + name: column for name, column in scored.items()})
+    columns = {name: kept_columns[name] for name in kept_columns.column_names}
+    for names in run.columns_of_models:
+        for name, column in _columns_of_model(rows[names.model], run.probabilities).items():
+            columns[names.prefix + name] = column
+    columns[run.prefix + "source"] = pa.array([unit.source] * unit.rows, pa.string())
+    columns[run.prefix + "row"] = pa.array(np.arange(unit.start, unit.stop), pa.int64())
+    return pa.table(columns)
 
 
-def commit(folder: str, run: Run, unit: Unit, table: pa.Table, counts: Counts) -> None:
+def _columns_of_model(rows: ScoredRows, with_probabilities: bool) -> dict[str, pa.Array]:
+    columns = rows.objective.output_columns(rows.probabilities, rows.has_label, rows.labels, with_probabilities)
+    return columns | {"status": pa.array(np.array(STATUS_NAMES, dtype=object)[rows.status], pa.string())}
+
+
+def commit(folder: str, run: Run, unit: Unit, table: pa.Table, counts: PassCounts) -> None:
     """Write the unit's output with its footer.
 
     It is built in memory, a unit being small, so that it reaches the store in one piece.
@@ -112,7 +121,7 @@ class Output:
     mtime_ns: int  # when it was scored
     rows: int = 0
     origin: Origin | None = None  # None: the file is not of `sentiment-core score`, or damaged
-    counts: Counts | None = None  # as for `origin`
+    counts: PassCounts | None = None  # as for `origin`
     has_other_types: bool = False  # than `read_outputs` was told
 
 
@@ -130,7 +139,7 @@ def read_outputs(
             metadata = shards.read_metadata(folder, stamp.path)
             footer = metadata.metadata or {}
             origin = Origin.from_json(json.loads(footer[ORIGIN_KEY]))
-            counts = Counts.from_json(json.loads(footer[COUNTS_KEY]))
+            counts = PassCounts.from_json(json.loads(footer[COUNTS_KEY]))
             scored_ns = int(footer.get(SCORED_NS_KEY, stamp.mtime_ns))
             schema = metadata.schema.to_arrow_schema() if types else ()
             other_types = any(field.name in types and field.type != types[field.name] for field in schema)
@@ -143,17 +152,22 @@ def read_outputs(
     return (output for output in existing if output.mtime_ns >= since_ns)
 
 
-def read_output(folder: str, path: str, scored: Sequence[str] | None = None, prefix: str = "") -> pa.Table:
-    """Read an output, or those of these `scored` columns that it has, without the prefix of their names.
-
-    Raises one of `UNREADABLE`.
-    """
+def read_output(folder: str, path: str, names: Sequence[str] | None = None) -> pa.Table:
+    """Read an output, or those columns of these names that it has. Raises one of `UNREADABLE`."""
     filesystem, inner_path = storage.locate(storage.join(folder, path))
-    names = None if scored is None else [prefix + name for name in scored]
 
     def read() -> pa.Table:
         with filesystem.open_input_file(inner_path) as stream:
             return pq.ParquetFile(stream).read(columns=names)
 
-    table = storage.retry_transient_errors(folder, read)
-    return table if names is None else table.rename_columns([name[len(prefix) :] for name in table.column_names])
+    return storage.retry_transient_errors(folder, read)
+
+
+def select_columns(table: pa.Table, run: Run, model: ModelColumns) -> pa.Table:
+    """Return the columns of one model and those of the rows, under the names that they have without a prefix."""
+    lengths = {
+        **dict.fromkeys(model.names, len(model.prefix)),
+        **{run.prefix + name: len(run.prefix) for name in ROW_COLUMNS},
+    }
+    names = [name for name in table.column_names if name in lengths]
+    return table.select(names).rename_columns([name[lengths[name] :] for name in names])

@@ -1,20 +1,23 @@
 """The plan of a scoring run: what is scored already and what is left, from footers alone."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import require_int8_agreement
-from sentiment_core.model import bundle, registry, source
+from sentiment_core.model.naming import read_models
+from sentiment_core.model.source import OpenedModel
 from sentiment_core.runtime import preflight, storage
-from sentiment_core.scoring import outputs
+from sentiment_core.scoring import models, outputs
+from sentiment_core.scoring.models import PassModel
 from sentiment_core.scoring.outputs import Output
-from sentiment_core.scoring.records import Run, was_made_by
+from sentiment_core.scoring.records import ModelRun, Run, was_made_by
 from sentiment_core.scoring.settings import ScoreSettings
 from sentiment_core.scoring.stages import ScoringContext
-from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.statistics import PassCounts
 from sentiment_core.scoring.summary import SHOWN_SHARDS
 
 
@@ -26,12 +29,11 @@ class ScorePlan:
     output_folder: str
     run: Run
     earlier_bundles: list[str]  # digests of bundles whose outputs stay
-    model: str  # path of the bundle, or name on the hub and revision
-    bundle_files: dict[str, bytes]
-    info: bundle.BundleInfo
+    opened: dict[str, OpenedModel]  # with their files, by the models' names; "" is the name of a single one
+    models: tuple[PassModel, ...]
     corpus: Corpus
     units_to_score: list[Unit]
-    scored_counts: Counts  # of the units that are scored already
+    scored_counts: PassCounts  # of the units that are scored already
     stale: list[str]  # outputs of shards that have changed since
     orphans: list[str]  # outputs of shards that are gone
     to_rewrite: list[str]  # outputs with another type of a column than other shards showed since
@@ -40,14 +42,17 @@ class ScorePlan:
     @property
     def context(self) -> ScoringContext:
         """The context that the run's tasks share."""
-        return ScoringContext(
-            self.corpus.root,
-            self.output_folder,
-            self.run,
-            self.info.objective,
-            self.info.labels,
-            self.corpus.column_types,
-        )
+        return ScoringContext(self.corpus.root, self.output_folder, self.run, self.models, self.corpus.column_types)
+
+    @property
+    def bundle_files(self) -> dict[str, dict[str, bytes]]:
+        """The contents of the bundles' files, by the model's name, then by the file's."""
+        return {name: model.files for name, model in self.opened.items()}
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Paths of the bundles, or names on the hub and revisions, by the models' names."""
+        return {name: model.path for name, model in self.opened.items()}
 
     @property
     def rows_to_score(self) -> int:
@@ -75,49 +80,42 @@ class ScorePlan:
         return "\n".join(lines)
 
 
-def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()) -> ScorePlan:
+def plan_scoring(
+    settings: ScoreSettings, replaced_bundles: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> ScorePlan:
     """Plan a scoring run. Reads footers, writes nothing.
 
     Args:
         settings: The request.
-        replaced_bundles: Digests of bundles that `--model` has taken the place of. Their outputs stay, provided that
-            the bundle is the only difference.
+        replaced_bundles: By the models' names, digests of bundles that `--model` has taken the place of. Their outputs
+            stay, provided that bundles are the only difference.
 
     Raises UserError where the request cannot be carried out.
     """
-    model = source.open_model(registry.resolve(settings.model))
+    opened = models.open_models(settings.model)
     if settings.int8:
-        require_int8_agreement(settings.model, model.info, model.files)
-    run = Run(
-        input=storage.absolute(settings.input),
-        bundle=bundle.digest_of(model.files),
-        text_column=",".join(settings.text_column or model.info.text_columns),
-        keep=None if settings.keep is None else list(settings.keep),
-        probabilities=settings.probabilities or model.info.objective.several,
-        limit=settings.limit,
-        int8=settings.int8,
-        min_confidence=settings.min_confidence,
-        prefix=settings.prefix,
-        precision=settings.precision,
-        multi_label=model.info.objective.several,
-    )
+        for name, path in read_models(settings.model).items():
+            require_int8_agreement(path, opened[name].info, opened[name].files)
+    models_of_pass = models.describe_models(opened)
+    run = _describe_run(settings, opened, models_of_pass)
     all_shards = shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns)
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
     preflight.check_lasting(settings.out)
     folder = outputs.output_folder(settings.out, settings.limit)
-    earlier_bundles = check_output_folder(folder, corpus.root, run, replaced_bundles)
+    earlier_bundles = check_output_folder(
+        folder, corpus.root, run, lambda there: _were_replaced(there.bundles, run.bundles, replaced_bundles)
+    )
     existing = outputs.read_outputs(folder, types=corpus.column_types)
     units, counts, stale, orphans, to_rewrite = _compare_with_outputs(
-        corpus, all_shards, existing, run, earlier_bundles, model.info.labels
+        corpus, all_shards, existing, run, earlier_bundles, {model.name: model.labels for model in models_of_pass}
     )
     return ScorePlan(
         settings=settings,
         output_folder=folder,
         run=run,
         earlier_bundles=earlier_bundles,
-        model=model.path,
-        bundle_files=model.files,
-        info=model.info,
+        opened=opened,
+        models=models_of_pass,
         corpus=corpus,
         units_to_score=units,
         scored_counts=counts,
@@ -128,14 +126,35 @@ def plan_scoring(settings: ScoreSettings, replaced_bundles: Collection[str] = ()
     )
 
 
+def _describe_run(settings: ScoreSettings, opened: Mapping[str, OpenedModel], described: tuple[PassModel, ...]) -> Run:
+    """Return the settings that decide the content of all outputs. Raises UserError."""
+    by_name = {model.name: ModelRun(model.bundle, model.objective.several) for model in described}
+    only = by_name.pop("", None)
+    several = [model.objective.several for model in described]
+    return Run(
+        input=storage.absolute(settings.input),
+        bundle=models.digest_of_all({model.name: model.bundle for model in described}),
+        text_column=",".join(models.text_columns(opened, settings.text_column)),
+        keep=None if settings.keep is None else list(settings.keep),
+        probabilities=settings.probabilities or all(several),  # several labels a row are written with them
+        limit=settings.limit,
+        int8=settings.int8,
+        min_confidence=settings.min_confidence,
+        prefix=settings.prefix,
+        precision=settings.precision,
+        multi_label=only.multi_label if only else False,
+        models=by_name,
+    )
+
+
 def _compare_with_outputs(
     corpus: Corpus,
     all_shards: Corpus,
     existing: Iterable[Output],
     run: Run,
     earlier_bundles: list[str],
-    labels: list[str],
-) -> tuple[list[Unit], Counts, list[str], list[str], list[str]]:
+    labels: Mapping[str, list[str]],
+) -> tuple[list[Unit], PassCounts, list[str], list[str], list[str]]:
     """Compare units and outputs.
 
     Returns the units that are not scored yet, statistics of the others, stale outputs, orphans, and outputs whose
@@ -143,7 +162,7 @@ def _compare_with_outputs(
     """
     units = {unit.output: unit for unit in corpus.units}
     readable, unreadable = {unit.source for unit in all_shards.units}, {shard.source for shard in all_shards.failed}
-    scored_counts = Counts.zero(labels)
+    scored_counts = PassCounts.zero(labels)
     to_rewrite: list[str] = []
     stale: list[str] = []
     orphans: list[str] = []
@@ -181,11 +200,20 @@ def _hash_scored_shards(corpus: Corpus, existing: list[Output], units: dict[str,
     return dict(zip(sizes, storage.map_in_threads(hash_one, sizes.items()), strict=True))
 
 
-def check_output_folder(folder: str, root: str, run: Run, replaced_bundles: Collection[str] = ()) -> list[str]:
+def _were_replaced(
+    earlier: Mapping[str, str], bundles: Mapping[str, str], replaced: Mapping[str, Collection[str]]
+) -> bool:
+    """Return whether each model's earlier bundle is its present one, or one whose place that has taken."""
+    return all(digest == bundles.get(name) or digest in replaced.get(name, ()) for name, digest in earlier.items())
+
+
+def check_output_folder(
+    folder: str, root: str, run: Run, is_earlier_run: Callable[[Run], bool] = lambda there: False
+) -> list[str]:
     """Refuse an output folder that this run may not write to.
 
-    It may not overlap the input, hold other things, or hold the output of another run. A run whose only difference is
-    one of the `replaced_bundles` is no other run. Returns the digests of the earlier bundles whose outputs stay.
+    It may not overlap the input, hold other things, or hold the output of another run. A run with other bundles is no
+    other run if `is_earlier_run` says so. Returns the digests of the earlier bundles whose outputs stay.
     Raises UserError.
     """
     input_is_searched = "**" in run.input or storage.is_folder(run.input)
@@ -200,8 +228,8 @@ def check_output_folder(folder: str, root: str, run: Run, replaced_bundles: Coll
             )
         return []
     differences = run_file.run.differences(run)
-    if run_file.run.bundle in replaced_bundles:
-        differences.pop("bundle", None)
+    if is_earlier_run(run_file.run):
+        differences = {name: pair for name, pair in differences.items() if not name.startswith("bundle")}
     if differences:
         shown = "; ".join(f"{name}: {there!r} there, {now!r} now" for name, (there, now) in differences.items())
         raise UserError(f"--out {folder} was made with other settings ({shown}); use those or choose another --out")

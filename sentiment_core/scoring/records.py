@@ -5,15 +5,41 @@ an old file does not have gets its default, and the format version is written bu
 versions are resumed.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sentiment_core.data.shards import Unit
+from sentiment_core.model.naming import Models
 from sentiment_core.runtime.precision import Precision
 
+Choices = dict[str, dict[str, str]]  # of backend and number type: by the model's name, then by chip
+
 FORMAT_VERSION = 5
-SCORED_COLUMNS = ("confidence", "probabilities", "status", "source", "row")  # after the column with the answer
+MODEL_COLUMNS = ("confidence", "probabilities", "status")  # of each model, after the column with its answer
+ROW_COLUMNS = ("source", "row")  # once, after those of all models
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A named model of a pass, as far as it decides the content of its columns."""
+
+    bundle: str  # digest
+    multi_label: bool = False  # the bundle gives several labels a row
+
+
+@dataclass(frozen=True)
+class ModelColumns:
+    """Names of the columns of one model in an output."""
+
+    model: str  # its name, "" of a single one
+    prefix: str  # of all its columns
+    label: str  # the one that holds the answer, without the prefix
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names; an output may lack that of the probabilities."""
+        return tuple(self.prefix + name for name in (self.label, *MODEL_COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -21,7 +47,7 @@ class Run:
     """The settings that decide the content of every file of an output folder."""
 
     input: str  # path or URI
-    bundle: str  # digest
+    bundle: str  # digest; of named models that of all their digests
     text_column: str = "text"  # several are joined by commas
     keep: list[str] | None = None  # None: all columns but the text
     probabilities: bool = False
@@ -30,7 +56,8 @@ class Run:
     min_confidence: float = 0.0
     prefix: str = ""  # of the scored columns' names
     precision: Precision = "auto"
-    multi_label: bool = False  # the bundle gives several labels a row
+    multi_label: bool = False  # the bundle gives several labels a row; for named models see there
+    models: dict[str, ModelRun] = field(default_factory=dict)  # by name; empty for a single model without a name
     format_version: int = field(default=FORMAT_VERSION, compare=False)
 
     @property
@@ -39,14 +66,24 @@ class Run:
         return self.text_column.split(",")
 
     @property
-    def label_column(self) -> str:
-        """Name of the column that holds the answer, without the prefix."""
-        return "labels" if self.multi_label else "label"
+    def bundles(self) -> dict[str, str]:
+        """Digests of the bundles by the models' names."""
+        return {name: model.bundle for name, model in self.models.items()} or {"": self.bundle}
+
+    @property
+    def columns_of_models(self) -> tuple[ModelColumns, ...]:
+        """Names of the columns of each model, in the order of the output."""
+        models = self.models or {"": ModelRun(self.bundle, self.multi_label)}
+        return tuple(
+            ModelColumns(name, self.prefix + (name and f"{name}_"), "labels" if model.multi_label else "label")
+            for name, model in models.items()
+        )
 
     @property
     def scored_columns(self) -> tuple[str, ...]:
         """Names of the columns that an output may have besides those of the input."""
-        return tuple(self.prefix + name for name in (self.label_column, *SCORED_COLUMNS))
+        names = [name for columns in self.columns_of_models for name in columns.names]
+        return (*names, *(self.prefix + name for name in ROW_COLUMNS))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Run":
@@ -54,7 +91,9 @@ class Run:
 
         Raises KeyError or TypeError where the content is not that of a run.
         """
-        run = cls(**{name: content[name] for name in SETTINGS if name in content})
+        settings = {name: content[name] for name in SETTINGS if name in content}
+        models = {name: ModelRun(**model) for name, model in content.get("models", {}).items()}
+        run = cls(**settings | {"models": models})
         if not all(isinstance(text, str) for text in (run.input, run.bundle, run.text_column)):
             raise TypeError("expected texts")
         return run
@@ -64,15 +103,40 @@ class Run:
         return {name: value for name, value in asdict(self).items() if (name, value) not in NEWER_DEFAULTS}
 
     def differences(self, wanted: "Run") -> dict[str, tuple[Any, Any]]:
-        """Return the settings in which `wanted` differs: (here, there) by name."""
-        pairs = {
-            item.name: (getattr(self, item.name), getattr(wanted, item.name)) for item in fields(Run) if item.compare
-        }
-        return {name: values for name, values in pairs.items() if values[0] != values[1]}
+        """Return the settings in which `wanted` differs: (here, there) by name.
+
+        With other names of models these differ, whatever the bundles.
+        """
+        here, there = self._settings_by_name(), wanted._settings_by_name()
+        return {name: (here[name], there[name]) for name in here if name in there and here[name] != there[name]}
+
+    def _settings_by_name(self) -> dict[str, Any]:
+        """Return the settings to compare; those of a named model have its name too."""
+        settings = {item.name: getattr(self, item.name) for item in fields(Run) if item.compare}
+        if self.models:
+            for name, model in self.models.items():
+                settings |= {f"{key} of {name}": value for key, value in asdict(model).items()}
+            del settings["bundle"], settings["multi_label"]
+        return settings | {"models": ", ".join(self.models) or "one without a name"}
+
+
+def flatten(by_name: Mapping[str, Any]) -> Any:
+    """Return values by the models' names as they stand in JSON: of a single model without a name its value alone."""
+    return by_name[""] if "" in by_name else dict(by_name)
+
+
+def _by_name(content: Any, run: Run) -> dict[str, Any]:
+    """Undo `flatten`."""
+    return content if run.models else {"": content}
 
 
 # of settings that older versions do not know
-NEWER_DEFAULTS = (("prefix", ""), ("precision", "auto"), ("multi_label", False))
+NEWER_DEFAULTS: tuple[tuple[str, Any], ...] = (
+    ("prefix", ""),
+    ("precision", "auto"),
+    ("multi_label", False),
+    ("models", {}),
+)
 SETTINGS = tuple(item.name for item in fields(Run))
 
 
@@ -81,10 +145,21 @@ class RunFile:
     """The content of `_run.json`, which all runs into an output folder must agree with."""
 
     run: Run
-    model: str = ""  # path of the bundle in the latest run, or its name on the hub and revision
+    model: Models = ""  # path of the bundle in the latest run, or its name on the hub and revision; or these by name
     earlier_bundles: list[str] = field(default_factory=list)  # digests of bundles whose outputs stay
-    # by chip, the backend and number type that the first run chose: later ones take them too, so that results stay
-    computed_by: dict[str, str] = field(default_factory=dict)
+    # by chip, the backend and number type that the first run chose: later ones take them too, so that results stay;
+    # of named models these by name
+    computed_by: dict[str, str] | dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Paths of the bundles in the latest run, or hub names, by the models' names; none if that was not noted."""
+        return {name: path for name, path in _by_name(self.model, self.run).items() if path}
+
+    @property
+    def choices(self) -> Choices:
+        """The choices of backend and number type by the models' names, then by chip."""
+        return _by_name(self.computed_by, self.run)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "RunFile":
@@ -167,7 +242,7 @@ def was_made_by(origin: Origin, run: Run, unit: Unit, earlier_bundles: Collectio
     Outputs of the same run with one of the `earlier_bundles` (digests) count too.
     """
     made_with, noted = origin.run.bundle, origin.unit
-    expected = Origin(replace(run, bundle=made_with), replace(UnitOrigin.of(unit), footer_hash=noted.footer_hash))
+    expected = Origin(_with_bundles_of(run, origin), replace(UnitOrigin.of(unit), footer_hash=noted.footer_hash))
     same_version = noted.has_version(unit.size, unit.mtime_ns, unit.footer_hash)
     return made_with in (run.bundle, *earlier_bundles) and same_version and origin == expected
 
@@ -178,5 +253,10 @@ def may_stand_beside(origin: Origin, run_file: RunFile) -> bool:
     return (
         made_with in (run_file.run.bundle, *run_file.earlier_bundles)
         and not origin.unknown_settings
-        and origin.run == replace(run_file.run, bundle=made_with)
+        and origin.run == _with_bundles_of(run_file.run, origin)
     )
+
+
+def _with_bundles_of(run: Run, origin: Origin) -> Run:
+    """Return the run as it would be with the bundles of an output's origin."""
+    return replace(run, bundle=origin.run.bundle, models=origin.run.models)

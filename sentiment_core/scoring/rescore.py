@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, registry, source
+from sentiment_core.model import registry, source
+from sentiment_core.model.naming import Models, read_models
 from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.runtime.cluster import DeviceChoice
 from sentiment_core.scoring import outputs, stages
+from sentiment_core.scoring.models import PassModel, describe_models
 from sentiment_core.scoring.outputs import Output
-from sentiment_core.scoring.records import Run, was_made_by
+from sentiment_core.scoring.records import Choices, Run, was_made_by
 from sentiment_core.scoring.settings import TASK_MINUTES
 from sentiment_core.scoring.stages import ScoringContext
-from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.stream import Stream
 from sentiment_core.scoring.tally import Tally
 
@@ -25,28 +26,38 @@ PART_ROWS = 50  # of a sample that lie together
 
 @dataclass(frozen=True)
 class Rescoring:
-    """The run that made an output folder, and the bundle it used."""
+    """The run that made an output folder, and the bundles it used."""
 
     output_folder: str
     run: Run
-    bundle_files: dict[str, bytes]
-    info: bundle.BundleInfo
-    choices: dict[str, str]  # by chip, of backend and number type
+    bundle_files: dict[str, dict[str, bytes]]  # by the model's name, then by the file's
+    models: tuple[PassModel, ...]
+    choices: Choices  # of backend and number type
 
     @classmethod
-    def load(cls, folder: str, model: str | None) -> "Rescoring":
-        """Load what `_run.json` names; `model` is where the bundle is now, if elsewhere. Raises UserError."""
+    def load(cls, folder: str, model: Models | None) -> "Rescoring":
+        """Load what `_run.json` names; `model` is where the bundles are now, if elsewhere. Raises UserError."""
         run_file = outputs.read_run_file(folder)
-        if run_file is None or not (model or run_file.model):
+        if run_file is None or not (model or run_file.paths):
             raise UserError(
                 f"{folder} has no readable {outputs.RUN_FILE}, which says how it was scored; verify it without "
                 "--sample and --full"
             )
-        model = registry.resolve(model) if model else run_file.model
-        opened = source.open_model(model)
-        if bundle.digest_of(opened.files) != run_file.run.bundle:
-            raise UserError(f"--model {model} is not the bundle that scored {folder}; give that one")
-        return cls(folder, run_file.run, opened.files, opened.info, run_file.computed_by)
+        paths = read_models(model) if model else run_file.paths
+        if set(paths) != set(run_file.run.bundles):
+            raise UserError(
+                f"--model gives the models {', '.join(paths) or 'one without a name'}; {folder} was scored by "
+                f"{', '.join(run_file.run.models) or 'one without a name'}; give those"
+            )
+        opened = {name: source.open_model(registry.resolve(path) if model else path) for name, path in paths.items()}
+        models = describe_models(opened)
+        for described in models:
+            if described.bundle != run_file.run.bundles[described.name]:
+                raise UserError(
+                    f"--model {paths[described.name]} is not the bundle that scored {folder}; give that one"
+                )
+        files = {name: opened_model.files for name, opened_model in opened.items()}
+        return cls(folder, run_file.run, files, models, run_file.choices)
 
     def was_scored_by_another_bundle(self, output: Output) -> bool:
         """Return whether another bundle made the output, as before a nightly job's promotion."""
@@ -74,7 +85,8 @@ class Rescoring:
         parts = (
             {unit: unit for unit in units} if sample_rows is None else draw_sample(units, sample_rows, random.Random())
         )
-        tally = Tally(Counts.zero(self.info.labels))
+        context = ScoringContext(corpus.root, self.output_folder, self.run, self.models, corpus.column_types)
+        tally = Tally(context.no_counts)
         if not parts:
             return tally
         connection.connect()
@@ -83,9 +95,6 @@ class Rescoring:
         preflight.check_workers(workers, kind)
         preflight.check_shared(self.output_folder, "--out", writable=False)
         preflight.check_shared(corpus.root, "--input", writable=False)
-        context = ScoringContext(
-            corpus.root, self.output_folder, self.run, self.info.objective, self.info.labels, corpus.column_types
-        )
         arguments = {"units_of_parts": {part.output: unit for part, unit in parts.items() if part != unit}}
         stream = Stream(
             context,

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from sentiment_core.model.objective import Objective
+from sentiment_core.text.distinct_sketch import sketch_texts
 from sentiment_core.text.status import OK, TRUNCATED
 from sentiment_core.text.token_lists import TokenLists
 
@@ -22,16 +23,25 @@ class ReadTexts:
     row_tokens: TokenLists  # of all rows
     unknown_id: int | None  # token id of what the tokenizer does not know; None: it knows everything
 
+    @cached_property
+    def sketch(self) -> list[int]:
+        """The sketch of the texts that have tokens."""
+        return sketch_texts(text for text, length in zip(self.texts, self.lengths, strict=True) if length)
+
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Scored rows of a unit, in their order."""
+    """Rows of a unit, or of several, as one model scored them, in their order."""
 
     objective: Objective
     labels: list[str]  # in the order of the probabilities
     status: np.ndarray  # (n,) codes, `ABSTAINED` included
     probabilities: np.ndarray  # (n, classes) float32, NaN where there is no score
     lengths: np.ndarray  # (n,) tokens
+
+    def take(self, rows: np.ndarray) -> "ScoredRows":
+        """Select rows."""
+        return ScoredRows(self.objective, self.labels, self.status[rows], self.probabilities[rows], self.lengths[rows])
 
     @cached_property
     def has_score(self) -> np.ndarray:

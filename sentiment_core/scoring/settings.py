@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.model.naming import Models
 from sentiment_core.runtime.precision import Precision, precision_setting
 
 TASK_MINUTES = 60.0  # that a task may take, which is seconds of work on most chips
@@ -32,10 +33,10 @@ class ScoreSettings:
         "N",
         group="data",
     )
-    model: str = setting(
+    model: Models = setting(  # noqa: RUF009
         REQUIRED,
-        "bundle, folder of bundles or Hugging Face classifier: a folder, URI or hub name",
-        "MODEL",
+        "bundle, folder of bundles or Hugging Face classifier: a folder, URI or hub name; several with names",
+        "MODEL or A=MODEL,B=MODEL",
         group="model",
     )
     precision: Precision = precision_setting()  # noqa: RUF009

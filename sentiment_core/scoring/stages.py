@@ -13,8 +13,9 @@ import json
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,23 +24,27 @@ import ray
 from sentiment_core.data import columns, shards
 from sentiment_core.data.shards import Unit
 from sentiment_core.data.types import canonical_type, set_types
+from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
-from sentiment_core.model.objective import Objective
+from sentiment_core.model.naming import with_name
 from sentiment_core.runtime import cluster, connection, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.task_guard import AttemptsExhausted, TaskGuard, limit_memory
 from sentiment_core.scoring import comparison, outputs
+from sentiment_core.scoring.models import PassModel, tokenizing_models
 from sentiment_core.scoring.records import Run
 from sentiment_core.scoring.rows import ReadTexts, ScoredRows
-from sentiment_core.scoring.statistics import Counts
-from sentiment_core.scoring.task_table import CLASSIFY, FINISH, READ, TaskRecord, TaskTable, UnitRecord
+from sentiment_core.scoring.statistics import PassCounts
+from sentiment_core.scoring.task_table import CLASSIFY, FINISH, READ, ModelRecord, TaskRecord, TaskTable, UnitRecord
 from sentiment_core.text.arrow import deduplicate_texts
 from sentiment_core.text.status import apply_min_confidence
 from sentiment_core.text.token_lists import DistinctLists, TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
 
-LOAD_S = 1800.0  # for an actor to load the bundle, and to compile it if it does
-CACHED_TOKENIZERS = 2  # in a worker process: a process is reused by later runs, which may have other bundles
+LOAD_S = 1800.0  # for an actor to load a bundle, and to compile it if it does
+CACHED_TOKENIZERS = 2  # in a worker process, at least: a process is reused by later runs, which may have other bundles
+
+FilesByModel = Mapping[str, ray.ObjectRef]  # a bundle's files, by the model's name
 
 
 @dataclass(frozen=True)
@@ -49,59 +54,78 @@ class ScoringContext:
     input_root: str
     output_folder: str
     run: Run
-    objective: Objective
-    labels: list[str]
+    models: tuple[PassModel, ...]
     column_types: dict[str, pa.DataType]  # of columns that some shards have only nulls in
 
+    @property
+    def no_counts(self) -> PassCounts:
+        """The statistics of no rows."""
+        return PassCounts.zero({model.name: model.labels for model in self.models})
 
-def read_and_tokenize(table: pa.Table, context: ScoringContext, files: ray.ObjectRef, guard: TaskGuard) -> pa.Table:
-    """Read the texts of a task's units and turn them into token ids."""
+
+def read_and_tokenize(table: pa.Table, context: ScoringContext, files: FilesByModel, guard: TaskGuard) -> pa.Table:
+    """Read the texts of a task's units and turn them into token ids, once for each different tokenizer.
+
+    `files`: those of the tokenizers, by the models that `PassModel.tokenizer` names.
+    """
     started = time.monotonic()
     task = TaskTable(table)
     errors, lost = [""] * len(task.units), False
-    counts = [json.dumps(Counts.zero(context.labels).to_json())] * len(task.units)
-    tokens, status = [TokenLists(np.zeros(0, np.int32), np.zeros(1, np.int64))], [np.zeros(0, np.int8)]
+    counts = [json.dumps(context.no_counts.to_json())] * len(task.units)
+    texts = {tokenizer: [TokenizedTexts.none()] for tokenizer in tokenizing_models(context.models)}
     try:
         with guard(task.key("read")):
             for i, unit in enumerate(task.units):
                 try:
                     with limit_memory():
-                        unit_tokens, unit_status, unit_counts = _tokenize_unit(context, unit, files)
+                        unit_texts, unit_counts = _tokenize_unit(context, unit, files)
                 except Exception as error:
                     errors[i] = describe_error(error)
                 else:
-                    tokens += unit_tokens
-                    status += unit_status
+                    for tokenizer, parts in unit_texts.items():
+                        texts[tokenizer] += parts
                     counts[i] = json.dumps(unit_counts.to_json())
     except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(task.units), True
-    # here, where tasks run side by side: the actors' processors should not wait for it
-    distinct = DistinctLists.find(_join(tokens))
-    task = task.replace(
-        errors=errors,
-        lost=lost,
-        counts=counts,
-        status=np.concatenate(status),
-        lists=distinct.lists,
-        inverse=distinct.inverse,
-    )
+    task = task.replace(errors=errors, lost=lost, counts=counts)
+    for tokenizer, parts in texts.items():
+        # here, where tasks run side by side: the actors' processors should not wait for it
+        distinct = DistinctLists.find(_join([part.tokens for part in parts]))
+        status = np.concatenate([part.status for part in parts])
+        task = task.replace(tokenizer, status=status, lists=distinct.lists, inverse=distinct.inverse)
     return task.add_seconds(READ, started).table
 
 
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Some rows of a unit, as one tokenizer makes them."""
+
+    tokens: TokenLists
+    status: np.ndarray  # (rows,) int8 codes
+
+    @classmethod
+    def none(cls) -> "TokenizedTexts":
+        """Return no rows."""
+        return cls(TokenLists(np.zeros(0, np.int32), np.zeros(1, np.int64)), np.zeros(0, np.int8))
+
+
 def _tokenize_unit(
-    context: ScoringContext, unit: Unit, files: ray.ObjectRef
-) -> tuple[list[TokenLists], list[np.ndarray], Counts]:
-    """Return tokens and status codes of the unit's rows, in parts, and the statistics of its texts."""
-    tokenizer = _load_tokenizer(context.run.bundle, files)
-    tokens, status, counts = [], [], Counts.zero(context.labels)
+    context: ScoringContext, unit: Unit, files: FilesByModel
+) -> tuple[dict[str, list[TokenizedTexts]], PassCounts]:
+    """Return the unit's rows, in parts, by the tokenizers' names, and the statistics of its texts."""
+    groups = tokenizing_models(context.models)
+    tokenizers = {name: _load_tokenizer(models[0].bundle, files[name], len(groups)) for name, models in groups.items()}
+    parts: dict[str, list[TokenizedTexts]] = {name: [] for name in groups}
+    counts = context.no_counts
     for chunk in shards.read_texts(context.input_root, unit, context.run.text_columns):
         texts, inverse = deduplicate_texts(chunk)
-        text_tokens, text_status = tokenizer.encode(texts)
-        row_tokens = text_tokens.take(inverse)
-        tokens.append(row_tokens)
-        status.append(text_status[inverse])
-        counts = counts.add_texts(ReadTexts(texts, text_tokens.lengths, row_tokens, tokenizer.unknown_id))
-    return tokens, status, counts
+        for name, tokenizer in tokenizers.items():
+            text_tokens, text_status = tokenizer.encode(texts)
+            row_tokens = text_tokens.take(inverse)
+            parts[name].append(TokenizedTexts(row_tokens, text_status[inverse]))
+            read_texts = ReadTexts(texts, text_tokens.lengths, row_tokens, tokenizer.unknown_id)
+            counts = counts.add_texts([model.name for model in groups[name]], read_texts)
+    return parts, counts
 
 
 def _join(parts: list[TokenLists]) -> TokenLists:
@@ -109,80 +133,117 @@ def _join(parts: list[TokenLists]) -> TokenLists:
     return TokenLists(np.concatenate([part.ids for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
 
+Scores = dict[str, tuple[np.ndarray, int]]  # by the model's name: probabilities of rows, and tokens of padding
+
+
 class ClassifyStage:
-    """An actor that holds the bundle and turns a task's tokens into probabilities."""
+    """An actor that holds the bundles and turns a task's tokens into probabilities."""
 
-    def __init__(self, files: ray.ObjectRef, engine: dict, guard: TaskGuard) -> None:
-        """Load the bundle of these files; `engine` are settings of the engine."""
-        # here, since torch and transformers take seconds that only this stage needs to spend
-        from sentiment_core.inference.engine import Engine
-
+    def __init__(
+        self, models: tuple[PassModel, ...], files: FilesByModel, engines: dict[str, dict[str, Any]], guard: TaskGuard
+    ) -> None:
+        """Load the bundles of these files; `engines` are settings of the engines, by the models' names."""
         connection.leave_background()
         cluster.check_assigned_gpu()
         self.guard = guard
+        self.models = models
         key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray restarts the actor
-        with guard(key, LOAD_S), storage.unpack_files(ray.get(files)) as folder:
-            self.engine = Engine.load(folder, **engine)
+        with guard(key, LOAD_S * len(models)):
+            self.engines = {model.name: _load_engine(model.name, models, files, engines) for model in models}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Compute the probabilities of a task's rows."""
+        """Compute the probabilities of a task's rows, by one model after the other."""
         connection.leave_background()  # the thread that computes is another than the one that loaded
         started = time.monotonic()
         task = TaskTable(table)
-        tokens, status, errors, lost = task.tokens, task.status, task.errors, task.lost
-        lengths = tokens.lengths
+        tokens = {tokenizer: task.tokens(tokenizer) for tokenizer in tokenizing_models(self.models)}
+        errors, lost = task.errors, task.lost
+        done_rows: np.ndarray | slice = slice(None)
         try:
             with self.guard(task.key("classify")):
                 try:
-                    probabilities, padding = self.engine.distinct_probabilities(tokens)
+                    scores = {
+                        model.name: self.engines[model.name].distinct_probabilities(tokens[model.tokenizer])
+                        for model in self.models
+                    }
                 except Exception:
-                    probabilities, padding, rows = self._classify_by_unit(task, tokens, errors)
-                    lengths, status = lengths[rows], status[rows]
+                    scores, done_rows = self._classify_by_unit(task, tokens, errors)
         except AttemptsExhausted as error:
             errors, lost = [str(error)] * len(task.units), True
-            probabilities, padding = np.zeros((0, self.engine.classes), np.float32), 0
-            lengths, status = lengths[:0], status[:0]
-        task = task.replace(
-            lists=None,
-            inverse=None,
-            errors=errors,
-            lost=lost,
-            status=status,
-            lengths=lengths,
-            probabilities=probabilities,
-            backend="; ".join([self.engine.backend.name, *self.engine.remarks]),
-            choice=[self.engine.chip, str(self.engine.choice), self.engine.margin],
-            padding_tokens=padding,
-        )
+            scores, done_rows = self._no_scores(), slice(0)
+        task = task.replace(errors=errors, lost=lost)
+        for tokenizer, distinct in tokens.items():
+            lengths, status = distinct.lengths[done_rows], task.status(tokenizer)[done_rows]
+            task = task.replace(tokenizer, lists=None, inverse=None, lengths=lengths, status=status)
+        for name, (probabilities, padding) in scores.items():
+            engine = self.engines[name]
+            task = task.replace(
+                name,
+                probabilities=probabilities,
+                backend="; ".join([engine.backend.name, *engine.remarks]),
+                choice=[engine.chip, str(engine.choice), engine.margin],
+                padding_tokens=padding,
+            )
         return task.add_seconds(CLASSIFY, started).table
 
-    def _classify_by_unit(
-        self, task: TaskTable, tokens: DistinctLists, errors: list[str]
-    ) -> tuple[np.ndarray, int, np.ndarray]:
-        """Compute the units one by one, and note the `errors` of those that fail.
+    def _no_scores(self) -> Scores:
+        return {name: (np.zeros((0, engine.classes), np.float32), 0) for name, engine in self.engines.items()}
 
-        Returns the probabilities of the others, the tokens of padding, and which of the task's rows these are.
+    def _classify_by_unit(
+        self, task: TaskTable, tokens: dict[str, DistinctLists], errors: list[str]
+    ) -> tuple[Scores, np.ndarray]:
+        """Compute the units one by one, and note the `errors` of those that fail, whichever model cannot do them.
+
+        Returns the scores of the others, and which of the task's rows these are.
         """
-        probabilities, padding, done_rows = [np.zeros((0, self.engine.classes), np.float32)], 0, [np.zeros(0, np.int64)]
+        done, done_rows = [self._no_scores()], [np.zeros(0, np.int64)]
         for i, rows in task.rows_of_units():
-            try:
-                unit_probabilities, unit_padding = self.engine.probabilities(tokens.take(rows))
-            except Exception as error:
-                if not self.engine.is_usable:
-                    os._exit(1)  # the next process may use the GPU
-                errors[i] = describe_error(error)
-                continue
-            probabilities.append(unit_probabilities)
-            done_rows.append(rows)
-            padding += unit_padding
-        return np.concatenate(probabilities), padding, np.concatenate(done_rows)
+            scores: Scores = {}
+            for model in self.models:
+                engine = self.engines[model.name]
+                try:
+                    scores[model.name] = engine.probabilities(tokens[model.tokenizer].take(rows))
+                except Exception as error:
+                    if not engine.is_usable:
+                        os._exit(1)  # the next process may use the GPU
+                    errors[i] = with_name(model.name, describe_error(error))
+                    break
+            else:
+                done.append(scores)
+                done_rows.append(rows)
+        joined = {
+            name: (np.concatenate([part[name][0] for part in done]), sum(part[name][1] for part in done))
+            for name in self.engines
+        }
+        return joined, np.concatenate(done_rows)
+
+
+def _load_engine(
+    name: str, models: tuple[PassModel, ...], files: FilesByModel, settings: dict[str, dict[str, Any]]
+) -> Any:
+    """Load the engine of a model. Raises `UserError` where the models do not fit into memory."""
+    # here, since torch and transformers take seconds that only this stage needs to spend
+    from sentiment_core.inference.engine import Engine
+    from sentiment_core.runtime import hardware
+
+    try:
+        with storage.unpack_files(ray.get(files[name])) as folder:
+            return Engine.load(folder, **settings[name])
+    except Exception as error:
+        if len(models) == 1 or not (isinstance(error, MemoryError) or hardware.is_out_of_memory(error)):
+            raise
+        names = ", ".join(model.name for model in models)
+        raise UserError(
+            f"the models {names} do not fit into the memory of one worker: it ran out at {name}; score with fewer "
+            "models in one pass, or give each worker more memory"
+        ) from None
 
 
 def write_outputs(table: pa.Table, context: ScoringContext, guard: TaskGuard) -> pa.Table:
     """Write the output of every unit of the task that has no error."""
     folder = context.output_folder
 
-    def write(unit: Unit, scored: pa.Table, rows: ScoredRows, counts: Counts) -> None:
+    def write(unit: Unit, scored: pa.Table, rows: Mapping[str, ScoredRows], counts: PassCounts) -> None:
         if storage.is_local(folder) and not storage.exists(storage.join(folder, outputs.RUN_FILE)):
             raise OSError(f"a node does not see the output folder {folder}; choose one that all nodes share")
         footer_hash = shards.hash_footer(context.input_root, unit.source, unit.size)
@@ -199,7 +260,7 @@ def compare_outputs(
     `units_of_parts`: of units that are only a part of another one, that other one, by the part's output.
     """
 
-    def compare(unit: Unit, scored: pa.Table, rows: ScoredRows, counts: Counts) -> None:
+    def compare(unit: Unit, scored: pa.Table, rows: Mapping[str, ScoredRows], counts: PassCounts) -> None:
         scored_unit = units_of_parts.get(unit.output, unit)
         output = outputs.read_output(context.output_folder, scored_unit.output)
         output = output.slice(unit.start - scored_unit.start, unit.rows)
@@ -216,13 +277,11 @@ def _finish(
     task: TaskTable,
     context: ScoringContext,
     guard: TaskGuard,
-    finish_unit: Callable[[Unit, pa.Table, ScoredRows, Counts], None],
+    finish_unit: Callable[[Unit, pa.Table, Mapping[str, ScoredRows], PassCounts], None],
 ) -> pa.Table:
-    """Call `finish_unit` with the scored rows of each unit of the task; return the task's record."""
+    """Call `finish_unit` with the scored rows of each unit of the task, by model; return the task's record."""
     started = time.monotonic()
-    run = context.run
-    lengths, probabilities = task.lengths, task.probabilities(len(context.labels))
-    status = apply_min_confidence(task.status, context.objective.decide(probabilities)[1], run.min_confidence)
+    scored_task = {model.name: _scored_rows(task, model, context.run.min_confidence) for model in context.models}
     errors, lost, counts_of_texts = task.errors, task.lost, task.counts
     done: dict[int, str] = {}
     try:
@@ -231,44 +290,54 @@ def _finish(
                 unit = task.units[i]
                 try:
                     with limit_memory():
-                        scored_rows = ScoredRows(
-                            context.objective, context.labels, status[rows], probabilities[rows], lengths[rows]
-                        )
-                        counts = Counts.from_json(json.loads(counts_of_texts[i])).add_unit(scored_rows)
-                        kept_columns = shards.read_rows(
-                            context.input_root,
-                            unit,
-                            lambda schema: columns.kept_columns(schema, run.text_columns, run.keep),
-                        )
-                        types = {  # but of texts that are dictionaries, since they are so long
-                            name: kind
-                            for name, kind in context.column_types.items()
-                            if name in kept_columns.column_names
-                            and canonical_type(kept_columns.schema.field(name).type) != kind
-                        }
-                        kept_columns = set_types(kept_columns, types)
-                        scored = outputs.scored_table(unit, kept_columns, scored_rows, run)
-                        finish_unit(unit, scored, scored_rows, counts)
+                        scored_unit = {name: scored.take(rows) for name, scored in scored_task.items()}
+                        counts = PassCounts.from_json(json.loads(counts_of_texts[i])).add_unit(scored_unit)
+                        table = outputs.scored_table(unit, _read_kept_columns(context, unit), scored_unit, context.run)
+                        finish_unit(unit, table, scored_unit, counts)
                 except Exception as error:
                     errors[i] = describe_error(error)
                 else:
                     done[i] = json.dumps(counts.to_json())
     except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(task.units), True
-    records = [
+    units = [
         UnitRecord(unit.output, unit.source, unit.rows, errors[i], done.get(i, "")) for i, unit in enumerate(task.units)
     ]
-    seconds = task.add_seconds(FINISH, started).seconds
-    tokens = int(lengths.sum())
-    return TaskRecord(records, lost, seconds, tokens, task.padding_tokens, task.backend, task.choice).to_table()
+    models = [
+        ModelRecord(name, int(scored.lengths.sum()), task.padding_tokens(name), task.backend(name), task.choice(name))
+        for name, scored in scored_task.items()
+    ]
+    return TaskRecord(units, lost, task.add_seconds(FINISH, started).seconds, models).to_table()
+
+
+def _scored_rows(task: TaskTable, model: PassModel, min_confidence: float) -> ScoredRows:
+    """Return the rows of a task as a model scored them."""
+    probabilities = task.probabilities(model.name, len(model.labels))
+    confidence = model.objective.decide(probabilities)[1]
+    status = apply_min_confidence(task.status(model.tokenizer), confidence, min_confidence)
+    return ScoredRows(model.objective, model.labels, status, probabilities, task.lengths(model.tokenizer))
+
+
+def _read_kept_columns(context: ScoringContext, unit: Unit) -> pa.Table:
+    """Read the columns of a unit that go into its output, with the types that they have in other shards."""
+    run = context.run
+    table = shards.read_rows(
+        context.input_root, unit, lambda schema: columns.kept_columns(schema, run.text_columns, run.keep)
+    )
+    types = {  # but of texts that are dictionaries, since they are so long
+        name: kind
+        for name, kind in context.column_types.items()
+        if name in table.column_names and canonical_type(table.schema.field(name).type) != kind
+    }
+    return set_types(table, types)
 
 
 # A worker process of Ray runs many tasks, and loads a bundle's tokenizer once for all of them.
 _tokenizers: OrderedDict[str, Tokenizer] = OrderedDict()  # by digest of the bundle, the latest used last
 
 
-def _load_tokenizer(digest: str, files: ray.ObjectRef) -> Tokenizer:
-    """Return the tokenizer of a bundle, from this process's cache if it is there."""
+def _load_tokenizer(digest: str, files: ray.ObjectRef, needed: int) -> Tokenizer:
+    """Return the tokenizer of a bundle, from this process's cache if it is there; a pass has `needed` of them."""
     if digest not in _tokenizers:
         # Many tasks run side by side, so that none needs threads of its own. This is a worker process that Ray started
         # for this project's tasks: no user's process is changed.
@@ -276,6 +345,6 @@ def _load_tokenizer(digest: str, files: ray.ObjectRef) -> Tokenizer:
         with storage.unpack_files(ray.get(files)) as folder:
             _tokenizers[digest] = bundle.load_tokenizer(folder)
     _tokenizers.move_to_end(digest)
-    while len(_tokenizers) > CACHED_TOKENIZERS:
+    while len(_tokenizers) > max(CACHED_TOKENIZERS, needed):
         _tokenizers.popitem(last=False)
     return _tokenizers[digest]

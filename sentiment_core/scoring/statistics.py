@@ -4,7 +4,8 @@ To add a statistic, write one class here and give `Counts` a field of it. The fi
 what is summed from them. Files written before have no such key; there the statistic counts as `zero`.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, get_type_hints
 
@@ -152,8 +153,7 @@ class DistinctTexts(Statistic[list[int]]):
         return cls([])
 
     def add_texts(self, texts: ReadTexts) -> Self:
-        scored = (text for text, length in zip(texts.texts, texts.lengths, strict=True) if length)
-        return self.merge(type(self)(distinct_sketch.sketch_texts(scored)))
+        return self.merge(type(self)(texts.sketch))
 
     def merge(self, other: Self) -> Self:
         return type(self)(distinct_sketch.merge_sketches(self.value, other.value))
@@ -161,7 +161,7 @@ class DistinctTexts(Statistic[list[int]]):
 
 @dataclass(frozen=True)
 class Counts:
-    """All statistics of a unit, kept in its footer so that a summary covers what earlier runs scored; or of many."""
+    """All statistics of a unit by one model, or of many units."""
 
     units: int
     status: StatusCounts
@@ -182,14 +182,6 @@ class Counts:
         """Return the statistics of no rows, for a bundle with these labels."""
         statistics: dict[str, Any] = {name: statistic.zero(labels) for name, statistic in STATISTICS.items()}
         return cls(0, **statistics)
-
-    @classmethod
-    def total(cls, labels: Sequence[str], parts: Iterable["Counts"]) -> "Counts":
-        """Return the sum of several."""
-        total = cls.zero(labels)
-        for part in parts:
-            total = total.merge(part)
-        return total
 
     def add_texts(self, texts: ReadTexts) -> "Counts":
         """Return the statistics with some of a unit's texts added."""
@@ -225,3 +217,70 @@ class Counts:
 STATISTICS: dict[str, type[Statistic]] = {
     name: kind for name, kind in get_type_hints(Counts).items() if name != "units"
 }
+
+
+@dataclass(frozen=True)
+class PassCounts:
+    """The statistics of each model of a pass, over the same rows.
+
+    A unit's are kept in its footer, so that a summary covers what earlier runs scored.
+    """
+
+    models: dict[str, Counts]  # by the model's name; "" of a single one
+
+    @property
+    def units(self) -> int:
+        """The number of units."""
+        return self._any.units
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, whatever their status."""
+        return self._any.rows
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all models, padding apart."""
+        return sum(counts.tokens.value for counts in self.models.values())
+
+    @property
+    def _any(self) -> Counts:
+        return next(iter(self.models.values()))
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """The labels of each model."""
+        return {name: list(counts.labels.value) for name, counts in self.models.items()}
+
+    @classmethod
+    def zero(cls, labels: Mapping[str, Sequence[str]]) -> "PassCounts":
+        """Return the statistics of no rows, for models with these labels."""
+        return cls({name: Counts.zero(names) for name, names in labels.items()})
+
+    @classmethod
+    def total(cls, zero: "PassCounts", parts: Iterable["PassCounts"]) -> "PassCounts":
+        """Return the sum of several; `zero` of none."""
+        return functools.reduce(PassCounts.merge, parts, zero)
+
+    def add_texts(self, models: Iterable[str], texts: ReadTexts) -> "PassCounts":
+        """Return the statistics with some of a unit's texts added, as these models read them."""
+        return PassCounts(self.models | {name: self.models[name].add_texts(texts) for name in models})
+
+    def add_unit(self, rows: Mapping[str, ScoredRows]) -> "PassCounts":
+        """Return the statistics with all rows of one unit added, as each model scored them."""
+        return PassCounts({name: counts.add_unit(rows[name]) for name, counts in self.models.items()})
+
+    def merge(self, other: "PassCounts") -> "PassCounts":
+        """Return the statistics of the rows of both."""
+        return PassCounts({name: counts.merge(other.models[name]) for name, counts in self.models.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the statistics as they stand in a footer: of a single model without a name its own alone."""
+        content = {name: counts.to_json() for name, counts in self.models.items()}
+        return content.get("", {"models": content})
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "PassCounts":
+        """Build the statistics from a footer. Raises KeyError, TypeError or AttributeError for other content."""
+        models = content.get("models", {"": content})
+        return cls({name: Counts.from_json(counts) for name, counts in models.items()})

@@ -1,6 +1,6 @@
 """Send work units through the stages on Ray Data.
 
-CPU tasks read and tokenize, actors that hold the bundle compute, and CPU tasks write or compare. A block of the stream
+CPU tasks read and tokenize, actors that hold the bundles compute, and CPU tasks write or compare. A block of the stream
 is one row, a task of a few units, so that Ray can neither split nor merge units. Only tokens and probabilities travel;
 the columns to keep are read where the last stage needs them.
 """
@@ -30,6 +30,8 @@ from sentiment_core.runtime.progress import Progress
 from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard
 from sentiment_core.scoring import stages
 from sentiment_core.scoring.meters import Meters
+from sentiment_core.scoring.models import tokenizing_models
+from sentiment_core.scoring.records import Choices
 from sentiment_core.scoring.stages import ScoringContext
 from sentiment_core.scoring.tally import FIRST_FAILURES, Tally
 from sentiment_core.scoring.task_table import TaskRecord, TaskTable
@@ -61,15 +63,15 @@ class Stream:
     """The way of units through the stages."""
 
     context: ScoringContext
-    bundle_files: dict[str, bytes]
+    bundle_files: Mapping[str, dict[str, bytes]]  # by the model's name, then by the file's
     last_stage: Callable[..., pa.Table]
     last_stage_arguments: dict[str, Any]  # beyond those of all stages
     workers: int
     kind: DeviceKind
     task_minutes: float
     deadline: float | None = None  # by `time.monotonic()`: the first block that comes later is the last
-    choices: Mapping[str, str] = field(default_factory=dict)  # by chip, of earlier runs
-    note_choices: Callable[[dict[str, str]], None] = lambda choices: None  # called with each new chip's
+    choices: Choices = field(default_factory=dict)  # of earlier runs
+    note_choices: Callable[[Choices], None] = lambda choices: None  # called with those of each new chip
 
     def run(self, kind: str, units: list[Unit], tally: Tally) -> None:
         """Work on all units and add what comes of them to the tally.
@@ -85,7 +87,8 @@ class Stream:
             # Any one unit of a lost task may have killed it: its units are tried once more, one by one.
             suspects = tally.unsettled([unit for task in tasks if len(task) > 1 for unit in task])
             if suspects and (tally.first_task_seconds is not None or len(suspects) <= FIRST_FAILURES):
-                again = replace(self, choices={**tally.choices, **self.choices})
+                choices = {name: {**own, **self.choices.get(name, {})} for name, own in tally.choices.items()}
+                again = replace(self, choices=choices)
                 again._run_tasks([[unit] for unit in suspects], guard, tally, meters, progress)
             tally.failed += [FailedShard(unit.source, LOST) for unit in tally.unsettled(units)]
 
@@ -100,12 +103,13 @@ class Stream:
                 if block is None:
                     return
                 record = TaskRecord.from_table(block)
-                chips, margins = len(tally.choices), len(tally.margins)
+                chips, margins = _count_chips(tally.choices), tally.margins
                 tally.add(record)
                 if self.context.run.int8:
-                    for margin in list(tally.margins.values())[margins:]:
-                        progress.say(margin)
-                if len(tally.choices) > chips:
+                    for margin in tally.margins:
+                        if margin not in margins:
+                            progress.say(margin)
+                if _count_chips(tally.choices) > chips:
                     self.note_choices(tally.choices)
                 meters.add(record)
                 if not record.lost:
@@ -136,9 +140,10 @@ class Stream:
         It has no record of tasks that die where no guard sees it.
         """
         _silence_ray_data()
-        weights = ray.put(self.bundle_files)  # to the actors only
-        tokenizer = ray.put({name: data for name, data in self.bundle_files.items() if not bundle.is_weights(name)})
-        engine = self.engine_settings([unit for units in tasks for unit in units])
+        models = self.context.models
+        weights = {name: ray.put(files) for name, files in self.bundle_files.items()}  # to the actors only
+        tokenizers = {name: ray.put(_without_weights(self.bundle_files[name])) for name in tokenizing_models(models)}
+        engines = self.engine_settings([unit for units in tasks for unit in units])
         stream = ray.data.from_blocks([TaskTable.build(units).table for units in tasks])
         stream.context.enable_progress_bars = False
         stream.context.target_max_block_size = None  # one block for each task, whatever its size
@@ -152,13 +157,13 @@ class Stream:
         return (
             stream.map_batches(
                 stages.read_and_tokenize,
-                fn_kwargs={"context": self.context, "files": tokenizer, "guard": guard},
+                fn_kwargs={"context": self.context, "files": tokenizers, "guard": guard},
                 num_cpus=read_cpus,
                 **batches,
             )
             .map_batches(
                 stages.ClassifyStage,
-                fn_constructor_kwargs={"files": weights, "engine": engine, "guard": guard},
+                fn_constructor_kwargs={"models": models, "files": weights, "engines": engines, "guard": guard},
                 compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=ACTOR_TASKS[self.kind]),
                 max_concurrency=ACTOR_CALLS[self.kind],
                 **cluster.actor_resources(self.workers, (read_cpus, LAST_CPUS), self.kind),
@@ -177,20 +182,34 @@ class Stream:
         beside_gpu = self.kind == "GPU" and cluster.fewest_cpus() >= ENOUGH_CPUS
         return READ_CPUS_BESIDE_GPU if beside_gpu else READ_CPUS
 
-    def engine_settings(self, units: list[Unit]) -> dict[str, Any]:
-        """Return the settings of the actors' engines, for the text of these units."""
+    def engine_settings(self, units: list[Unit]) -> dict[str, dict[str, Any]]:
+        """Return the settings of the actors' engines, by the models' names, for the text of these units."""
         tokens = sum(unit.text_bytes for unit in units) / BYTES_PER_TOKEN
-        # an older version's bundle lacks the file: then `verify` compares what that version made in 8 bits with floats
-        in_8_bits = self.context.run.int8 and bundle.INT8 in self.bundle_files
-        return {
+        shared = {
             "precision": self.context.run.precision,
             "mean_tokens": tokens / max(1, sum(unit.rows for unit in units)),
-            "choices": dict(self.choices),
             "threads": cluster.threads_per_worker(self.workers),
-            "backend": "int8" if in_8_bits else None,
             "on_cpu": self.kind == "CPU",
             "work_tokens": tokens / self.workers,
         }
+        # an older version's bundle lacks the file: then `verify` compares what that version made in 8 bits with floats
+        return {
+            name: shared
+            | {
+                "choices": dict(self.choices.get(name, {})),
+                "backend": "int8" if self.context.run.int8 and bundle.INT8 in files else None,
+            }
+            for name, files in self.bundle_files.items()
+        }
+
+
+def _without_weights(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not bundle.is_weights(name)}
+
+
+def _count_chips(choices: Choices) -> int:
+    """Count the chips of each model's choices."""
+    return sum(map(len, choices.values()))
 
 
 def gather_units(units: Sequence[Unit], workers: int, kind: DeviceKind) -> Iterator[list[Unit]]:

@@ -1,9 +1,11 @@
 """The summary of a scoring run, which `_summary.json` holds and the terminal shows."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sentiment_core.data.shards import FailedShard
+from sentiment_core.model.naming import with_name
 from sentiment_core.scoring.outputs import SUMMARY_FILE
 
 SHOWN_SHARDS = 10  # in a report for the terminal; all of them are in the summary
@@ -28,17 +30,37 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class ModelSummary:
+    """The part of one model in a pass."""
+
+    status: dict[str, int]  # rows by status
+    labels: dict[str, int]  # rows by label
+    confidence_histogram: list[int]  # rows, in bins of equal width from 0 to 1
+    tokens: int  # padding apart
+    padding_share: float  # of what this run computed
+    bundle: str  # digest
+    computed_by: list[str]  # backends, and why nothing faster computed
+
+
+# what stands beside the rest where there is a single model without a name, in the order of `Summary`
+OF_SINGLE_MODEL = ("status", "labels", "confidence_histogram", "tokens", "bundle")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The content of `_summary.json`: the whole output folder, and under `run` the run that wrote it."""
+    """The content of `_summary.json`: the whole output folder, and under `run` the run that wrote it.
+
+    Of a single model without a name its statistics stand here, of named models in `models`.
+    """
 
     rows_in: int  # of the readable shards
     rows: int  # scored, whatever their status
     complete: bool  # the folder holds every row of the input, and none besides
     units: int
-    status: dict[str, int]  # rows by status
-    labels: dict[str, int]  # rows by label
-    confidence_histogram: list[int]  # rows, in bins of equal width from 0 to 1
-    tokens: int  # padding apart
+    status: dict[str, int] = field(default_factory=dict)  # rows by status
+    labels: dict[str, int] = field(default_factory=dict)  # rows by label
+    confidence_histogram: list[int] = field(default_factory=list)  # rows, in bins of equal width from 0 to 1
+    tokens: int = 0  # padding apart
     padding_share: float  # of what this run computed
     stopped: str  # why the run stopped; empty if it did not
     out_of_time: bool
@@ -48,19 +70,33 @@ class Summary:
     hidden_partitions: int  # outputs in folders such as `_year=2024`, which some readers pass over
     orphans: int  # outputs that were kept though their shard is gone
     run: RunSummary
-    bundle: str  # digest
+    bundle: str = ""  # digest
     libraries: dict[str, str]  # versions by name
+    models: dict[str, ModelSummary] = field(default_factory=dict)  # by name
+
+    @classmethod
+    def of_models(cls, models: dict[str, ModelSummary], **shared: Any) -> "Summary":
+        """Make the summary of a pass with these models, by name; `shared` are the other fields."""
+        single = models.get("")
+        own = {"models": models} if single is None else {name: getattr(single, name) for name in OF_SINGLE_MODEL}
+        return cls(**shared, **own)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `_summary.json`."""
-        return asdict(self)
+        left_out = OF_SINGLE_MODEL if self.models else ("models",)
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def report(self) -> list[str]:
         """Return a few lines for the terminal, without the output's path."""
         run = self.run
-        lines = [
-            f"{self.rows:,} rows in {self.units:,} files: {nonzero(self.status)}",
-            f"labels: {nonzero(self.labels)}",
+        lines: list[str] = []
+        models: Mapping[str, ModelSummary | Summary] = self.models or {"": self}
+        for name, model in models.items():
+            lines += [
+                with_name(name, f"{self.rows:,} rows in {self.units:,} files: {nonzero(model.status)}"),
+                with_name(name, f"labels: {nonzero(model.labels)}"),
+            ]
+        lines += [
             f"this run: {run.rows:,} rows in {run.seconds:.1f} s, {run.rows_per_second:,.1f} rows/s, "
             f"{run.tokens_per_second:,.0f} tokens/s, padding {100 * self.padding_share:.1f} %, "
             f"workers busy {100 * run.workers_busy_share:.0f} %",

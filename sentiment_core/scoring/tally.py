@@ -5,8 +5,10 @@ import time
 from dataclasses import dataclass, field
 
 from sentiment_core.data.shards import FailedShard, Unit
-from sentiment_core.scoring.statistics import Counts
-from sentiment_core.scoring.task_table import STAGES, TaskRecord
+from sentiment_core.model.naming import with_name
+from sentiment_core.scoring.records import Choices
+from sentiment_core.scoring.statistics import PassCounts
+from sentiment_core.scoring.task_table import STAGES, ModelRecord, TaskRecord
 
 # Failures in a row until the run stops, since the same cause must fail everything: shards before any unit succeeded,
 # units afterwards. Tasks run in random order, so that a few bad neighbors do not look like it. A lost task, which took
@@ -15,10 +17,43 @@ FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES = 50, 500, 10
 
 
 @dataclass
+class ModelTally:
+    """The sum of one model's work on a run's tasks."""
+
+    choices: dict[str, str] = field(default_factory=dict)  # of backend and number type, the first one of each chip
+    margins: dict[str, str] = field(
+        default_factory=dict
+    )  # by choice, how much faster than others it was measured to be
+    backends: set[str] = field(default_factory=set)
+    tokens: int = 0
+    padding_tokens: int = 0
+
+    def add(self, record: ModelRecord) -> None:
+        """Add the model's work on a task."""
+        chip, choice, margin = record.choice
+        self.choices.setdefault(chip, choice)
+        if margin:
+            self.margins.setdefault(choice, margin)
+        self.backends.add(record.backend)
+        self.tokens += record.tokens
+        self.padding_tokens += record.padding_tokens
+
+    @property
+    def computed_by(self) -> list[str]:
+        """The backends, and how much faster than others they were measured to be."""
+        return [*sorted(self.backends), *sorted(self.margins.values())]
+
+    @property
+    def padding_share(self) -> float:
+        """The share of padding in what was computed."""
+        return self.padding_tokens / max(1, self.tokens + self.padding_tokens)
+
+
+@dataclass
 class Tally:
     """The sum of a run's task records."""
 
-    totals: Counts  # of the units done
+    totals: PassCounts  # of the units done
     scored_before: bool = False  # the output folder held outputs before this run
     started: float = field(default_factory=time.monotonic)
     failed: list[FailedShard] = field(default_factory=list)  # one for each failed unit
@@ -29,16 +64,36 @@ class Tally:
     last_failure: str = ""
     broken: str = ""  # why nothing can be computed at all
     out_of_time: bool = False
-    tokens: int = 0
-    padding_tokens: int = 0
     busy_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    computed_by: set[str] = field(default_factory=set)
-    choices: dict[str, str] = field(default_factory=dict)  # of backend and number type, the first one of each chip
-    margins: dict[str, str] = field(
-        default_factory=dict
-    )  # by choice, how much faster than others it was measured to be
+    models: dict[str, ModelTally] = field(default_factory=dict)  # by the model's name
     first_task_seconds: float | None = None  # until the first task was done, start-up included
     first_task_rows: int = 0
+
+    def __post_init__(self) -> None:
+        """Give each model a tally of its own."""
+        self.models = {name: self.models.get(name, ModelTally()) for name in self.totals.models}
+
+    @property
+    def choices(self) -> Choices:
+        """The choices of backend and number type, by the model's name and by chip."""
+        return {name: model.choices for name, model in self.models.items()}
+
+    @property
+    def margins(self) -> list[str]:
+        """The measured lead of the choices over others, for people."""
+        return [with_name(name, margin) for name, model in self.models.items() for margin in model.margins.values()]
+
+    @property
+    def computed_by(self) -> list[str]:
+        """The backends, and how much faster than others they were measured to be, for people."""
+        return [with_name(name, text) for name, model in self.models.items() for text in model.computed_by]
+
+    @property
+    def padding_share(self) -> float:
+        """The share of padding in what all models computed."""
+        models = self.models.values()
+        padding = sum(model.padding_tokens for model in models)
+        return padding / max(1, padding + sum(model.tokens for model in models))
 
     def add(self, task: TaskRecord) -> None:
         """Add a task's record."""
@@ -49,13 +104,8 @@ class Tally:
             self.lost_tasks_in_a_row += 1
             self.last_failure = task.units[-1].error
             return
-        self.computed_by.add(task.backend)
-        chip, choice, margin = task.choice
-        self.choices.setdefault(chip, choice)
-        if margin:
-            self.margins.setdefault(choice, margin)
-        self.tokens += task.tokens
-        self.padding_tokens += task.padding_tokens
+        for record in task.models:
+            self.models[record.model].add(record)
         for stage in STAGES:
             self.busy_seconds[stage] += task.seconds[stage]
         for unit in task.units:
@@ -66,7 +116,7 @@ class Tally:
                 self.failed_shards_in_a_row.add(unit.source)
                 self.failed_units_in_a_row += 1
             else:
-                self.totals = self.totals.merge(Counts.from_json(json.loads(unit.counts)))
+                self.totals = self.totals.merge(PassCounts.from_json(json.loads(unit.counts)))
                 self.failed_shards_in_a_row.clear()
                 self.failed_units_in_a_row = self.lost_tasks_in_a_row = 0
 

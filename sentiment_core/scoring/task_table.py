@@ -24,7 +24,9 @@ class TaskTable:
     """A task's units and what is known of their rows so far.
 
     `status`, `tokens`, `lengths` and `probabilities` are those of the rows of all units without an error, one unit
-    after another. `tokens` are the columns `lists` and `inverse`.
+    after another. The first three depend on the tokenizer: they are asked for by the name of the model whose token
+    lists these are (`PassModel.tokenizer`). The others are asked for by the model's own name, which is "" for a single
+    model. `tokens` are the columns `lists` and `inverse`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -56,42 +58,36 @@ class TaskTable:
         """The statistics of each unit's texts, as JSON."""
         return self._value("counts")
 
-    @property
-    def status(self) -> np.ndarray:
-        """(rows,) int8 status codes, before abstention."""
-        return self._rows("status").to_numpy()
+    def status(self, tokenizer: str) -> np.ndarray:
+        """Return the status codes, (rows,) int8, before abstention."""
+        return self._rows("status", tokenizer).to_numpy()
 
-    @property
-    def tokens(self) -> DistinctLists:
-        """The token ids of the rows."""
-        lists = self._rows("lists")
+    def tokens(self, tokenizer: str) -> DistinctLists:
+        """Return the token ids of the rows."""
+        lists = self._rows("lists", tokenizer)
         offsets = lists.offsets.to_numpy().astype(np.int64)
         tokens = TokenLists(lists.flatten().to_numpy(), offsets - offsets[0])
-        return DistinctLists(tokens, self._rows("inverse").to_numpy().astype(np.int64))
+        return DistinctLists(tokens, self._rows("inverse", tokenizer).to_numpy().astype(np.int64))
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """(rows,) int64 tokens of each row."""
-        return self._rows("lengths").to_numpy()
+    def lengths(self, tokenizer: str) -> np.ndarray:
+        """Return the tokens of each row, (rows,) int64."""
+        return self._rows("lengths", tokenizer).to_numpy()
 
-    def probabilities(self, classes: int) -> np.ndarray:
+    def probabilities(self, model: str, classes: int) -> np.ndarray:
         """Return the probabilities, (rows, classes) float32, NaN where there are no tokens."""
-        return self._rows("probabilities").to_numpy().reshape(-1, classes)
+        return self._rows("probabilities", model).to_numpy().reshape(-1, classes)
 
-    @property
-    def backend(self) -> str:
-        """The backend that computed the task, and why no faster one did."""
-        return self._value("backend")
+    def backend(self, model: str) -> str:
+        """Return the backend that computed the task, and why no faster one did."""
+        return self._value("backend", model)
 
-    @property
-    def choice(self) -> list[str]:
-        """The chip that computed the task, what was chosen there, and by how much that was measured to be faster."""
-        return self._value("choice")
+    def choice(self, model: str) -> list[str]:
+        """Return the chip that computed, what was chosen there, and by how much that was measured to be faster."""
+        return self._value("choice", model)
 
-    @property
-    def padding_tokens(self) -> int:
-        """Tokens of padding that were computed."""
-        return self._value("padding_tokens")
+    def padding_tokens(self, model: str) -> int:
+        """Return the tokens of padding that were computed."""
+        return self._value("padding_tokens", model)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -109,12 +105,17 @@ class TaskTable:
             if not error:
                 yield i, np.arange(first, first := first + unit.rows)
 
-    def replace(self, **values: Any) -> "TaskTable":
-        """Return the task with these columns added or replaced, or dropped where the value is None."""
-        table = self.table.drop_columns([name for name in values if name in self.table.column_names])
-        for name, value in values.items():
+    def replace(self, model: str | None = None, /, **values: Any) -> "TaskTable":
+        """Return the task with these columns added or replaced, or dropped where the value is None.
+
+        `model`: the name of the model, or of that with the tokenizer, which the values belong to; None for those of the
+        task as a whole.
+        """
+        columns = {_column(name, model): (name, value) for name, value in values.items()}
+        table = self.table.drop_columns([column for column in columns if column in self.table.column_names])
+        for column, (name, value) in columns.items():
             if value is not None:
-                table = table.append_column(name, _TO_COLUMN[name](value))
+                table = table.append_column(column, _TO_COLUMN[name](value))
         return TaskTable(table)
 
     def add_seconds(self, stage: str, started: float) -> "TaskTable":
@@ -122,11 +123,16 @@ class TaskTable:
         before = self.seconds if "seconds" in self.table.column_names else dict.fromkeys(STAGES, 0.0)
         return self.replace(seconds=before | {stage: time.monotonic() - started})
 
-    def _value(self, name: str) -> Any:
-        return self.table[name][0].as_py()
+    def _value(self, name: str, model: str | None = None) -> Any:
+        return self.table[_column(name, model)][0].as_py()
 
-    def _rows(self, name: str) -> pa.Array:
-        return self.table[name].chunk(0).flatten()
+    def _rows(self, name: str, model: str) -> pa.Array:
+        return self.table[_column(name, model)].chunk(0).flatten()
+
+
+def _column(name: str, model: str | None) -> str:
+    """Return the name of the table's column for a value of a model, or of the task."""
+    return name if model is None else f"{name} of {model}"
 
 
 def _one_list(values: pa.Array) -> pa.Array:
@@ -166,21 +172,39 @@ class UnitRecord:
 
 
 @dataclass(frozen=True)
+class ModelRecord:
+    """The work of one model on a task."""
+
+    model: str  # its name, "" of a single one
+    tokens: int  # padding apart
+    padding_tokens: int
+    backend: str
+    choice: list[str]  # as `TaskTable.choice`
+
+
+@dataclass(frozen=True)
 class TaskRecord:
     """The outcome of a task, which the last stage hands to the tally."""
 
     units: list[UnitRecord]
     lost: bool  # given up, since its process died or hung too often
     seconds: dict[str, float]  # busy, by stage
-    tokens: int  # padding apart
-    padding_tokens: int
-    backend: str
-    choice: list[str]  # as `TaskTable.choice`
+    models: list[ModelRecord]
 
     @property
     def rows(self) -> int:
         """The rows of all units."""
         return sum(unit.rows for unit in self.units)
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that all models computed, padding apart."""
+        return sum(model.tokens for model in self.models)
+
+    @property
+    def padding_tokens(self) -> int:
+        """The tokens of padding that all models computed."""
+        return sum(model.padding_tokens for model in self.models)
 
     def to_table(self) -> pa.Table:
         """Return the record as the table of one row that Ray Data carries."""
@@ -190,4 +214,6 @@ class TaskRecord:
     def from_table(cls, table: pa.Table) -> "TaskRecord":
         """Read the record from its table."""
         content = table.to_pylist()[0]
-        return cls(**content | {"units": [UnitRecord(**unit) for unit in content["units"]]})
+        units = [UnitRecord(**unit) for unit in content["units"]]
+        models = [ModelRecord(**model) for model in content["models"]]
+        return cls(units, content["lost"], content["seconds"], models)

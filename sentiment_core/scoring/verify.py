@@ -21,15 +21,16 @@ from sentiment_core.data import shards as corpus
 from sentiment_core.data.files import DataFiles
 from sentiment_core.data.shards import Corpus, FailedShard
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
+from sentiment_core.model.naming import Models, with_name
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.storage import FileStamp
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.outputs import Output
-from sentiment_core.scoring.records import RunFile, UnitOrigin, may_stand_beside
+from sentiment_core.scoring.records import ROW_COLUMNS, RunFile, UnitOrigin, may_stand_beside
 from sentiment_core.scoring.statistics import Counts
 
-CHECKED_COLUMNS = ("confidence", "status", "source", "row")  # and the one with the answer
+CHECKED_COLUMNS = ("confidence", "status", *ROW_COLUMNS)  # of each model, and the one with the answer
 SHOWN_FINDINGS = 20  # of a kind in the report
 FAULTS = ("missing", "doubled", "stale", "orphaned", "damaged", "foreign", "different")
 
@@ -42,8 +43,11 @@ class VerifySettings:
     limit: int | None = setting(
         None, "only the first N rows, in the folder OUT-limit-N, as with sentiment-core score", "N", group="data"
     )
-    model: str | None = setting(
-        None, "the bundle for --sample and --full; default: where it was when it scored", "BUNDLE", group="model"
+    model: Models | None = setting(  # noqa: RUF009
+        None,
+        "the bundle for --sample and --full, several with their names; default: where it was when it scored",
+        "BUNDLE or A=BUNDLE,B=BUNDLE",
+        group="model",
     )
     out: str = setting(REQUIRED, "output folder or URI of sentiment-core score", "DIR", group="output")
     sample: int | None = setting(None, "also score about N random rows again and compare", "N", group="run")
@@ -283,8 +287,13 @@ def _check_content(folder: str, output: Output) -> tuple[str, str]:
         return output.path, ""
     try:
         run = output.origin.run
-        table = outputs.read_output(folder, output.path, (run.label_column, *CHECKED_COLUMNS), run.prefix)
-        return output.path, _find_fault(table, output.origin.unit, output.counts, run.label_column)
+        checked = [name for name in run.scored_columns if not name.endswith("probabilities")]
+        table = outputs.read_output(folder, output.path, checked)
+        for names in run.columns_of_models:
+            own_columns, counts = outputs.select_columns(table, run, names), output.counts.models[names.model]
+            if fault := _find_fault(own_columns, output.origin.unit, counts, names.label):
+                return output.path, with_name(names.model, fault)
+        return output.path, ""
     except Exception as error:  # the file may hold anything
         return output.path, f"cannot be checked: {describe_error(error)}"
 

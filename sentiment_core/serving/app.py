@@ -17,6 +17,7 @@ import ray
 
 from sentiment_core.errors import UserError
 from sentiment_core.model import registry, source
+from sentiment_core.model.naming import refuse_names
 from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.scoring.stream import LAST_CPUS, READ_CPUS
 from sentiment_core.serving.limits import BodySizeLimit, RateLimiter
@@ -43,6 +44,7 @@ def start(settings: ServeSettings) -> str:
         raise UserError("serve needs FastAPI and Ray Serve. Install the extra `serve`.")
     from ray import serve
 
+    refuse_names(settings.model)
     model = source.absolute(settings.model)  # actors may run in another working directory
     path = registry.resolve(model)
     opened = source.open_model(path)

@@ -114,7 +114,10 @@ def destination(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem,
 
 
 @needs_linux
-def test_nothing_is_lost_or_doubled_whatever_is_killed(destination, tiny_bundle, tmp_path, chaos_minutes):
+@pytest.mark.parametrize("models", ["one model", "two models"])
+def test_nothing_is_lost_or_doubled_whatever_is_killed(
+    destination, models, tiny_bundle, multi_label_bundle, tmp_path, chaos_minutes
+):
     out, filesystem, path, env = destination
     seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
     print(f"CHAOS_SEED={seed}, into {out}")
@@ -123,8 +126,11 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(destination, tiny_bundle,
     for shard in range(SHARDS):
         pq.write_table(sentences(ROWS, seed=shard), tmp_path / "in" / f"{shard}.parquet")
 
+    named = f"sentiment={tiny_bundle},emotion={multi_label_bundle}"
+    model = tiny_bundle if models == "one model" else named
+
     def score(out: str) -> list[str]:
-        return job("score.py", "--model", tiny_bundle, "--input", tmp_path / "in", "--out", out, "--keep", "")
+        return job("score.py", "--model", model, "--input", tmp_path / "in", "--out", out, "--keep", "")
 
     def check(command: list[str]) -> None:
         done = subprocess.run(

@@ -56,7 +56,7 @@ def test_the_first_night_has_no_estimate():
 def plan_of(rows: int, runs: list[NightRun]) -> NightPlan:
     """Return a plan for so many rows, after a night of 6,000 rows with these runs."""
     settings = NightlySettings(model="m", input="i", out="o", cost_per_hour=100.0)
-    scoring = SimpleNamespace(model="m", rows_to_score=rows, units_to_score=[], describe=lambda: "")
+    scoring = SimpleNamespace(paths={"": "m"}, rows_to_score=rows, units_to_score=[], describe=lambda: "")
     before = [Night("1", "done", rows=6_000, runs=runs)] if runs else []
     return NightPlan(settings, "2", scoring, None, 0, False, before, None)
 

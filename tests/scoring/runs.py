@@ -28,8 +28,9 @@ def write_shard(root: Path, name: str, columns: dict[str, Any] | pa.Table, **opt
 
 
 def plan_folder(model: object, root: object, out: object, **settings: Any) -> ScorePlan:
-    """Plan the scoring of the folder `root` into `out`."""
-    return plan_scoring(ScoreSettings(model=str(model), input=str(root), out=str(out), **settings))
+    """Plan the scoring of the folder `root` into `out`; `model` is a path, or paths by the models' names."""
+    models = {name: str(path) for name, path in model.items()} if isinstance(model, dict) else str(model)
+    return plan_scoring(ScoreSettings(model=models, input=str(root), out=str(out), **settings))
 
 
 def score_folder(model: object, root: object, out: object, **settings: Any) -> ScoreResult:
@@ -59,15 +60,20 @@ class StreamInProcess(Stream):
             self.guards.append(super().start_guard())
         return self.guards[0]
 
+    def noted(self, classify: stages.ClassifyStage) -> bool:
+        """Return whether the engines compute as earlier runs noted it, where they did."""
+        chosen = {name: (engine.chip, str(engine.choice)) for name, engine in classify.engines.items()}
+        return all(self.choices.get(name, {}).get(chip, choice) == choice for name, (chip, choice) in chosen.items())
+
     def blocks(self, tasks: list[list[Unit]], guard: TaskGuard) -> Iterator[pa.Table]:
         """Yield the tasks' records as tables."""
-        files = ray.put(self.bundle_files)
-        engine = self.engine_settings([])
-        key = (self.context.run.bundle, *(value for name, value in engine.items() if name != "choices"))
+        files = {name: ray.put(content) for name, content in self.bundle_files.items()}
+        engines = self.engine_settings([])
+        settings = [(name, key, value) for name, own in engines.items() for key, value in own.items()]
+        key = (self.context.run.bundle, *(setting for setting in settings if setting[1] != "choices"))
         classify = self.loaded.get(key)
-        noted = self.choices.get(classify.engine.chip) if classify else None
-        if classify is None or noted not in (None, str(classify.engine.choice)):
-            classify = self.loaded[key] = stages.ClassifyStage(files, engine, guard)
+        if classify is None or not self.noted(classify):
+            classify = self.loaded[key] = stages.ClassifyStage(self.context.models, files, engines, guard)
         classify.guard = guard
         for units in tasks:
             table = stages.read_and_tokenize(TaskTable.build(units).table, self.context, files, guard)

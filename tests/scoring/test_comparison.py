@@ -21,13 +21,15 @@ SWAPPED = SCORES[:, ::-1]
 NUMBERS = (1.0, float("nan"), None)
 
 
-def scored(probabilities: np.ndarray, numbers=NUMBERS, min_confidence: float = 0.0) -> tuple[pa.Table, ScoredRows]:
+def scored(
+    probabilities: np.ndarray, numbers=NUMBERS, min_confidence: float = 0.0
+) -> tuple[pa.Table, dict[str, ScoredRows]]:
     """Return three rows with these probabilities and a kept column of these numbers, and the same as a table."""
     unit = Unit("a.parquet", 0, 3, 3, 1, 1, 1)
     kept = pa.table({"n": pa.array(numbers, pa.float64()), "nested": [[1.0], [float("nan")], None]})
     probabilities = probabilities.astype(np.float32)
     status = apply_min_confidence(np.array([0, 0, 3], np.int8), probabilities.max(axis=1), min_confidence)
-    rows = ScoredRows(SingleLabel(), LABELS, status, probabilities, np.array([1, 1, 0]))
+    rows = {"": ScoredRows(SingleLabel(), LABELS, status, probabilities, np.array([1, 1, 0]))}
     return outputs.scored_table(unit, kept, rows, replace(RUN, probabilities=True)), rows
 
 

@@ -146,7 +146,7 @@ def test_another_bundle_chooses_anew(in_process, tiny_encoder, tiny_bundle, tmp_
     note_choice(tmp_path / "out", dict.fromkeys(before.computed_by, "none"))
     other = make_bundle(tiny_encoder, tmp_path / "b", max_length=16)
     plan = plan_scoring(
-        ScoreSettings(model=other, input=str(tmp_path / "in"), out=str(tmp_path / "out")), [before.run.bundle]
+        ScoreSettings(model=other, input=str(tmp_path / "in"), out=str(tmp_path / "out")), {"": [before.run.bundle]}
     )
     write_shard(tmp_path / "in", "b.parquet", {"text": ["good"]})
     assert claim_output_folder(plan).computed_by == {}
@@ -156,12 +156,12 @@ def test_a_choice_is_not_noted_where_another_run_took_the_folder_over(in_process
     write_shard(tmp_path / "in", "a.parquet", {"text": ["good"]})
     score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out")
     run_file = read_run_file(str(tmp_path / "out"))
-    job.note_choices(str(tmp_path / "out"), run_file.run, {"another chip": "torch float32"})
+    job.note_choices(str(tmp_path / "out"), run_file.run, {"": {"another chip": "torch float32"}})
     noted = read_run_file(str(tmp_path / "out")).computed_by
     assert noted == run_file.computed_by | {"another chip": "torch float32"}
-    job.note_choices(str(tmp_path / "out"), replace(run_file.run, bundle="earlier"), {"a third": "torch float32"})
+    job.note_choices(str(tmp_path / "out"), replace(run_file.run, bundle="earlier"), {"": {"a third": "torch float32"}})
     assert read_run_file(str(tmp_path / "out")).computed_by == noted
-    job.note_choices(str(tmp_path / "gone"), run_file.run, {"chip": "torch float32"})
+    job.note_choices(str(tmp_path / "gone"), run_file.run, {"": {"chip": "torch float32"}})
     assert not (tmp_path / "gone").exists()
 
 

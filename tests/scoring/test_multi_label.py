@@ -123,12 +123,12 @@ OBJECTIVE = MultiLabel((0.5, 0.5, 0.55))
 RUN = Run("in", "digest", probabilities=True, multi_label=True)
 
 
-def rows_of(probabilities: np.ndarray, min_confidence: float = 0.0) -> tuple[pa.Table, ScoredRows]:
+def rows_of(probabilities: np.ndarray, min_confidence: float = 0.0) -> tuple[pa.Table, dict[str, ScoredRows]]:
     """Return three rows with these probabilities, as a table too."""
     probabilities = probabilities.astype(np.float32)
     confidence = OBJECTIVE.decide(probabilities)[1]
     status = apply_min_confidence(np.array([0, 0, 3], np.int8), confidence, min_confidence)
-    rows = ScoredRows(OBJECTIVE, NAMES, status, probabilities, np.array([1, 1, 0]))
+    rows = {"": ScoredRows(OBJECTIVE, NAMES, status, probabilities, np.array([1, 1, 0]))}
     unit = Unit("a.parquet", 0, 3, 3, 1, 1, 1)
     return outputs.scored_table(unit, pa.table({"n": [1, 2, 3]}), rows, RUN), rows
 

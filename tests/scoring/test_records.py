@@ -8,6 +8,7 @@ import pytest
 from sentiment_core.data.shards import Unit
 from sentiment_core.scoring.records import (
     FORMAT_VERSION,
+    ModelRun,
     Origin,
     Run,
     RunFile,
@@ -19,6 +20,8 @@ from sentiment_core.scoring.records import (
 RUN = Run("/in", "digest")
 UNIT = Unit("k=1/a.parquet", 0, 5, 10, 100, 7, 12)
 ORIGIN = Origin(RUN, UnitOrigin.of(UNIT))
+
+NAMED = Run("/in", "both", models={"a": ModelRun("digest a"), "b": ModelRun("digest b", multi_label=True)})
 
 # what 27de93b wrote
 OLD_RUN = {
@@ -88,3 +91,38 @@ def test_a_setting_that_only_a_newer_version_knows_makes_another_output():
 def test_other_content_is_no_origin(content):
     with pytest.raises((KeyError, TypeError)):
         Origin.from_json(content)
+
+
+def test_named_models_stand_in_the_records_by_name():
+    content = json.loads(json.dumps(NAMED.to_json()))
+    assert content["models"] == {
+        "a": {"bundle": "digest a", "multi_label": False},
+        "b": {"bundle": "digest b", "multi_label": True},
+    }
+    assert Run.from_json(content) == NAMED
+    choices = {"a": {"chip": "torch float32"}, "b": {}}
+    run_file = RunFile(NAMED, {"a": "/models/a", "b": "/models/b"}, computed_by=choices)
+    assert RunFile.from_json(json.loads(json.dumps(run_file.to_json()))) == run_file
+    assert (run_file.paths, run_file.choices) == ({"a": "/models/a", "b": "/models/b"}, choices)
+    single = RunFile(RUN, "/models/a", computed_by={"chip": "torch float32"})
+    assert (single.paths, single.choices) == ({"": "/models/a"}, {"": {"chip": "torch float32"}})
+
+
+def test_columns_of_named_models_begin_with_their_names():
+    assert replace(NAMED, prefix="p_").scored_columns == (
+        *("p_a_label", "p_a_confidence", "p_a_probabilities", "p_a_status"),
+        *("p_b_labels", "p_b_confidence", "p_b_probabilities", "p_b_status"),
+        *("p_source", "p_row"),
+    )
+
+
+def test_an_earlier_set_of_bundles_counts_where_it_is_named():
+    origin = Origin(NAMED, UnitOrigin.of(UNIT))
+    now = replace(NAMED, bundle="new", models=NAMED.models | {"a": ModelRun("new a")})
+    assert was_made_by(origin, NAMED, UNIT)
+    assert not was_made_by(origin, now, UNIT)
+    assert was_made_by(origin, now, UNIT, ["both"])
+    assert not was_made_by(origin, replace(now, min_confidence=0.5), UNIT, ["both"])
+    assert may_stand_beside(origin, RunFile(now, earlier_bundles=["both"]))
+    assert NAMED.differences(now) == {"bundle of a": ("digest a", "new a")}
+    assert NAMED.differences(RUN) == {"models": ("a, b", "one without a name")}

@@ -31,12 +31,17 @@ def guard(ray_here) -> TaskGuard:
 
 @pytest.fixture
 def stage(plan, guard) -> stages.ClassifyStage:
-    return stages.ClassifyStage(ray.put(plan.bundle_files), {"threads": 1, "backend": "torch", "on_cpu": True}, guard)
+    return stages.ClassifyStage(
+        plan.models,
+        {"": ray.put(plan.bundle_files[""])},
+        {"": {"threads": 1, "backend": "torch", "on_cpu": True}},
+        guard,
+    )
 
 
 def tokenized(plan: ScorePlan, guard: TaskGuard) -> pa.Table:
     table = TaskTable.build(plan.units_to_score).table
-    return stages.read_and_tokenize(table, plan.context, ray.put(plan.bundle_files), guard)
+    return stages.read_and_tokenize(table, plan.context, {"": ray.put(plan.bundle_files[""])}, guard)
 
 
 class Exited(BaseException):
@@ -52,16 +57,16 @@ def test_a_process_whose_gpu_is_broken_ends(plan, guard, stage, monkeypatch):
         raise Exited
 
     monkeypatch.setattr(os, "_exit", leave)
-    stage.engine.backend.encoder.register_forward_pre_hook(fail)
+    stage.engines[""].backend.encoder.register_forward_pre_hook(fail)
     errors = TaskTable(stage(tokenized(plan, guard))).errors
     assert all("illegal memory access" in error for error in errors)  # a CPU is not broken by that
-    stage.engine.device = torch.device("cuda")  # which torch cannot use here
+    stage.engines[""].device = torch.device("cuda")  # which torch cannot use here
     with pytest.raises(Exited):
         stage(tokenized(plan, guard))
 
 
 def test_reading_leaves_each_text_of_the_task_once_the_longest_first(plan, guard):
-    tokens = TaskTable(tokenized(plan, guard)).tokens
+    tokens = TaskTable(tokenized(plan, guard)).tokens("")
     assert tokens.lists.lengths.tolist() == [4, 3, 3]
     assert tokens.inverse.tolist() == [1, 2, 0, 1, 2, 0]
     assert tokens.lengths.tolist() == [3, 3, 4] * 2
@@ -72,14 +77,14 @@ def test_a_unit_that_cannot_be_computed_leaves_the_others_alone(plan, guard, sta
     plan = plan_folder(plan.settings.model, tmp_path / "corpus", tmp_path / "out")
     table = tokenized(plan, guard)
     expected = TaskTable(stage(table))
-    awful = TaskTable(table).tokens.take(np.array([3])).ids[1]
+    awful = TaskTable(table).tokens("").take(np.array([3])).ids[1]
 
     def refuse(module, inputs):
         if (inputs[0] == awful).any():
             raise ValueError("awful")
 
-    stage.engine.backend.encoder.register_forward_pre_hook(refuse)
+    stage.engines[""].backend.encoder.register_forward_pre_hook(refuse)
     task = TaskTable(stage(table))
     assert task.errors == ["", "ValueError: awful"]
-    assert task.lengths.tolist() == expected.lengths[:3].tolist()
-    np.testing.assert_allclose(task.probabilities(2), expected.probabilities(2)[:3], atol=1e-3)
+    assert task.lengths("").tolist() == expected.lengths("")[:3].tolist()
+    np.testing.assert_allclose(task.probabilities("", 2), expected.probabilities("", 2)[:3], atol=1e-3)

@@ -7,7 +7,7 @@ import pytest
 
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.scoring.rows import ReadTexts, ScoredRows
-from sentiment_core.scoring.statistics import STATISTICS, Counts
+from sentiment_core.scoring.statistics import STATISTICS, Counts, PassCounts
 from sentiment_core.text.status import ABSTAINED, EMPTY, NULL, OK, TRUNCATED
 from sentiment_core.text.token_lists import TokenLists
 
@@ -46,7 +46,7 @@ def test_a_unit_is_counted():
 @pytest.mark.parametrize("cut", range(6))
 def test_parts_add_up_to_the_whole(cut):
     parts = [counts_of(slice(None, cut)), counts_of(slice(cut, None))]
-    total, whole = Counts.total(LABELS, parts).to_json(), counts_of(slice(None)).to_json()
+    total, whole = parts[0].merge(parts[1]).to_json(), counts_of(slice(None)).to_json()
     for name in ("units", "unknown_tokens"):  # each part has one of its own
         total.pop(name), whole.pop(name)
     assert total == whole
@@ -73,3 +73,20 @@ def test_a_statistic_that_an_old_footer_does_not_have_is_zero(name):
     counts = Counts.from_json(content | {"of a newer version": 1})
     assert getattr(counts, name) == STATISTICS[name].zero(LABELS)
     assert counts.rows == 5
+
+
+def test_statistics_of_a_single_model_are_its_own_and_of_named_ones_stand_by_name():
+    counts = counts_of(slice(None))
+    assert PassCounts({"": counts}).to_json() == counts.to_json()
+    named = PassCounts({"a": counts, "b": counts})
+    assert named.to_json() == {"models": {"a": counts.to_json(), "b": counts.to_json()}}
+    for one in (PassCounts({"": counts}), named):
+        assert PassCounts.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert (named.units, named.rows, named.tokens) == (1, 5, 32)
+    assert named.merge(PassCounts.zero({"a": LABELS, "b": LABELS})) == named
+
+
+def test_texts_count_for_the_models_that_read_them_so():
+    counts = PassCounts.zero({"a": LABELS, "b": LABELS, "c": LABELS}).add_texts(["a", "c"], texts_of(slice(None)))
+    assert [counts.models[name].unknown_tokens.value for name in "abc"] == [1, 0, 1]
+    assert counts.models["a"].texts == counts.models["c"].texts != counts.models["b"].texts

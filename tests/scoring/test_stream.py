@@ -16,7 +16,6 @@ from sentiment_core.scoring import outputs, stages, stream
 from sentiment_core.scoring.job import claim_output_folder, score
 from sentiment_core.scoring.plan import ScorePlan
 from sentiment_core.scoring.records import RunFile
-from sentiment_core.scoring.statistics import Counts
 from sentiment_core.scoring.stream import Stream
 from sentiment_core.scoring.tally import Tally
 from sentiment_core.scoring.task_table import TaskRecord, TaskTable
@@ -65,7 +64,7 @@ class RecordingStage(stages.ClassifyStage):
         time.sleep(2.0 if self.slow else 0.0)
         self.slow = False
         task = TaskTable(super().__call__(table))
-        return task.replace(backend=f"{threading.get_ident()} {started} {time.monotonic()}").table
+        return task.replace("", backend=f"{threading.get_ident()} {started} {time.monotonic()}").table
 
 
 def test_an_actor_with_two_calls_computes_one_at_a_time_in_one_thread(plan, tmp_path, monkeypatch):
@@ -81,7 +80,7 @@ def test_an_actor_with_two_calls_computes_one_at_a_time_in_one_thread(plan, tmp_
     records = [TaskRecord.from_table(block) for block in blocks]
     assert sorted(record.units[0].output for record in records) == sorted(unit.output for unit in plan.units_to_score)
     assert not any(record.lost or record.units[0].error for record in records)
-    calls = [record.backend.split() for record in records]
+    calls = [record.models[0].backend.split() for record in records]
     assert len({thread for thread, *_ in calls}) == 1
     intervals = sorted((float(started), float(stopped)) for _, started, stopped in calls)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(intervals))
@@ -89,7 +88,7 @@ def test_an_actor_with_two_calls_computes_one_at_a_time_in_one_thread(plan, tmp_
 
 def test_a_deadline_is_noticed_while_no_block_comes(plan, monkeypatch):
     monkeypatch.setattr(stream, "OVERTIME_S", 2)
-    tally = Tally(Counts.zero(plan.info.labels))
+    tally = Tally(plan.context.no_counts)
     late = stream_of(plan, write_late, deadline=time.monotonic(), seconds=300)
     late.run("score", plan.units_to_score, tally)
     assert (tally.totals.rows, tally.failed, tally.out_of_time) == (0, [], True)

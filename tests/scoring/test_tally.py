@@ -8,13 +8,14 @@ import pytest
 from sentiment_core.data.shards import Unit
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.scoring.rows import ScoredRows
-from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.statistics import PassCounts
 from sentiment_core.scoring.tally import FIRST_FAILURES, LATER_FAILURES, LOST_FAILURES, Tally
-from sentiment_core.scoring.task_table import STAGES, TaskRecord, UnitRecord
+from sentiment_core.scoring.task_table import STAGES, ModelRecord, TaskRecord, UnitRecord
 
 LABELS = ["no", "yes"]
+MARGIN = "torch float32 measured 1.2 times as fast as sleep"
 ROWS = ScoredRows(SingleLabel(), LABELS, np.zeros(2, np.int8), np.full((2, 2), 0.5, np.float32), np.array([3, 4]))
-COUNTS = json.dumps(Counts.zero(LABELS).add_unit(ROWS).to_json())
+COUNTS = json.dumps(PassCounts.zero({"": LABELS}).add_unit({"": ROWS}).to_json())
 
 
 def unit(i: int) -> Unit:
@@ -34,16 +35,13 @@ def task(*units: UnitRecord, lost: bool = False) -> TaskRecord:
         list(units),
         lost,
         dict.fromkeys(STAGES, 1.0),
-        7,
-        1,
-        "torch",
-        ["chip", "torch float32", "torch float32 measured 1.2 times as fast as sleep"],
+        [ModelRecord("", 7, 1, "torch", ["chip", "torch float32", MARGIN])],
     )
 
 
 @pytest.fixture
 def tally() -> Tally:
-    return Tally(Counts.zero(LABELS))
+    return Tally(PassCounts.zero({"": LABELS}))
 
 
 def test_a_record_survives_its_table():
@@ -54,7 +52,7 @@ def test_a_record_survives_its_table():
 def test_done_failed_and_lost_units_are_told_apart(tally):
     tally.add(task(done(0), failed(1, "broken")))
     tally.add(task(failed(2, "died"), lost=True))
-    assert (tally.totals.units, tally.totals.rows, tally.totals.tokens.value) == (1, 2, 7)
+    assert (tally.totals.units, tally.totals.rows, tally.totals.tokens) == (1, 2, 7)
     assert [shard.source for shard in tally.failed] == ["1.parquet"]
     assert tally.unsettled([unit(i) for i in range(4)]) == [unit(2), unit(3)]
     assert not tally.stopped
@@ -62,7 +60,8 @@ def test_done_failed_and_lost_units_are_told_apart(tally):
 
 def test_seconds_and_tokens_of_a_task_count_once(tally):
     tally.add(task(done(0), done(1)))
-    assert (tally.tokens, tally.padding_tokens, tally.computed_by) == (7, 1, {"torch"})
+    assert (tally.models[""].tokens, tally.models[""].padding_tokens) == (7, 1)
+    assert tally.computed_by == ["torch", MARGIN]
     assert set(tally.busy_seconds.values()) == {1.0}
 
 
@@ -77,7 +76,7 @@ def test_failures_in_a_row_stop_the_run(tally):
 
 @pytest.mark.parametrize("scored_before", [True, False])
 def test_a_run_that_succeeded_once_may_fail_more_often(scored_before):
-    tally = Tally(Counts.zero(LABELS), scored_before)
+    tally = Tally(PassCounts.zero({"": LABELS}), scored_before)
     if not scored_before:
         tally.add(task(done(0)))
     for i in range(1, LATER_FAILURES):

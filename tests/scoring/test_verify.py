@@ -17,7 +17,7 @@ from sentiment_core.model.objective import SingleLabel
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.records import Run, RunFile
 from sentiment_core.scoring.rows import ScoredRows
-from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.statistics import PassCounts
 from sentiment_core.scoring.verify import Findings, VerifySettings, verify
 
 LABELS = ["no", "yes"]
@@ -41,8 +41,8 @@ def write_output(out: Path, unit: Unit, number_of_rows: int | None = None) -> No
     """Write a unit's output with so many rows, as its footer says."""
     n = unit.rows if number_of_rows is None else number_of_rows
     rows = ScoredRows(SingleLabel(), LABELS, np.zeros(n, np.int8), np.full((n, 2), 0.5, np.float32), np.ones(n, int))
-    table = outputs.scored_table(replace(unit, stop=unit.start + n), pa.table({}), rows, RUN)
-    outputs.commit(str(out), RUN, unit, table, Counts.zero(LABELS).add_unit(rows))
+    table = outputs.scored_table(replace(unit, stop=unit.start + n), pa.table({}), {"": rows}, RUN)
+    outputs.commit(str(out), RUN, unit, table, PassCounts.zero({"": LABELS}).add_unit({"": rows}))
 
 
 def verify_folders(folders: tuple[Path, Path]) -> Findings:

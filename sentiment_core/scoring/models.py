@@ -1,0 +1,77 @@
+"""The models of a pass over a corpus: one, or several with a name each.
+
+A pass reads each text once. It tokenizes it once for all models that make the same tokens of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sentiment_core.errors import UserError
+from sentiment_core.model import bundle, registry, source
+from sentiment_core.model.naming import Models, read_models
+from sentiment_core.model.objective import Objective
+from sentiment_core.model.source import OpenedModel
+
+TOKENIZER = "tokenizer.json"  # where it is there, no other file decides the tokens
+
+
+@dataclass(frozen=True)
+class PassModel:
+    """A model of a pass, as the stages need to know it."""
+
+    name: str  # "" where it is the only one and has none
+    bundle: str  # digest
+    objective: Objective
+    labels: list[str]  # in the order of the probabilities
+    tokenizer: str  # name of the model, this or an earlier one, whose token lists it computes
+
+
+def open_models(model: Models) -> dict[str, OpenedModel]:
+    """Open what `--model` gives, by the models' names; of folders of bundles the current ones. Raises `UserError`."""
+    return {name: source.open_model(registry.resolve(path)) for name, path in read_models(model).items()}
+
+
+def describe_models(opened: Mapping[str, OpenedModel]) -> tuple[PassModel, ...]:
+    """Describe opened models for the stages, in their order."""
+    tokenizers: dict[tuple, str] = {}  # by what decides the tokens, the first model with it
+    return tuple(
+        PassModel(
+            name,
+            bundle.digest_of(model.files),
+            model.info.objective,
+            model.info.labels,
+            tokenizers.setdefault(_what_decides_tokens(model), name),
+        )
+        for name, model in opened.items()
+    )
+
+
+def _what_decides_tokens(model: OpenedModel) -> tuple:
+    tokenizer = model.files.get(TOKENIZER)
+    return model.info.preprocessing, bundle.tokens_digest_of(model.files) if tokenizer is None else tokenizer
+
+
+def tokenizing_models(models: Iterable[PassModel]) -> dict[str, list[PassModel]]:
+    """Group models by the one whose token lists they compute."""
+    groups: dict[str, list[PassModel]] = {}
+    for model in models:
+        groups.setdefault(model.tokenizer, []).append(model)
+    return groups
+
+
+def digest_of_all(bundles: Mapping[str, str]) -> str:
+    """Return one digest for all bundles of a pass, whose digests are given by name; of a single one its own."""
+    if "" in bundles:
+        return bundles[""]
+    return hashlib.sha256(json.dumps(bundles, sort_keys=True).encode()).hexdigest()
+
+
+def text_columns(opened: Mapping[str, OpenedModel], chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the text columns of a pass: the `chosen` ones, else those that all models remember. Raises `UserError`."""
+    remembered = {name: model.info.text_columns for name, model in opened.items()}
+    if not chosen and len(set(remembered.values())) > 1:
+        shown = "; ".join(f"{name} reads {','.join(columns)}" for name, columns in remembered.items())
+        raise UserError(f"the models of --model read different text columns ({shown}); choose with --text-column")
+    return chosen or next(iter(remembered.values()))
