@@ -133,16 +133,9 @@ def command_line(command: str, settings: Any) -> str:
     for name, field in _fields(type(settings)).items():
         value, flag = getattr(settings, name), flag_of(name)
         if field.default is REQUIRED or value != field.default:
-            text = _flag_value(value)
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
             words += [flag] if value is True else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(words)
-
-
-def _flag_value(value: Any) -> str:
-    """Return a value as its flag takes it."""
-    if isinstance(value, dict):
-        value = tuple(f"{name}={text}" for name, text in value.items())
-    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def suggest(name: str, names: typing.Iterable[str]) -> str:
@@ -224,13 +217,14 @@ def _load_yaml(text: str) -> tuple[Any, Any]:
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Load each value as it is written. Refuse a name that a mapping inside the settings has twice."""
+    """Load each value as it is written. Refuse a name that a mapping has twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if node.start_mark.column and twice is not None:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the name {twice} stands there twice")
+        names: set[str] = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1} has the name {key.value} for the second time")
+            names.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -284,6 +278,9 @@ def _convert(origin: str, name: str, value: Any, kind: Any, written: Any) -> Any
 def _convert_mapping(origin: str, name: str, value: dict, written: Any) -> dict[str, str]:
     """Return a mapping of texts by name, both as they are written. Raises `UserError`."""
     texts = written if isinstance(written, dict) else value
+    empty = [key for key, item in value.items() if item is None]  # which may be written ~ or null
+    if empty:
+        raise UserError(f"{origin}: {name} has nothing under {empty[0]!r}; expected a text for each name")
     for key, text in texts.items():
         if not (isinstance(key, str) and isinstance(text, str)):
             raise UserError(f"{origin}: {name} has {text!r} under {key!r}; expected a text for each name")

@@ -1,10 +1,10 @@
 """Read what `--model` gives a command that takes several models: one place, or places with a name each."""
 
+import os
 import re
 from collections.abc import Iterable
 
 from sentiment_core.errors import UserError
-from sentiment_core.runtime import storage
 
 Models = str | dict[str, str]  # as settings have it: what names one model, or such texts by the models' names
 NAME = re.compile(r"\w+")
@@ -37,8 +37,8 @@ def refuse_names(model: str) -> None:
     """Refuse names of models where a command takes one model. Raises `UserError`."""
     if _gives_names(model):
         raise UserError(
-            f"--model {model} does not exist, and names of models are for score, verify and nightly; give the folder, "
-            "URI or hub name of one model"
+            f"--model {model} is not the place of one model; expected a folder, URI or hub name. Names of models, as "
+            "in sentiment=models/a, are for score, verify and nightly"
         )
 
 
@@ -48,7 +48,7 @@ def with_name(name: str, text: str) -> str:
 
 
 def _gives_names(model: str) -> bool:
-    return bool(NAMED.fullmatch(model)) and ("://" in model or not storage.exists(model))
+    return bool(NAMED.fullmatch(model)) and not os.path.lexists(model)
 
 
 def _split(part: str, model: str) -> tuple[str, str]:

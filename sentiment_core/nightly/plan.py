@@ -59,7 +59,8 @@ class NightPlan:
         if past_rows:
             tokens = rows * sum(night.tokens for night in baseline) / past_rows
         else:
-            tokens = sum(unit.text_bytes for unit in self.scoring.units_to_score) / BYTES_PER_TOKEN
+            text_bytes = sum(unit.text_bytes for unit in self.scoring.units_to_score)
+            tokens = text_bytes / BYTES_PER_TOKEN * len(self.scoring.models)
         left = f"; rows left for other nights: {self.rows_not_chosen:,}" if self.rows_not_chosen else ""
         return f"about {tokens:,.0f} tokens{left}"
 
@@ -80,6 +81,7 @@ class NightPlan:
 
 def make_plan(settings: NightlySettings) -> NightPlan:
     """Plan a night. Writes nothing. Raises UserError."""
+    _refuse_renewal_of_several(settings)
     decisions = {name: registry.history(path) for name, path in read_models(settings.model).items()}
     promoted = {
         name: {decision.digest for decision in history if decision.kind != "refused"}
@@ -145,6 +147,15 @@ def _refuse_empty_choice(settings: NightlySettings) -> None:
         )
 
 
+def _refuse_renewal_of_several(settings: NightlySettings) -> None:
+    names = list(read_models(settings.model))
+    if settings.train_config and names != [""]:
+        raise UserError(
+            f"--train-config renews one model, and --model names {', '.join(names)}. Leave it out, or renew the model "
+            "in nights of its own, with another --out."
+        )
+
+
 def _plan_retraining(settings: NightlySettings, labels_of: Mapping[str, list[str]]) -> "TrainSettings | None":
     """Return the settings to train a candidate with; None without --train-config.
 
@@ -153,17 +164,13 @@ def _plan_retraining(settings: NightlySettings, labels_of: Mapping[str, list[str
     """
     if not settings.train_config:
         return None
-    if not isinstance(model := settings.model, str) or "" not in read_models(model):
-        raise UserError(
-            f"--train-config renews one model, and --model names {', '.join(read_models(model))}. Leave it out, or "
-            "renew the model in nights of its own, with another --out."
-        )
+    model = read_models(settings.model)[""]
     if not settings.test_data:
         raise UserError("--train-config needs --test-data. Give labelled text to compare the models on.")
     labels = labels_of.get("")
     if labels is None:
         raise UserError(
-            f"--train-config renews the model, and --model {settings.model} is not a folder of bundles. Make one, and "
+            f"--train-config renews the model, and --model {model} is not a folder of bundles. Make one, and "
             "make a bundle in it current: sentiment-core promote --models DIR --bundle NAME."
         )
     # imports torch and transformers: seconds that nights without a renewal do without

@@ -105,18 +105,21 @@ def check_workers(workers: int, kind: cluster.DeviceKind) -> None:
         )
 
 
-def check_memory(needed_bytes: int, models: str, kind: cluster.DeviceKind) -> None:
-    """Refuse models, of these names, whose weights together no node has the memory for.
+def check_memory(weight_bytes: int, models: str, workers: int, kind: cluster.DeviceKind) -> None:
+    """Refuse models, of these names, whose weights no node has the memory for, once for each of its workers.
 
     Only where they compute on CPUs and no node can be added.
     """
     if kind == "GPU" or "KUBERNETES_SERVICE_HOST" in os.environ or cluster.can_grow():
         return
-    most = max((node["Resources"].get("memory", 0) for node in cluster.live_nodes()), default=0)
-    if 0 < most < needed_bytes:
+    nodes = cluster.live_nodes()
+    most = max((node["Resources"].get("memory", 0) for node in nodes), default=0)
+    workers_of_node = -(-workers // max(1, len(nodes)))
+    if 0 < most < weight_bytes * workers_of_node:
         raise UserError(
-            f"the models {models} have {needed_bytes / 1e9:.1f} GB of weights, which each worker holds; the cluster's "
-            f"largest node has {most / 1e9:.1f} GB of memory to use; score with fewer models, or on a larger node"
+            f"the models {models} have {weight_bytes / 1e9:.1f} GB of weights, which each of {workers_of_node} workers "
+            f"of a node holds; the cluster's largest node has {most / 1e9:.1f} GB of memory to use; score with fewer "
+            "models, with fewer --workers, or on a larger node"
         )
 
 

@@ -102,7 +102,7 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
         preflight.check_precision(plan.run.precision, kind)
         if len(plan.models) > 1:
             weights = sum(map(_weight_bytes, plan.bundle_files.values()))
-            preflight.check_memory(weights, ", ".join(plan.run.models), kind)
+            preflight.check_memory(weights, ", ".join(plan.run.models), workers, kind)
     preflight.check_writable(folder)
     if plan.units_to_score:
         preflight.check_shared(folder, "--out", writable=True)

@@ -30,7 +30,13 @@ class PassModel:
 
 def open_models(model: Models) -> dict[str, OpenedModel]:
     """Open what `--model` gives, by the models' names; of folders of bundles the current ones. Raises `UserError`."""
-    return {name: source.open_model(registry.resolve(path)) for name, path in read_models(model).items()}
+    paths = read_models(model)
+    try:
+        return {name: source.open_model(registry.resolve(path)) for name, path in paths.items()}
+    except UserError as error:
+        if isinstance(model, str) and "" not in paths:  # which may have been meant as the path of one model
+            raise UserError(f"{error} (--model {model} is no path that exists; it was read as NAME=MODEL)") from None
+        raise
 
 
 def describe_models(opened: Mapping[str, OpenedModel]) -> tuple[PassModel, ...]:

@@ -169,5 +169,6 @@ def select_columns(table: pa.Table, run: Run, model: ModelColumns) -> pa.Table:
         **dict.fromkeys(model.names, len(model.prefix)),
         **{run.prefix + name: len(run.prefix) for name in ROW_COLUMNS},
     }
-    names = [name for name in table.column_names if name in lengths]
-    return table.select(names).rename_columns([name[lengths[name] :] for name in names])
+    columns = [i for i, name in enumerate(table.column_names) if name in lengths]  # a damaged output has one twice
+    names = [table.column_names[i] for i in columns]
+    return table.select(columns).rename_columns([name[lengths[name] :] for name in names])

@@ -27,6 +27,14 @@ class ModelRun:
     bundle: str  # digest
     multi_label: bool = False  # the bundle gives several labels a row
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "ModelRun":
+        """Build the record from JSON, ignoring other keys. Raises KeyError or TypeError for other content."""
+        return cls(content["bundle"], **{name: content[name] for name in MODEL_SETTINGS if name in content})
+
+
+MODEL_SETTINGS = tuple(item.name for item in fields(ModelRun) if item.name != "bundle")
+
 
 @dataclass(frozen=True)
 class ModelColumns:
@@ -92,7 +100,7 @@ class Run:
         Raises KeyError or TypeError where the content is not that of a run.
         """
         settings = {name: content[name] for name in SETTINGS if name in content}
-        models = {name: ModelRun(**model) for name, model in content.get("models", {}).items()}
+        models = {name: ModelRun.from_json(model) for name, model in content.get("models", {}).items()}
         run = cls(**settings | {"models": models})
         if not all(isinstance(text, str) for text in (run.input, run.bundle, run.text_column)):
             raise TypeError("expected texts")
@@ -126,8 +134,10 @@ def flatten(by_name: Mapping[str, Any]) -> Any:
 
 
 def _by_name(content: Any, run: Run) -> dict[str, Any]:
-    """Undo `flatten`."""
-    return content if run.models else {"": content}
+    """Undo `flatten`. Named models of which nothing was noted have nothing."""
+    if run.models:
+        return content if isinstance(content, dict) else {}
+    return {"": content}
 
 
 # of settings that older versions do not know
@@ -228,7 +238,12 @@ class Origin:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Origin":
         """Build the record from JSON. Raises KeyError, TypeError or AttributeError for other content."""
-        unknown = tuple(name for name in content["run"] if name not in SETTINGS)
+        run = content["run"]
+        of_models = (name for model in run.get("models", {}).values() for name in model)
+        unknown = (
+            *(name for name in run if name not in SETTINGS),
+            *(name for name in of_models if name not in ("bundle", *MODEL_SETTINGS)),
+        )
         return cls(Run.from_json(content["run"]), UnitOrigin.from_json(content["unit"]), unknown)
 
     def to_json(self) -> dict[str, Any]:

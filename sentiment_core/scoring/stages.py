@@ -231,7 +231,9 @@ def _load_engine(
             return Engine.load(folder, **settings[name])
     except Exception as error:
         if len(models) == 1 or not (isinstance(error, MemoryError) or hardware.is_out_of_memory(error)):
-            raise
+            if not name:
+                raise
+            raise RuntimeError(with_name(name, describe_error(error))) from error
         names = ", ".join(model.name for model in models)
         raise UserError(
             f"the models {names} do not fit into the memory of one worker: it ran out at {name}; score with fewer "

@@ -283,4 +283,6 @@ class PassCounts:
     def from_json(cls, content: dict[str, Any]) -> "PassCounts":
         """Build the statistics from a footer. Raises KeyError, TypeError or AttributeError for other content."""
         models = content.get("models", {"": content})
+        if not models:
+            raise KeyError("models")
         return cls({name: Counts.from_json(counts) for name, counts in models.items()})

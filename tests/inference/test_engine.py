@@ -290,9 +290,9 @@ def test_a_model_that_overflows_in_float16_is_computed_in_float32(tiny_bundle):
 
 
 @pytest.mark.slow
-def test_eight_bits_leave_the_labels(short_encoder, tmp_path):
+def test_eight_bits_leave_the_labels(packaged_encoder, tmp_path):
     """Random words on an untrained head lie closer to the boundary than text that the model was trained for."""
-    place = make_bundle(short_encoder, tmp_path / "b", max_length=512, int8={"layers": 12})
+    place = make_bundle(packaged_encoder, tmp_path / "b", max_length=512, int8={"layers": 36})
     lists = random_lists(np.random.default_rng(0).integers(3, 60, 400).tolist())
     whole, _ = Engine.load(place).probabilities(lists)
     small = Engine.load(place, None, "int8")

@@ -22,6 +22,7 @@ from sentiment_core.serving.settings import ServeSettings
         ("runs/lr=1,2", {"": "runs/lr=1,2"}),
         ("topic=models/b, sentiment=s3://b/lr=1/a", {"sentiment": "s3://b/lr=1/a", "topic": "models/b"}),
         ("topic=models/b", {"topic": "models/b"}),
+        ("topic=" + 300 * "b", {"topic": 300 * "b"}),  # which is too long for the name of a file
         ({"topic": "models/b,c", "größe": "d"}, {"größe": "d", "topic": "models/b,c"}),
     ],
 )
@@ -65,7 +66,7 @@ def test_commands_that_take_one_model_say_so(tmp_path):
         lambda: evaluate(model="a=x,b=y", data="d"),
     ]
     for refusal in refusals:
-        with pytest.raises(UserError, match=r"--model a=.* does not exist, and names of models are for score, verify"):
+        with pytest.raises(UserError, match=r"--model a=.* is not the place of one model; expected a folder"):
             refusal()
 
 
@@ -80,7 +81,10 @@ def test_settings_have_names_from_flags_yaml_and_python(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model:\n  a: x\n  a: y\n", "is not YAML: line 2: the name a stands there twice"),
+        ("model:\n  a: x\n  a: y\n", "is not YAML: line 3 has the name a for the second time"),
+        ("model: {a: ~}\n", "model has nothing under 'a'; expected a text for each name"),
+        ("model: {<<: {a: x}, b: y}\n", "model has .* under '<<'; expected a text for each name"),
+        ("keep: [a]\nkeep: [b]\n", "is not YAML: line 2 has the name keep for the second time"),
         ("model: {a: [x, y]}\n", r"model has \['x', 'y'\] under 'a'; expected a text for each name"),
         ("model: [x, y]\n", "model is .* expected a text"),
         ("out: {a: x}\n", "out is .* expected a text"),

@@ -108,6 +108,17 @@ def test_named_models_stand_in_the_records_by_name():
     assert (single.paths, single.choices) == ({"": "/models/a"}, {"": {"chip": "torch float32"}})
 
 
+def test_records_of_named_models_may_lack_what_older_and_have_what_newer_versions_note():
+    content = NAMED.to_json()
+    content["models"]["a"]["setting_of_tomorrow"] = 1
+    assert Run.from_json(content) == NAMED
+    origin = Origin.from_json({"run": content, "unit": UnitOrigin.of(UNIT).to_json()})
+    assert origin.unknown_settings == ("setting_of_tomorrow",)
+    assert not may_stand_beside(origin, RunFile(NAMED))
+    bare = RunFile.from_json(NAMED.to_json())
+    assert (bare.paths, bare.choices) == ({}, {})
+
+
 def test_columns_of_named_models_begin_with_their_names():
     assert replace(NAMED, prefix="p_").scored_columns == (
         *("p_a_label", "p_a_confidence", "p_a_probabilities", "p_a_status"),

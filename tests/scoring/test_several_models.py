@@ -367,11 +367,24 @@ def test_models_that_do_not_fit_into_memory_are_said_in_one_sentence(ray_here, m
     with pytest.raises(UserError, match="the models emotion, sentiment do not fit into the memory of one worker"):
         stages.ClassifyStage(described, files, {key: {} for key in files}, TaskGuard.start(60.0))
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "memory": 5e9}}])
-    preflight.check_memory(4_000_000_000, "a, b", "CPU")
+    preflight.check_memory(2_000_000_000, "a, b", 2, "CPU")
     with pytest.raises(
-        UserError, match=r"the models a, b have 6\.0 GB of weights.* largest node has 5\.0 GB of memory"
+        UserError, match=r"the models a, b have 3\.0 GB of weights, .* each of 2 workers .* 5\.0 GB of memory"
     ):
-        preflight.check_memory(6_000_000_000, "a, b", "CPU")
+        preflight.check_memory(3_000_000_000, "a, b", 2, "CPU")
+
+
+def test_a_model_that_cannot_be_loaded_is_named(ray_here, models, monkeypatch):
+    opened = open_models(pair(models))
+    files = {name: ray.put(model.files | {"model.safetensors": b"torn"}) for name, model in opened.items()}
+    with pytest.raises(RuntimeError, match=r"^emotion: "):
+        stages.ClassifyStage(describe_models(opened), files, {key: {} for key in files}, TaskGuard.start(60.0))
+
+
+def test_a_path_that_was_read_as_a_name_is_told_as_it_was_given(tmp_path):
+    path = f"lr=/{tmp_path}/nowhere"
+    with pytest.raises(UserError, match=f"nowhere .* --model {path} is no path that exists; it was read as NAME=MODEL"):
+        open_models(path)
 
 
 def test_ray_data_runs_several_models(ray_here, models, corpus, scored, tmp_path):

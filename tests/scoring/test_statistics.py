@@ -90,3 +90,8 @@ def test_texts_count_for_the_models_that_read_them_so():
     counts = PassCounts.zero({"a": LABELS, "b": LABELS, "c": LABELS}).add_texts(["a", "c"], texts_of(slice(None)))
     assert [counts.models[name].unknown_tokens.value for name in "abc"] == [1, 0, 1]
     assert counts.models["a"].texts == counts.models["c"].texts != counts.models["b"].texts
+
+
+def test_a_footer_without_a_model_is_none_of_ours():
+    with pytest.raises(KeyError):
+        PassCounts.from_json({"models": {}})

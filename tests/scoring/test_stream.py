@@ -94,7 +94,7 @@ def test_a_deadline_is_noticed_while_no_block_comes(plan, monkeypatch):
     assert (tally.totals.rows, tally.failed, tally.out_of_time) == (0, [], True)
 
 
-def test_a_fault_of_all_shards_stops_the_run(in_process, tiny_bundle, tmp_path, monkeypatch):
+def test_a_fault_of_all_shards_stops_the_run(ray_here, tiny_bundle, tmp_path, monkeypatch):
     """Nothing can be written, as on a full disk: folders are in the way."""
     monkeypatch.setattr(stream, "TASK_ROWS", {"CPU": 1})
     for i in range(120):
