@@ -132,9 +132,9 @@ def train_with_trainer(settings: MultiLabelSettings, data: LabelledTexts, eval_d
             data_collator=DataCollatorWithPadding(tokenizer),
         )
         seconds = trainer.train().metrics["train_runtime"]
-        logits = trainer.predict(tokenize(eval_data, tokenizer)).predictions
-    probabilities = objective.activate(logits)
-    metrics = objective.evaluate(probabilities, np.asarray(eval_data.labels), data.label_names)
+        predicted = trainer.predict(tokenize(eval_data, tokenizer))  # in another order
+    probabilities = objective.activate(predicted.predictions)
+    metrics = objective.evaluate(probabilities, predicted.label_ids.astype(bool), data.label_names)
     return shorten(metrics.to_json()) | {"train_seconds": seconds}
 
 
