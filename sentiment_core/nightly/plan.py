@@ -60,7 +60,7 @@ class NightPlan:
             tokens = rows * sum(night.tokens for night in baseline) / past_rows
         else:
             text_bytes = sum(unit.text_bytes for unit in self.scoring.units_to_score)
-            tokens = text_bytes / BYTES_PER_TOKEN * len(self.scoring.models)
+            tokens = text_bytes / BYTES_PER_TOKEN * len(self.scoring.paths)
         left = f"; rows left for other nights: {self.rows_not_chosen:,}" if self.rows_not_chosen else ""
         return f"about {tokens:,.0f} tokens{left}"
 

@@ -15,8 +15,10 @@ def test_numbers_are_formatted_by_their_size(value, text):
 
 
 def test_every_value_is_escaped():
-    page = html.render("nights.html", title="<b>", lines=[], badges={}, ok_nights=0, rows=0, images={"<i>": b"png"})
+    trends = [("<u>", {"<i>": b"png"})]
+    page = html.render("nights.html", title="<b>", lines=[], badges={}, ok_nights=0, rows=0, trends=trends)
     assert "<title>&lt;b&gt;</title>" in page
+    assert "<h2>Trends&lt;u&gt;</h2>" in page
     assert '<img alt="&lt;i&gt;" src="data:image/png;base64,cG5n">' in page
 
 
