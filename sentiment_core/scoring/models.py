@@ -35,7 +35,7 @@ def open_models(model: Models) -> dict[str, OpenedModel]:
         return {name: source.open_model(registry.resolve(path)) for name, path in paths.items()}
     except UserError as error:
         if isinstance(model, str) and "" not in paths:  # which may have been meant as the path of one model
-            raise UserError(f"{error} (--model {model} is no path that exists; it was read as NAME=MODEL)") from None
+            raise UserError(f"{error} (--model {model} does not exist as a path; it was read as NAME=MODEL)") from None
         raise
 
 

@@ -134,7 +134,7 @@ def flatten(by_name: Mapping[str, Any]) -> Any:
 
 
 def _by_name(content: Any, run: Run) -> dict[str, Any]:
-    """Undo `flatten`. Named models of which nothing was noted have nothing."""
+    """Undo `flatten`. Named models have nothing where nothing was noted."""
     if run.models:
         return content if isinstance(content, dict) else {}
     return {"": content}

@@ -383,7 +383,7 @@ def test_a_model_that_cannot_be_loaded_is_named(ray_here, models, monkeypatch):
 
 def test_a_path_that_was_read_as_a_name_is_told_as_it_was_given(tmp_path):
     path = f"lr=/{tmp_path}/nowhere"
-    with pytest.raises(UserError, match=rf"nowhere .*\(--model {path} is no path that exists; it was read as NAME=MODEL"):
+    with pytest.raises(UserError, match=rf"nowhere .*\(--model {path} does not exist as a path"):
         open_models(path)
 
 
