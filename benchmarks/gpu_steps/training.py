@@ -50,8 +50,8 @@ def make_task(bench: Bench, batch_rows: int, checkpoint_minutes: float = 10.0) -
     from sentiment_core.training import recipe, settings, task, vocabulary
 
     folder = bench.bundle(SHAPE)
-    labels = bundle.read_info(folder).labels
-    config: Any = classifier.make_config(folder, labels)
+    info = bundle.read_info(folder)
+    config: Any = classifier.make_config(folder, info.labels)
     pad_id = config.pad_token_id or 0
     rows = bench.scale.training_rows
     drawn = [draw_sentences(n, bench.scale.longest, seed) for seed, n in enumerate((rows, rows // EVAL_SHARE))]
@@ -65,7 +65,8 @@ def make_task(bench: Bench, batch_rows: int, checkpoint_minutes: float = 10.0) -
             "", "", "", max_length=bench.scale.longest, checkpoint_minutes=checkpoint_minutes
         ),
         recipe=replace(recipe.FIXED, epochs=1, batch_size=batch_rows),
-        label_names=labels,
+        objective=info.objective,
+        label_names=info.labels,
         model_config=config,
         pad_id=pad_id,
         token_ids=token_ids,
