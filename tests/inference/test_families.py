@@ -118,7 +118,7 @@ def test_a_row_gets_what_transformers_gives_alone_and_beside_others(name, backen
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_rotary_positions_of_long_rows_stay_right_in_16_bits(backend):
-    """Of the positions above 256, bfloat16 has every second one, above 1,024 every eighth."""
+    """Compute long rows in bfloat16, which has every second number above 256 and every eighth above 1,024."""
     if torch.bfloat16 not in hardware.number_types(torch.device("cpu")):
         pytest.skip("needs a CPU that computes bfloat16")
     longest = 1_500

@@ -1,4 +1,4 @@
-"""What `--model` gives: one model, or several with names."""
+"""Read `--model`: one model, or several with names."""
 
 import pytest
 
