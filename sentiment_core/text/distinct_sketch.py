@@ -14,7 +14,7 @@ HASH_BITS = 48  # few enough for every reader of JSON
 
 def sketch_texts(texts: Iterable[str | None]) -> list[int]:
     """Sketch texts, ignoring nulls: up to `SIZE` hash values, ascending."""
-    return merge_sketches({_hash_text(text) for text in texts if text is not None})
+    return merge_sketches({hash_text(text) for text in texts if text is not None})
 
 
 def merge_sketches(*sketches: Iterable[int]) -> list[int]:
@@ -32,5 +32,6 @@ def relative_error(sketch: list[int]) -> float:
     return 0.0 if len(sketch) < SIZE else (SIZE - 2) ** -0.5
 
 
-def _hash_text(text: str) -> int:
+def hash_text(text: str) -> int:
+    """Return the hash value of a text; a sketch holds the smallest ones."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=HASH_BITS // 8).digest(), "big")
