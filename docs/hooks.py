@@ -28,7 +28,10 @@ RECORDS = {  # records that are written as JSON: where, and the dataclasses whos
     "run": ("_run.json", ["sentiment_core.scoring.records:Run", "sentiment_core.scoring.records:RunFile"]),
     "summary": ("_summary.json", ["sentiment_core.scoring.summary:Summary"]),
     "origin": ("footer sentiment_core.origin", ["sentiment_core.scoring.records:Origin"]),
-    "counts": ("footer sentiment_core.counts", ["sentiment_core.scoring.statistics:Counts"]),
+    "counts": (
+        "footer sentiment_core.counts",
+        ["sentiment_core.scoring.statistics:PassCounts", "sentiment_core.scoring.statistics:Counts"],
+    ),
     "counts_of_models": (
         "footer sentiment_core.counts of named models",
         ["sentiment_core.scoring.statistics:PassCounts"],
@@ -38,6 +41,7 @@ RECORDS = {  # records that are written as JSON: where, and the dataclasses whos
 NOT_WRITTEN = {
     "run": ("run",),
     "origin": ("unknown_settings",),
+    "counts": ("models",),
     "metrics": ("metrics",),
     "multi_label_metrics": ("metrics",),
 }  # fields of these records that the file does not have

@@ -1,4 +1,4 @@
-"""Rows of a work unit: as texts when they are read, and with probabilities when they are scored."""
+"""Rows of a work unit: as texts when they are read, and with scores when these are computed or reused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,3 +57,28 @@ class ScoredRows:
     def confidence(self) -> np.ndarray:
         """(n,) float32: probability of the decision, also where the row abstains; NaN where there is no score."""
         return self.objective.decide(self.probabilities)[1]
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """(classes,) int: rows that get each label."""
+        return self.objective.count_labels(self.probabilities[self.has_label])
+
+
+@dataclass(frozen=True)
+class ReusedRows:
+    """Rows of a unit whose scores by one model stand in an earlier output, as statistics need them."""
+
+    labels: list[str]
+    status: np.ndarray  # (n,) codes, `ABSTAINED` included
+    confidence: np.ndarray  # (n,) float32, NaN where there is no score
+    label_counts: np.ndarray  # (classes,) int: rows that have each label
+
+    @property
+    def has_score(self) -> np.ndarray:
+        """(n,) bool: rows that have a confidence."""
+        return ~np.isnan(self.confidence)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int: no tokens, since these rows are not tokenized."""
+        return np.zeros(len(self.status), np.int64)

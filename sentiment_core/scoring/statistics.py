@@ -6,12 +6,13 @@ what is summed from them. Files written before have no such key; there the stati
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 import numpy as np
 
-from sentiment_core.scoring.rows import ReadTexts, ScoredRows
+from sentiment_core.scoring.rows import ReadTexts, ReusedRows, ScoredRows
 from sentiment_core.text import distinct_sketch
 from sentiment_core.text.status import STATUS_NAMES
 from sentiment_core.text.token_lists import LENGTH_BINS, length_histogram
@@ -40,7 +41,7 @@ class Statistic(Generic[Value]):
         """Return the sum with some of a unit's texts added."""
         return self
 
-    def add_rows(self, rows: ScoredRows) -> Self:
+    def add_rows(self, rows: ScoredRows | ReusedRows) -> Self:
         """Return the sum with a unit's scored rows added."""
         return self
 
@@ -90,7 +91,7 @@ class StatusCounts(CountByName):
     def zero(cls, labels: Sequence[str]) -> Self:
         return cls(dict.fromkeys(STATUS_NAMES, 0))
 
-    def add_rows(self, rows: ScoredRows) -> Self:
+    def add_rows(self, rows: ScoredRows | ReusedRows) -> Self:
         return self.merge(
             type(self)({name: int((rows.status == code).sum()) for code, name in enumerate(STATUS_NAMES)})
         )
@@ -103,9 +104,8 @@ class LabelCounts(CountByName):
     def zero(cls, labels: Sequence[str]) -> Self:
         return cls(dict.fromkeys(labels, 0))
 
-    def add_rows(self, rows: ScoredRows) -> Self:
-        counts = rows.objective.count_labels(rows.probabilities[rows.has_label])
-        return self.merge(type(self)(dict(zip(rows.labels, counts.tolist(), strict=True))))
+    def add_rows(self, rows: ScoredRows | ReusedRows) -> Self:
+        return self.merge(type(self)(dict(zip(rows.labels, rows.label_counts.tolist(), strict=True))))
 
 
 class ConfidenceHistogram(Histogram):
@@ -115,7 +115,7 @@ class ConfidenceHistogram(Histogram):
     def zero(cls, labels: Sequence[str]) -> Self:
         return cls([0] * CONFIDENCE_BINS)
 
-    def add_rows(self, rows: ScoredRows) -> Self:
+    def add_rows(self, rows: ScoredRows | ReusedRows) -> Self:
         counts, _ = np.histogram(rows.confidence[rows.has_score], bins=CONFIDENCE_BINS, range=(0, 1))
         return self.merge(type(self)(counts.tolist()))
 
@@ -127,14 +127,14 @@ class LengthHistogram(Histogram):
     def zero(cls, labels: Sequence[str]) -> Self:
         return cls([0] * LENGTH_BINS)
 
-    def add_rows(self, rows: ScoredRows) -> Self:
+    def add_rows(self, rows: ScoredRows | ReusedRows) -> Self:
         return self.merge(type(self)(length_histogram(rows.lengths)))
 
 
 class TokenCount(Total):
     """Tokens, padding apart."""
 
-    def add_rows(self, rows: ScoredRows) -> Self:
+    def add_rows(self, rows: ScoredRows | ReusedRows) -> Self:
         return type(self)(self.value + int(rows.lengths.sum()))
 
 
@@ -187,8 +187,12 @@ class Counts:
         """Return the statistics with some of a unit's texts added."""
         return Counts(self.units, **{name: getattr(self, name).add_texts(texts) for name in STATISTICS})
 
-    def add_unit(self, rows: ScoredRows) -> "Counts":
-        """Return the statistics with all scored rows of one unit added."""
+    def add_sketch(self, sketch: list[int]) -> "Counts":
+        """Return the statistics with the sketch of texts that are not tokenized added."""
+        return replace(self, texts=self.texts.merge(DistinctTexts(sketch)))
+
+    def add_unit(self, rows: ScoredRows | ReusedRows) -> "Counts":
+        """Return the statistics with all rows of one unit added that were scored, or whose scores were reused."""
         return Counts(self.units + 1, **{name: getattr(self, name).add_rows(rows) for name in STATISTICS})
 
     def merge(self, other: "Counts") -> "Counts":
@@ -221,12 +225,13 @@ STATISTICS: dict[str, type[Statistic]] = {
 
 @dataclass(frozen=True)
 class PassCounts:
-    """The statistics of each model of a pass, over the same rows.
+    """The statistics of each model of a pass, over the same rows: those computed, and apart from them those reused.
 
-    A unit's are kept in its footer, so that a summary covers what earlier runs scored.
+    A unit's are kept in its footer, so that a summary covers what earlier runs scored. Reused rows have no tokens.
     """
 
-    models: dict[str, Counts]  # by the model's name; "" of a single one
+    models: dict[str, Counts]  # of computed rows, by the model's name; "" of a single one
+    reused: dict[str, Counts] = field(default_factory=dict)  # of rows with known texts, in the same way; or empty
 
     @property
     def units(self) -> int:
@@ -235,13 +240,28 @@ class PassCounts:
 
     @property
     def rows(self) -> int:
-        """The number of rows, whatever their status."""
+        """The number of computed rows, whatever their status."""
         return self._any.rows
+
+    @property
+    def reused_rows(self) -> int:
+        """The number of rows whose scores were reused."""
+        return next((counts.rows for counts in self.reused.values()), 0)
 
     @property
     def tokens(self) -> int:
         """The tokens of all models, padding apart."""
         return sum(counts.tokens.value for counts in self.models.values())
+
+    @property
+    def all_rows(self) -> "PassCounts":
+        """The statistics of computed and reused rows together."""
+        return PassCounts(
+            {
+                name: replace(counts.merge(self.reused[name]), units=counts.units) if self.reused else counts
+                for name, counts in self.models.items()
+            }
+        )
 
     @property
     def _any(self) -> Counts:
@@ -264,25 +284,49 @@ class PassCounts:
 
     def add_texts(self, models: Iterable[str], texts: ReadTexts) -> "PassCounts":
         """Return the statistics with some of a unit's texts added, as these models read them."""
-        return PassCounts(self.models | {name: self.models[name].add_texts(texts) for name in models})
+        return replace(self, models=self.models | {name: self.models[name].add_texts(texts) for name in models})
 
-    def add_unit(self, rows: Mapping[str, ScoredRows]) -> "PassCounts":
-        """Return the statistics with all rows of one unit added, as each model scored them."""
-        return PassCounts({name: counts.add_unit(rows[name]) for name, counts in self.models.items()})
+    def add_reused_texts(self, sketches: Mapping[str, list[int]]) -> "PassCounts":
+        """Return the statistics with the texts of reused rows added, as sketches of all models; or of none."""
+        if not sketches:
+            return self
+        before = self.reused or PassCounts.zero(self.labels).models
+        return replace(self, reused={name: before[name].add_sketch(sketch) for name, sketch in sketches.items()})
+
+    def add_unit(
+        self, rows: Mapping[str, ScoredRows], reused_rows: Mapping[str, ReusedRows] = MappingProxyType({})
+    ) -> "PassCounts":
+        """Return the statistics with all rows of one unit added, computed and reused ones, by the models' names."""
+        reused = self.reused or (PassCounts.zero(self.labels).models if reused_rows else {})
+        return PassCounts(
+            {name: counts.add_unit(rows[name]) for name, counts in self.models.items()},
+            {name: reused[name].add_unit(reused_rows[name]) for name in reused_rows} or reused,
+        )
 
     def merge(self, other: "PassCounts") -> "PassCounts":
         """Return the statistics of the rows of both."""
-        return PassCounts({name: counts.merge(other.models[name]) for name, counts in self.models.items()})
+        both = self.reused and other.reused
+        return PassCounts(
+            {name: counts.merge(other.models[name]) for name, counts in self.models.items()},
+            {name: counts.merge(other.reused[name]) for name, counts in self.reused.items()}
+            if both
+            else self.reused or other.reused,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as they stand in a footer: of a single model without a name its own alone."""
-        content = {name: counts.to_json() for name, counts in self.models.items()}
-        return content.get("", {"models": content})
+        models, reused = (
+            {name: counts.to_json() for name, counts in part.items()} for part in (self.models, self.reused)
+        )
+        return models.get("", {"models": models}) | ({"reused": reused} if reused else {})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "PassCounts":
         """Build the statistics from a footer. Raises KeyError, TypeError or AttributeError for other content."""
-        models = content.get("models", {"": content})
-        if not models:
+        models, reused = (
+            {name: Counts.from_json(counts) for name, counts in part.items()}
+            for part in (content.get("models", {"": content}), content.get("reused", {}))
+        )
+        if not models or (reused and reused.keys() != models.keys()):
             raise KeyError("models")
-        return cls({name: Counts.from_json(counts) for name, counts in models.items()})
+        return cls(models, reused)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sentiment_core.model.objective import SingleLabel
-from sentiment_core.scoring.rows import ReadTexts, ScoredRows
+from sentiment_core.scoring.rows import ReadTexts, ReusedRows, ScoredRows
 from sentiment_core.scoring.statistics import STATISTICS, Counts, PassCounts
 from sentiment_core.text.status import ABSTAINED, EMPTY, NULL, OK, TRUNCATED
 from sentiment_core.text.token_lists import TokenLists
@@ -95,3 +95,37 @@ def test_texts_count_for_the_models_that_read_them_so():
 def test_a_footer_without_a_model_is_none_of_ours():
     with pytest.raises(KeyError):
         PassCounts.from_json({"models": {}})
+
+
+def test_reused_rows_are_counted_apart():
+    zero = PassCounts.zero({"a": LABELS, "b": LABELS})
+    confidence = np.array([0.9, np.nan, 0.6], np.float32)
+    reused = ReusedRows(LABELS, np.array([0, 3, 4]), confidence, np.array([0, 1]))
+    scored = ScoredRows(SingleLabel(), LABELS, STATUS, PROBABILITIES, LENGTHS)
+    counts = zero.add_reused_texts({"a": [5, 7], "b": [5]}).add_unit(
+        {"a": scored, "b": scored}, {"a": reused, "b": reused}
+    )
+    assert (counts.units, counts.rows, counts.reused_rows) == (1, 5, 3)
+    assert counts.reused["a"].labels.value == {"no": 0, "yes": 1}
+    assert counts.reused["a"].status.value == {"ok": 1, "truncated": 0, "empty": 0, "null": 1, "abstained": 1}
+    assert (sum(counts.reused["a"].confidence_histogram.value), counts.reused["a"].tokens.value) == (2, 0)
+    assert [counts.reused[name].texts.value for name in "ab"] == [[5, 7], [5]]
+    assert PassCounts.from_json(json.loads(json.dumps(counts.to_json()))) == counts
+    total = counts.merge(counts)
+    assert (total.units, total.rows, total.reused_rows) == (2, 10, 6)
+    assert zero.merge(counts) == counts.merge(zero) == counts
+    everything = counts.all_rows
+    assert (everything.units, everything.rows, everything.reused_rows) == (1, 8, 0)
+    assert everything.models["a"].labels.value == {"no": 1, "yes": 2}
+    assert "reused" not in everything.to_json()
+
+
+def test_a_unit_of_reused_rows_alone_is_one_unit():
+    reused = ReusedRows(LABELS, np.array([0]), np.array([0.9], np.float32), np.array([1, 0]))
+    nothing = ScoredRows(SingleLabel(), LABELS, STATUS[:0], PROBABILITIES[:0], LENGTHS[:0])
+    counts = PassCounts.zero({"": LABELS}).add_unit({"": nothing}, {"": reused})
+    assert (counts.units, counts.rows, counts.reused_rows, counts.all_rows.units) == (1, 0, 1, 1)
+    assert list(counts.to_json()["reused"]) == [""]
+    assert PassCounts.from_json(counts.to_json()) == counts
+    with pytest.raises(KeyError):
+        PassCounts.from_json(counts.to_json() | {"reused": {"other": counts.to_json()}})
