@@ -18,6 +18,7 @@ Choices = dict[str, dict[str, str]]  # of backend and number type: by the model'
 FORMAT_VERSION = 5
 MODEL_COLUMNS = ("confidence", "probabilities", "status")  # of each model, after the column with its answer
 ROW_COLUMNS = ("source", "row")  # once, after those of all models
+TEXT_HASH = "text_hash"  # once, the last column; outputs of older versions and of --no-reuse do not have it
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,14 @@ class Run:
 
     @property
     def scored_columns(self) -> tuple[str, ...]:
-        """Names of the columns that an output may have besides those of the input."""
+        """Names of the columns that an output may have besides those of the input, and `text_hash_column`."""
         names = [name for columns in self.columns_of_models for name in columns.names]
         return (*names, *(self.prefix + name for name in ROW_COLUMNS))
+
+    @property
+    def text_hash_column(self) -> str:
+        """The name of the column with the texts' hashes, in outputs that have it."""
+        return self.prefix + TEXT_HASH
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Run":
