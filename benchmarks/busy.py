@@ -38,6 +38,8 @@ from sentiment_core.inference.timing import Choice
 from sentiment_core.model.objective import SingleLabel
 from sentiment_core.runtime.task_guard import TaskGuard
 from sentiment_core.scoring import stages
+from sentiment_core.scoring.context import ScoringContext
+from sentiment_core.scoring.known_rows import KnownRows
 from sentiment_core.scoring.models import PassModel
 from sentiment_core.scoring.records import Run
 from sentiment_core.scoring.stages import TokenizedTexts
@@ -80,7 +82,8 @@ def read_drawn(table: pa.Table, **arguments: Any) -> pa.Table:
     if "drawn" not in globals():
         drawn = draw_tokens()
     status = np.zeros(ROWS, np.int8)
-    stages._tokenize_unit = lambda context, unit, files: ({"": [TokenizedTexts(drawn, status)]}, context.no_counts)
+    tokenized = {"": [TokenizedTexts(drawn, status)]}
+    stages._tokenize_unit = lambda context, unit, files: (tokenized, context.no_counts, KnownRows.nothing(ROWS))
     return stages.read_and_tokenize(table, **arguments)
 
 
@@ -157,7 +160,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         model = PassModel("", "none", SingleLabel(), LABELS, "")
-        context = stages.ScoringContext(folder, folder, Run(folder, "none"), (model,), {})
+        context = ScoringContext(folder, folder, Run(folder, "none"), (model,), {})
         units = [Unit(f"{i}.parquet", 0, ROWS, ROWS, 0, 0, 0) for i in range(settings.tasks)]
         engine = {"seconds": settings.task_ms / 1000, "log": log}
         stream = SleepingStream(context, {"": {}}, record, {"engine": engine}, 1, "GPU", 60.0)

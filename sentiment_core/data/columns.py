@@ -14,6 +14,14 @@ from sentiment_core.text.arrow import is_text
 MISSING = "missing"  # in place of the type of a column that a shard does not have
 
 
+class ColumnClash(UserError):
+    """A column of the input has the name of a scored column."""
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 def kept_columns(schema: pa.Schema, text_columns: Sequence[str], keep: Sequence[str] | None) -> list[str]:
     """List the shard's columns that go into the output, in the shard's order.
 
@@ -54,9 +62,10 @@ def check_clash(
     for name in names:
         if name.lower() in reserved:  # DuckDB and Spark do not tell Label from label
             allowed = ",".join(name for name in names if name.lower() not in reserved)
-            raise UserError(
+            raise ColumnClash(
                 f"column {name!r} of {path} has the name of a scored column; begin those with --prefix, or name the "
-                f"columns to keep without it: --keep {allowed or repr('')}"
+                f"columns to keep without it: --keep {allowed or repr('')}",
+                name,
             )
     for key in partition_values(path):
         if key.lower() in reserved:

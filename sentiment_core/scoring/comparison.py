@@ -25,10 +25,13 @@ class OutputDiffers(OSError):
 def check_same(output: pa.Table, expected: pa.Table, rows: Mapping[str, ScoredRows], run: Run) -> None:
     """Refuse an output that differs from `expected`, the table made of `rows`, by model. Raises OutputDiffers.
 
-    Columns that are copied must be equal to the bit. Probabilities may differ within the tolerance, and with them a
-    label that is close to another one, or whether a row near the threshold abstains.
+    Columns that are copied must be equal to the bit, and so must hashes of texts, in outputs that have them.
+    Probabilities may differ within the tolerance, and with them a label that is close to another one, or whether a row
+    near the threshold abstains.
     """
     expected = to_canonical(expected)
+    if expected.column_names[-1] == run.text_hash_column != output.column_names[-1]:  # of an older version, say
+        expected = expected.drop_columns([run.text_hash_column])
     output = _as_written_now(output, expected)
     if output.schema != expected.schema:
         raise OutputDiffers(f"its columns are {_columns(output)}; expected {_columns(expected)}")
@@ -50,11 +53,11 @@ def _as_written_now(output: pa.Table, expected: pa.Table) -> pa.Table:
 
 
 def _check_kept(output: pa.Table, expected: pa.Table, run: Run) -> None:
-    """Check the columns that no model computes: those of the input, `source` and `row`."""
+    """Check the columns that no model computes: those of the input, `source`, `row` and the texts' hashes."""
     names_of_models = {name for names in run.columns_of_models for name in names.names}
     for name in expected.column_names:
         if name not in names_of_models:
-            is_scored = name in run.scored_columns
+            is_scored = name in (*run.scored_columns, run.text_hash_column)
             shown = name.removeprefix(run.prefix) if is_scored else f"column {name!r}"
             _check_column(output[name], expected[name], shown, expected[run.prefix + "row"])
 

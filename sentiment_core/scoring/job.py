@@ -21,8 +21,9 @@ from sentiment_core.scoring.stream import Stream
 from sentiment_core.scoring.summary import ModelSummary, RunSummary, Summary
 from sentiment_core.scoring.tally import ModelTally, Tally
 from sentiment_core.scoring.task_table import CLASSIFY
+from sentiment_core.scoring.tidy import Tidied, delete_replaced
 
-OUTPUT_BYTES_PER_ROW = 64  # at most, by each model and without kept columns; for the check of disk space
+OUTPUT_BYTES_PER_ROW = 80  # at most, by each model and without kept columns; for the check of disk space
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
             lambda choices: note_choices(plan.output_folder, plan.run, choices),
         )
         stream.run("score", plan.units_to_score, tally)
-    summary = summarize(plan, tally, workers, time.monotonic() - started)
+    tidied = delete_replaced(plan, tally)
+    summary = summarize(plan, tally, tidied, workers, time.monotonic() - started)
     return ScoreResult(plan.output_folder, _write_summary(plan.output_folder, summary))
 
 
@@ -149,41 +151,37 @@ def note_choices(folder: str, run: Run, choices: Choices) -> None:
 
 
 def _prepare_output_folder(plan: ScorePlan) -> None:
-    """Delete stale outputs, orphans if asked to, and what writers that died left behind; rewrite column types.
-
-    Raises UserError.
-    """
+    """Delete what writers that died left behind; rewrite column types. Outputs go at the end. Raises UserError."""
     folder = plan.output_folder
     try:
         if plan.units_to_score or plan.outputs_to_delete or plan.to_rewrite:
             storage.delete_file(storage.join(folder, outputs.SUCCESS_FILE))
         storage.delete_abandoned_files(folder, storage.read_stamp(folder, outputs.RUN_FILE).mtime_ns)
-        for path in plan.outputs_to_delete:
-            storage.delete_file(storage.join(folder, path))
         for path in plan.to_rewrite:
             outputs.change_types(folder, path, plan.corpus.column_types)
     except UNREADABLE as error:
         raise UserError(f"old files in --out {folder} cannot be replaced: {error}; check who may write there") from None
 
 
-def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Summary:
+def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, seconds: float) -> Summary:
     """Return the summary of the output folder, and of what this run did in `seconds`."""
-    this_run, total = tally.totals, plan.scored_counts.merge(tally.totals)
+    this_run, total = tally.totals, plan.scored_counts.merge(tally.totals).all_rows
     classify_seconds = tally.busy_seconds[CLASSIFY]
     return Summary.of_models(
         {name: _summarize_model(counts, plan, tally, name) for name, counts in total.models.items()},
         rows_in=plan.corpus.rows,
         rows=total.rows,
-        complete=_is_complete(plan, tally),
+        complete=_is_complete(plan, tally, tidied),
         units=total.units,
         padding_share=tally.padding_share,
-        stopped=tally.stopped,
+        stopped=tally.stopped or tidied.fault,
         out_of_time=tally.out_of_time,
         failed_shards=list({shard.source: shard for shard in tally.failed}.values()),  # the latest reason of each
         column_drift=plan.corpus.schema_differences,
         not_read=plan.corpus.unread,
         hidden_partitions=sum(files.has_hidden_partition(unit.output) for unit in plan.corpus.units),
-        orphans=0 if plan.settings.prune else len(plan.orphans),
+        orphans=tidied.orphans,
+        orphans_wait=tidied.orphans_wait,
         run=RunSummary(
             rows=this_run.rows,
             units=this_run.units,
@@ -191,12 +189,14 @@ def summarize(plan: ScorePlan, tally: Tally, workers: int, seconds: float) -> Su
             rows_per_second=this_run.rows / seconds,
             tokens_per_second=this_run.tokens / seconds,
             first_task_seconds=tally.first_task_seconds,
-            rows_per_second_after=tally.rows_per_second_after(plan.rows_to_score, seconds),
+            rows_per_second_after=tally.rows_per_second_after(plan.rows_to_score - this_run.reused_rows, seconds),
             workers=workers,
             busy_seconds=tally.busy_seconds,
             workers_busy_share=classify_seconds / (seconds * workers) if workers else 0.0,
             workers_idle_seconds=max(0.0, seconds * workers - classify_seconds),
             computed_by=tally.computed_by,
+            reused_rows=this_run.reused_rows,
+            deleted_outputs=len(tidied.deleted),
         ),
         libraries=bundle.library_versions(),
     )
@@ -214,11 +214,11 @@ def _summarize_model(counts: Counts, plan: ScorePlan, tally: Tally, name: str) -
     )
 
 
-def _is_complete(plan: ScorePlan, tally: Tally) -> bool:
+def _is_complete(plan: ScorePlan, tally: Tally, tidied: Tidied) -> bool:
     """Return whether the output folder holds every row of the input, and none besides."""
     units = plan.scored_counts.units + tally.totals.units
-    left_out = plan.unreadable_shards or tally.failed or (plan.orphans and not plan.settings.prune)
-    return units == len(plan.corpus.units) and not (left_out or tally.stopped)
+    left_out = plan.unreadable_shards or tally.failed or tally.stopped
+    return units == len(plan.corpus.units) and not (left_out or tidied.stale or tidied.orphans or tidied.fault)
 
 
 def _write_summary(folder: str, summary: Summary) -> Summary:

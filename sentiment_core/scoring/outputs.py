@@ -6,7 +6,7 @@ shard in which version. There is no other record of what is done.
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,6 +21,7 @@ from sentiment_core.data.types import canonical_type, set_types, to_canonical
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.storage import FileStamp
+from sentiment_core.scoring.known_rows import KnownRows
 from sentiment_core.scoring.records import ROW_COLUMNS, ModelColumns, Origin, Run, RunFile, UnitOrigin
 from sentiment_core.scoring.rows import ScoredRows
 from sentiment_core.scoring.statistics import PassCounts
@@ -29,6 +30,9 @@ from sentiment_core.text.status import STATUS_NAMES
 RUN_FILE, SUMMARY_FILE, SUCCESS_FILE = "_run.json", "_summary.json", "_SUCCESS"
 ORIGIN_KEY, COUNTS_KEY = b"sentiment_core.origin", b"sentiment_core.counts"
 SCORED_NS_KEY = b"sentiment_core.scored_ns"  # of an output that was written again with other types: its time before
+# of an output that shares texts with outputs whose shards were gone: the paths of these, by which a later run knows
+# where to look whether all of their rows were found again
+REPLACED_KEY = b"sentiment_core.replaced"
 
 
 HEAVY_ROWS = 256  # written at once where texts are so long, and so often the same, that they are held as dictionaries
@@ -57,35 +61,48 @@ def read_run_file(folder: str) -> RunFile | None:
         raise UserError(f"{folder}/{RUN_FILE} cannot be read: {error}; check the path and the credentials") from None
 
 
-def scored_table(unit: Unit, kept_columns: pa.Table, rows: Mapping[str, ScoredRows], run: Run) -> pa.Table:
+def scored_table(
+    unit: Unit, kept_columns: pa.Table, rows: Mapping[str, ScoredRows], run: Run, known_rows: KnownRows | None = None
+) -> pa.Table:
     """Return the content of a unit's output: the kept columns of the input, then the scored ones.
 
-    `rows`: as each model scored them, by its name.
+    Args:
+        unit: The work unit.
+        kept_columns: Its kept columns.
+        rows: The rows that were computed, as each model scored them, by its name.
+        run: The settings.
+        known_rows: The rows that were reused, and the texts' hashes; None: all rows were computed, without hashes.
     """
     # without the shard's schema metadata: what pandas or datasets noted there speaks of columns that are gone
     columns = {name: kept_columns[name] for name in kept_columns.column_names}
     for names in run.columns_of_models:
-        for name, column in _columns_of_model(rows[names.model], run.probabilities).items():
-            columns[names.prefix + name] = column
+        for name, column in columns_of_model(rows[names.model], run.probabilities).items():
+            columns[names.prefix + name] = known_rows.fill_in(names.prefix + name, column) if known_rows else column
     columns[run.prefix + "source"] = pa.array([unit.source] * unit.rows, pa.string())
     columns[run.prefix + "row"] = pa.array(np.arange(unit.start, unit.stop), pa.int64())
+    if known_rows and known_rows.text_hash is not None:
+        columns[run.text_hash_column] = known_rows.text_hash
     return pa.table(columns)
 
 
-def _columns_of_model(rows: ScoredRows, with_probabilities: bool) -> dict[str, pa.Array]:
+def columns_of_model(rows: ScoredRows, with_probabilities: bool) -> dict[str, pa.Array]:
+    """Return the columns of one model, under the names that they have without a prefix."""
     columns = rows.objective.output_columns(rows.probabilities, rows.has_label, rows.labels, with_probabilities)
     return columns | {"status": pa.array(np.array(STATUS_NAMES, dtype=object)[rows.status], pa.string())}
 
 
-def commit(folder: str, run: Run, unit: Unit, table: pa.Table, counts: PassCounts) -> None:
+def commit(
+    folder: str, run: Run, unit: Unit, table: pa.Table, counts: PassCounts, replaced: Collection[str] = ()
+) -> None:
     """Write the unit's output with its footer.
 
-    It is built in memory, a unit being small, so that it reaches the store in one piece.
+    It is built in memory, a unit being small, so that it reaches the store in one piece. `replaced`: as in
+    `REPLACED_KEY`.
     """
     footer = {
         ORIGIN_KEY: json.dumps(Origin(run, UnitOrigin.of(unit)).to_json()).encode(),
         COUNTS_KEY: json.dumps(counts.to_json()).encode(),
-    }
+    } | ({REPLACED_KEY: json.dumps(list(replaced)).encode()} if replaced else {})
     _write(folder, unit.output, table.replace_schema_metadata(footer), run.scored_columns)
 
 
@@ -123,6 +140,8 @@ class Output:
     origin: Origin | None = None  # None: the file is not of `sentiment-core score`, or damaged
     counts: PassCounts | None = None  # as for `origin`
     has_other_types: bool = False  # than `read_outputs` was told
+    has_text_hash: bool = False
+    replaced: tuple[str, ...] = ()  # see `REPLACED_KEY`
 
 
 def read_outputs(
@@ -143,13 +162,31 @@ def read_outputs(
             scored_ns = int(footer.get(SCORED_NS_KEY, stamp.mtime_ns))
             schema = metadata.schema.to_arrow_schema() if types else ()
             other_types = any(field.name in types and field.type != types[field.name] for field in schema)
-            return Output(stamp.path, scored_ns, metadata.num_rows, origin, counts, other_types)
+            last_column = metadata.schema.column(metadata.num_columns - 1).path
+            return Output(
+                stamp.path,
+                scored_ns,
+                metadata.num_rows,
+                origin,
+                counts,
+                other_types,
+                last_column == origin.run.text_hash_column,  # an input's own column of that name stands before others
+                tuple(json.loads(footer.get(REPLACED_KEY, b"[]"))),
+            )
         except Exception:  # a file of others, or a damaged one, may hold anything
             return Output(stamp.path, stamp.mtime_ns)
 
     stamps = files.list_files(folder, SUFFIXES) if storage.exists(folder) else []
     existing = storage.map_in_threads(read, [stamp for stamp in stamps if stamp.mtime_ns >= since_ns])
     return (output for output in existing if output.mtime_ns >= since_ns)
+
+
+def read_origin(folder: str, path: str) -> Origin | None:
+    """Read what an output was made from; None if the file is gone, damaged or of others."""
+    try:
+        return Origin.from_json(json.loads(shards.read_metadata(folder, path).metadata[ORIGIN_KEY]))
+    except Exception:  # the file may hold anything
+        return None
 
 
 def read_output(folder: str, path: str, names: Sequence[str] | None = None) -> pa.Table:

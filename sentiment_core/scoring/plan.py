@@ -1,22 +1,25 @@
 """The plan of a scoring run: what is scored already and what is left, from footers alone."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 
 from sentiment_core.data import shards
+from sentiment_core.data.columns import ColumnClash
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import require_int8_agreement
 from sentiment_core.model.naming import read_models
 from sentiment_core.model.source import OpenedModel
 from sentiment_core.runtime import preflight, storage
-from sentiment_core.scoring import models, outputs
+from sentiment_core.scoring import models, outputs, reuse
+from sentiment_core.scoring.candidates import Candidates
+from sentiment_core.scoring.context import ScoringContext
 from sentiment_core.scoring.models import PassModel
 from sentiment_core.scoring.outputs import Output
-from sentiment_core.scoring.records import ModelRun, Run, was_made_by
+from sentiment_core.scoring.records import ModelRun, Run, UnitOrigin, was_made_by
 from sentiment_core.scoring.settings import ScoreSettings
-from sentiment_core.scoring.stages import ScoringContext
 from sentiment_core.scoring.statistics import PassCounts
 from sentiment_core.scoring.summary import SHOWN_SHARDS
 
@@ -34,15 +37,28 @@ class ScorePlan:
     corpus: Corpus
     units_to_score: list[Unit]
     scored_counts: PassCounts  # of the units that are scored already
-    stale: list[str]  # outputs of shards that have changed since
+    stale: list[str]  # outputs of shards that have changed since, but for those that new outputs take the place of
     orphans: list[str]  # outputs of shards that are gone
+    old_units: dict[str, UnitOrigin]  # of which these were made, by their paths
+    found_again: dict[str, list[str]]  # by orphan, outputs that share texts with it
     to_rewrite: list[str]  # outputs with another type of a column than other shards showed since
     unreadable_shards: int  # count those of all partitions; `corpus.failed` has those of the chosen ones
+    hash_texts: bool = True  # outputs get the texts' hashes
+    candidates: Candidates | None = None  # outputs whose scores may be reused
+    replaces_gone: bool = False  # the input says what is gone, as a table does: its outputs go without --prune
 
     @property
     def context(self) -> ScoringContext:
         """The context that the run's tasks share."""
-        return ScoringContext(self.corpus.root, self.output_folder, self.run, self.models, self.corpus.column_types)
+        return ScoringContext(
+            self.corpus.root,
+            self.output_folder,
+            self.run,
+            self.models,
+            self.corpus.column_types,
+            self.hash_texts,
+            self.candidates,
+        )
 
     @property
     def bundle_files(self) -> dict[str, dict[str, bytes]]:
@@ -59,25 +75,41 @@ class ScorePlan:
         """The rows of all units that are not scored yet."""
         return sum(unit.rows for unit in self.units_to_score)
 
+    @cached_property
+    def estimated_reused_rows(self) -> int:
+        """About how many of the rows to score will be reused: this reads the texts of a few units."""
+        return reuse.estimate_reused_rows(self.context, self.units_to_score)
+
     @property
     def outputs_to_delete(self) -> list[str]:
-        """Paths of outputs that the run deletes before it scores."""
-        return [*self.stale, *(self.orphans if self.settings.prune else [])]
+        """Paths of outputs that the run deletes at its end if it has no failures, whatever stands in new ones."""
+        return [*self.stale, *(self.orphans if self.settings.prune or self.replaces_gone else [])]
 
     def describe(self) -> str:
         """Say what would be done, for the terminal."""
         corpus = self.corpus
+        deleted = "deleted" if self.settings.prune or self.replaces_gone else "kept"
+        if deleted == "kept" and self.candidates:
+            deleted = "kept unless all of their rows are found again"
         lines = [
             f"{corpus.rows:,} rows in {len(corpus.units):,} units; to score: {self.rows_to_score:,} rows in "
             f"{len(self.units_to_score):,} units; already scored: {self.scored_counts.units:,} units",
             f"outputs of changed shards, to be deleted: {len(self.stale):,}; outputs of shards that are gone, to be "
-            f"{'deleted' if self.settings.prune else 'kept'}: {len(self.orphans):,}; unreadable shards: "
-            f"{len(corpus.failed):,}",
+            f"{deleted}: {len(self.orphans):,}; unreadable shards: {len(corpus.failed):,}",
+            *self._describe_reuse(),
             *(f"not read: {line}" for line in corpus.unread),
             *(f"differs between shards: {difference}" for difference in corpus.schema_differences),
             *(f"unreadable: {shard.source}: {shard.reason}" for shard in corpus.failed[:SHOWN_SHARDS]),
         ]
         return "\n".join(lines)
+
+    def _describe_reuse(self) -> list[str]:
+        if not (self.candidates and self.units_to_score):
+            return []
+        return [
+            f"about {self.estimated_reused_rows:,} of the rows to score have a known text, whose score is reused "
+            f"(estimated from up to {reuse.ESTIMATED_UNITS} units)"
+        ]
 
 
 def plan_scoring(
@@ -98,17 +130,19 @@ def plan_scoring(
             require_int8_agreement(path, opened[name].info, opened[name].files)
     models_of_pass = models.describe_models(opened)
     run = _describe_run(settings, opened, models_of_pass)
-    all_shards = shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns)
+    folder = outputs.output_folder(settings.out, settings.limit)
+    all_shards, hash_texts = _plan_shards(settings, run, folder)
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
     preflight.check_lasting(settings.out)
-    folder = outputs.output_folder(settings.out, settings.limit)
     earlier_bundles = check_output_folder(
         folder, corpus.root, run, lambda there: _were_replaced(there.bundles, run.bundles, replaced_bundles)
     )
-    existing = outputs.read_outputs(folder, types=corpus.column_types)
-    units, counts, stale, orphans, to_rewrite = _compare_with_outputs(
-        corpus, all_shards, existing, run, earlier_bundles, {model.name: model.labels for model in models_of_pass}
-    )
+    existing = list(outputs.read_outputs(folder, types=corpus.column_types))
+    labels = {model.name: model.labels for model in models_of_pass}
+    there = _compare_with_outputs(corpus, all_shards, existing, run, earlier_bundles, labels)
+    orphans = set(there.orphans)
+    to_be_deleted = {*there.stale, *there.orphans}
+    reusable = [output for output in there.replaced if hash_texts and _may_be_reused(output, run)]
     return ScorePlan(
         settings=settings,
         output_folder=folder,
@@ -117,13 +151,46 @@ def plan_scoring(
         opened=opened,
         models=models_of_pass,
         corpus=corpus,
-        units_to_score=units,
-        scored_counts=counts,
-        stale=stale,
-        orphans=orphans,
-        to_rewrite=to_rewrite,
+        units_to_score=there.units_to_score,
+        scored_counts=there.scored_counts,
+        stale=there.stale,
+        orphans=there.orphans,
+        old_units={
+            output.path: output.origin.unit
+            for output in there.replaced
+            if output.origin and output.path in to_be_deleted
+        },
+        found_again={path: others for path, others in there.found_again.items() if path in orphans},
+        to_rewrite=there.to_rewrite,
         unreadable_shards=len(all_shards.failed),
+        hash_texts=hash_texts,
+        candidates=Candidates.of(reusable, lambda output: output.path in orphans),
     )
+
+
+def _plan_shards(settings: ScoreSettings, run: Run, folder: str) -> tuple[Corpus, bool]:
+    """Plan the input, and return whether outputs get the texts' hashes. Raises UserError.
+
+    An older version kept an input's own column of that name: such an output is continued without hashes.
+    """
+    if not settings.reuse:
+        return shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns), False
+    try:
+        reserved = (*run.scored_columns, run.text_hash_column)
+        return shards.plan(settings.input, run.text_columns, settings.keep, reserved), True
+    except ColumnClash as clash:
+        if clash.column.lower() != run.text_hash_column.lower():
+            raise
+        is_older = storage.exists(folder) and outputs.read_run_file(folder) is not None
+        if not is_older or any(output.has_text_hash for output in outputs.read_outputs(folder)):
+            raise UserError(f"{clash}; --no-reuse leaves the scored column {run.text_hash_column!r} out") from None
+    return shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns), False
+
+
+def _may_be_reused(output: Output, run: Run) -> bool:
+    """Return whether an output has the scores that this run would compute of the same texts, and their hashes."""
+    origin = output.origin
+    return output.has_text_hash and origin is not None and origin.run == run and not origin.unknown_settings
 
 
 def _describe_run(settings: ScoreSettings, opened: Mapping[str, OpenedModel], described: tuple[PassModel, ...]) -> Run:
@@ -147,26 +214,30 @@ def _describe_run(settings: ScoreSettings, opened: Mapping[str, OpenedModel], de
     )
 
 
+@dataclass
+class _ExistingOutputs:
+    """The outputs of a folder, compared with the units of the input."""
+
+    units_to_score: list[Unit]
+    scored_counts: PassCounts  # of the other units
+    stale: list[str] = field(default_factory=list)  # as in `ScorePlan`, and so are the next two
+    orphans: list[str] = field(default_factory=list)
+    to_rewrite: list[str] = field(default_factory=list)
+    replaced: list[Output] = field(default_factory=list)  # stale ones, orphans, and those with the path of a new one
+    found_again: dict[str, list[str]] = field(default_factory=dict)  # outputs that are current, by what they replace
+
+
 def _compare_with_outputs(
     corpus: Corpus,
     all_shards: Corpus,
-    existing: Iterable[Output],
+    existing: list[Output],
     run: Run,
     earlier_bundles: list[str],
     labels: Mapping[str, list[str]],
-) -> tuple[list[Unit], PassCounts, list[str], list[str], list[str]]:
-    """Compare units and outputs.
-
-    Returns the units that are not scored yet, statistics of the others, stale outputs, orphans, and outputs whose
-    columns have other types now.
-    """
+) -> _ExistingOutputs:
     units = {unit.output: unit for unit in corpus.units}
     readable, unreadable = {unit.source for unit in all_shards.units}, {shard.source for shard in all_shards.failed}
-    scored_counts = PassCounts.zero(labels)
-    to_rewrite: list[str] = []
-    stale: list[str] = []
-    orphans: list[str] = []
-    existing = list(existing)
+    there = _ExistingOutputs([], PassCounts.zero(labels))
     hashes = _hash_scored_shards(corpus, existing, units)
     for output in existing:
         if output.origin is None or output.counts is None:
@@ -175,12 +246,18 @@ def _compare_with_outputs(
         if unit:
             unit = replace(unit, footer_hash=hashes.get(source))
             if was_made_by(output.origin, run, unit, earlier_bundles):
-                scored_counts = scored_counts.merge(output.counts)
-                to_rewrite += [output.path] * output.has_other_types
+                there.scored_counts = there.scored_counts.merge(output.counts)
+                there.to_rewrite += [output.path] * output.has_other_types
+                for path in output.replaced:
+                    there.found_again.setdefault(path, []).append(output.path)
                 del units[output.path]
+            else:
+                there.replaced.append(output)
         elif source not in unreadable:
-            (stale if source in readable else orphans).append(output.path)
-    return list(units.values()), scored_counts, stale, orphans, to_rewrite
+            (there.stale if source in readable else there.orphans).append(output.path)
+            there.replaced.append(output)
+    there.units_to_score = list(units.values())
+    return there
 
 
 def _hash_scored_shards(corpus: Corpus, existing: list[Output], units: dict[str, Unit]) -> dict[str, str | None]:

@@ -13,11 +13,11 @@ from sentiment_core.model.naming import Models, read_models
 from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.runtime.cluster import DeviceChoice
 from sentiment_core.scoring import outputs, stages
+from sentiment_core.scoring.context import ScoringContext
 from sentiment_core.scoring.models import PassModel, describe_models
 from sentiment_core.scoring.outputs import Output
 from sentiment_core.scoring.records import Choices, Run, was_made_by
 from sentiment_core.scoring.settings import TASK_MINUTES
-from sentiment_core.scoring.stages import ScoringContext
 from sentiment_core.scoring.stream import Stream
 from sentiment_core.scoring.tally import Tally
 

@@ -56,7 +56,14 @@ class ScoreSettings:
         "", "begin the names of the scored columns with this, so that an input's own label can be kept", group="output"
     )
     prune: bool = setting(
-        False, "delete outputs whose input file is gone; default: keep and count them", group="output"
+        False,
+        "delete outputs whose input file is gone; default: keep and count those whose rows are not found again",
+        group="output",
+    )
+    reuse: bool = setting(
+        True,
+        "take scores of known texts from outputs of changed or gone files; --no-reuse leaves text_hash out",
+        group="output",
     )
     workers: int | None = setting(
         None, "actors that hold the model; default: one for each GPU, or for each two CPUs", group="run"

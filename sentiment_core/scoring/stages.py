@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,13 @@ from sentiment_core.runtime import cluster, connection, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.task_guard import AttemptsExhausted, TaskGuard, limit_memory
 from sentiment_core.scoring import comparison, outputs
+from sentiment_core.scoring.context import ScoringContext
+from sentiment_core.scoring.known_rows import KnownRows
 from sentiment_core.scoring.models import PassModel, tokenizing_models
-from sentiment_core.scoring.records import Run
+from sentiment_core.scoring.reuse import UnitTexts
 from sentiment_core.scoring.rows import ReadTexts, ScoredRows
 from sentiment_core.scoring.statistics import PassCounts
 from sentiment_core.scoring.task_table import CLASSIFY, FINISH, READ, ModelRecord, TaskRecord, TaskTable, UnitRecord
-from sentiment_core.text.arrow import deduplicate_texts
 from sentiment_core.text.status import apply_min_confidence
 from sentiment_core.text.token_lists import DistinctLists, TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
@@ -44,50 +46,52 @@ from sentiment_core.text.tokenizer import Tokenizer
 LOAD_S = 1800.0  # for an actor to load a bundle, and to compile it if it does
 CACHED_TOKENIZERS = 2  # in a worker process, at least: a process is reused by later runs, which may have other bundles
 
+CANDIDATES = "candidates"  # key of the mapping in which they reach the tasks that read
+
 FilesByModel = Mapping[str, ray.ObjectRef]  # a bundle's files, by the model's name
 
 
-@dataclass(frozen=True)
-class ScoringContext:
-    """The context that all tasks of a run share."""
-
-    input_root: str
-    output_folder: str
-    run: Run
-    models: tuple[PassModel, ...]
-    column_types: dict[str, pa.DataType]  # of columns that some shards have only nulls in
-
-    @property
-    def no_counts(self) -> PassCounts:
-        """The statistics of no rows."""
-        return PassCounts.zero({model.name: model.labels for model in self.models})
-
-
-def read_and_tokenize(table: pa.Table, context: ScoringContext, files: FilesByModel, guard: TaskGuard) -> pa.Table:
+def read_and_tokenize(
+    table: pa.Table,
+    context: ScoringContext,
+    files: FilesByModel,
+    guard: TaskGuard,
+    candidates: Mapping[str, ray.ObjectRef] = MappingProxyType({}),
+) -> pa.Table:
     """Read the texts of a task's units and turn them into token ids, once for each different tokenizer.
 
-    `files`: those of the tokenizers, by the models that `PassModel.tokenizer` names.
+    Texts whose scores stand in earlier outputs are not tokenized, and their rows are left out from here to writing.
+
+    Args:
+        table: The task.
+        context: The context of the run.
+        files: Those of the tokenizers, by the models that `PassModel.tokenizer` names.
+        guard: The limits of the task.
+        candidates: The context's candidates, where they travel by themselves.
     """
     started = time.monotonic()
+    if candidates:
+        context = replace(context, candidates=ray.get(candidates[CANDIDATES]))
     task = TaskTable(table)
     errors, lost = [""] * len(task.units), False
     counts = [json.dumps(context.no_counts.to_json())] * len(task.units)
+    known_rows = [KnownRows.nothing(0)] * len(task.units)
     texts = {tokenizer: [TokenizedTexts.none()] for tokenizer in tokenizing_models(context.models)}
     try:
         with guard(task.key("read")):
             for i, unit in enumerate(task.units):
                 try:
                     with limit_memory():
-                        unit_texts, unit_counts = _tokenize_unit(context, unit, files)
+                        unit_texts, unit_counts, unit_known = _tokenize_unit(context, unit, files)
                 except Exception as error:
                     errors[i] = describe_error(error)
                 else:
                     for tokenizer, parts in unit_texts.items():
                         texts[tokenizer] += parts
-                    counts[i] = json.dumps(unit_counts.to_json())
+                    counts[i], known_rows[i] = json.dumps(unit_counts.to_json()), unit_known
     except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(task.units), True
-    task = task.replace(errors=errors, lost=lost, counts=counts)
+    task = task.replace(errors=errors, lost=lost, counts=counts, known_rows=known_rows)
     for tokenizer, parts in texts.items():
         # here, where tasks run side by side: the actors' processors should not wait for it
         distinct = DistinctLists.find(_join([part.tokens for part in parts]))
@@ -98,7 +102,7 @@ def read_and_tokenize(table: pa.Table, context: ScoringContext, files: FilesByMo
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """Some rows of a unit, as one tokenizer makes them."""
+    """Some computed rows of a unit, as one tokenizer makes them."""
 
     tokens: TokenLists
     status: np.ndarray  # (rows,) int8 codes
@@ -111,21 +115,21 @@ class TokenizedTexts:
 
 def _tokenize_unit(
     context: ScoringContext, unit: Unit, files: FilesByModel
-) -> tuple[dict[str, list[TokenizedTexts]], PassCounts]:
-    """Return the unit's rows, in parts, by the tokenizers' names, and the statistics of its texts."""
+) -> tuple[dict[str, list[TokenizedTexts]], PassCounts, KnownRows]:
+    """Return the rows to compute, in parts, by the tokenizers' names, the statistics of texts, and the known rows."""
     groups = tokenizing_models(context.models)
     tokenizers = {name: _load_tokenizer(models[0].bundle, files[name], len(groups)) for name, models in groups.items()}
     parts: dict[str, list[TokenizedTexts]] = {name: [] for name in groups}
-    counts = context.no_counts
-    for chunk in shards.read_texts(context.input_root, unit, context.run.text_columns):
-        texts, inverse = deduplicate_texts(chunk)
+    unit_texts = UnitTexts(context, unit)
+    counts = context.no_counts.add_reused_texts(unit_texts.sketch_known())
+    for chunk in unit_texts.unknown_chunks():
         for name, tokenizer in tokenizers.items():
-            text_tokens, text_status = tokenizer.encode(texts)
-            row_tokens = text_tokens.take(inverse)
-            parts[name].append(TokenizedTexts(row_tokens, text_status[inverse]))
-            read_texts = ReadTexts(texts, text_tokens.lengths, row_tokens, tokenizer.unknown_id)
+            text_tokens, text_status = tokenizer.encode(chunk.texts)
+            row_tokens = text_tokens.take(chunk.inverse)
+            parts[name].append(TokenizedTexts(row_tokens, text_status[chunk.inverse]))
+            read_texts = ReadTexts(chunk.texts, text_tokens.lengths, row_tokens, tokenizer.unknown_id)
             counts = counts.add_texts([model.name for model in groups[name]], read_texts)
-    return parts, counts
+    return parts, counts, unit_texts.known_rows()
 
 
 def _join(parts: list[TokenLists]) -> TokenLists:
@@ -245,11 +249,14 @@ def write_outputs(table: pa.Table, context: ScoringContext, guard: TaskGuard) ->
     """Write the output of every unit of the task that has no error."""
     folder = context.output_folder
 
-    def write(unit: Unit, scored: pa.Table, rows: Mapping[str, ScoredRows], counts: PassCounts) -> None:
+    def write(
+        unit: Unit, scored: pa.Table, rows: Mapping[str, ScoredRows], counts: PassCounts, known_rows: KnownRows
+    ) -> None:
         if storage.is_local(folder) and not storage.exists(storage.join(folder, outputs.RUN_FILE)):
             raise OSError(f"a node does not see the output folder {folder}; choose one that all nodes share")
         footer_hash = shards.hash_footer(context.input_root, unit.source, unit.size)
-        outputs.commit(folder, context.run, replace(unit, footer_hash=footer_hash), scored, counts)
+        unit = replace(unit, footer_hash=footer_hash)
+        outputs.commit(folder, context.run, unit, scored, counts, known_rows.replaced)
 
     return _finish(TaskTable(table), context, guard, write)
 
@@ -262,7 +269,9 @@ def compare_outputs(
     `units_of_parts`: of units that are only a part of another one, that other one, by the part's output.
     """
 
-    def compare(unit: Unit, scored: pa.Table, rows: Mapping[str, ScoredRows], counts: PassCounts) -> None:
+    def compare(
+        unit: Unit, scored: pa.Table, rows: Mapping[str, ScoredRows], counts: PassCounts, known_rows: KnownRows
+    ) -> None:
         scored_unit = units_of_parts.get(unit.output, unit)
         output = outputs.read_output(context.output_folder, scored_unit.output)
         output = output.slice(unit.start - scored_unit.start, unit.rows)
@@ -279,13 +288,16 @@ def _finish(
     task: TaskTable,
     context: ScoringContext,
     guard: TaskGuard,
-    finish_unit: Callable[[Unit, pa.Table, Mapping[str, ScoredRows], PassCounts], None],
+    finish_unit: Callable[[Unit, pa.Table, Mapping[str, ScoredRows], PassCounts, KnownRows], None],
 ) -> pa.Table:
-    """Call `finish_unit` with the scored rows of each unit of the task, by model; return the task's record."""
+    """Call `finish_unit` with the table, the computed rows by model, the statistics and the known rows of each unit.
+
+    Returns the task's record.
+    """
     started = time.monotonic()
     scored_task = {model.name: _scored_rows(task, model, context.run.min_confidence) for model in context.models}
-    errors, lost, counts_of_texts = task.errors, task.lost, task.counts
-    done: dict[int, str] = {}
+    errors, lost, counts_of_texts, known_rows = task.errors, task.lost, task.counts, task.known_rows
+    done: dict[int, PassCounts] = {}
     try:
         with guard(task.key("finish")):
             for i, rows in task.rows_of_units():
@@ -293,17 +305,27 @@ def _finish(
                 try:
                     with limit_memory():
                         scored_unit = {name: scored.take(rows) for name, scored in scored_task.items()}
-                        counts = PassCounts.from_json(json.loads(counts_of_texts[i])).add_unit(scored_unit)
-                        table = outputs.scored_table(unit, _read_kept_columns(context, unit), scored_unit, context.run)
-                        finish_unit(unit, table, scored_unit, counts)
+                        counts = PassCounts.from_json(json.loads(counts_of_texts[i]))
+                        counts = counts.add_unit(scored_unit, known_rows[i].reused_rows(context.run, counts.labels))
+                        table = _build_output(context, unit, scored_unit, known_rows[i])
+                        finish_unit(unit, table, scored_unit, counts, known_rows[i])
                 except Exception as error:
                     errors[i] = describe_error(error)
                 else:
-                    done[i] = json.dumps(counts.to_json())
+                    done[i] = counts
     except AttemptsExhausted as error:
         errors, lost = [str(error)] * len(task.units), True
     units = [
-        UnitRecord(unit.output, unit.source, unit.rows, errors[i], done.get(i, "")) for i, unit in enumerate(task.units)
+        UnitRecord(
+            unit.output,
+            unit.source,
+            unit.rows,
+            errors[i],
+            json.dumps(done[i].to_json()) if i in done else "",
+            reused_rows=done[i].reused_rows if i in done else 0,
+            replaced=json.dumps(known_rows[i].replaced) if i in done else "",
+        )
+        for i, unit in enumerate(task.units)
     ]
     models = [
         ModelRecord(name, int(scored.lengths.sum()), task.padding_tokens(name), task.backend(name), task.choice(name))
@@ -312,8 +334,17 @@ def _finish(
     return TaskRecord(units, lost, task.add_seconds(FINISH, started).seconds, models).to_table()
 
 
+def _build_output(
+    context: ScoringContext, unit: Unit, rows: Mapping[str, ScoredRows], known_rows: KnownRows
+) -> pa.Table:
+    kept_columns = _read_kept_columns(context, unit)
+    if context.run.text_hash_column in kept_columns.column_names:  # the input's own one, as with --no-reuse
+        known_rows = replace(known_rows, text_hash=None)
+    return outputs.scored_table(unit, kept_columns, rows, context.run, known_rows)
+
+
 def _scored_rows(task: TaskTable, model: PassModel, min_confidence: float) -> ScoredRows:
-    """Return the rows of a task as a model scored them."""
+    """Return the computed rows of a task as a model scored them."""
     probabilities = task.probabilities(model.name, len(model.labels))
     confidence = model.objective.decide(probabilities)[1]
     status = apply_min_confidence(task.status(model.tokenizer), confidence, min_confidence)

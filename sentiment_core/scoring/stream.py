@@ -144,6 +144,10 @@ class Stream:
         weights = {name: ray.put(files) for name, files in self.bundle_files.items()}  # to the actors only
         tokenizers = {name: ray.put(_without_weights(self.bundle_files[name])) for name in tokenizing_models(models)}
         engines = self.engine_settings([unit for units in tasks for unit in units])
+        candidates = {}
+        if self.context.candidates:  # one copy for all tasks of a node
+            candidates = {stages.CANDIDATES: ray.put(self.context.candidates)}
+        context = replace(self.context, candidates=None)
         stream = ray.data.from_blocks([TaskTable.build(units).table for units in tasks])
         stream.context.enable_progress_bars = False
         stream.context.target_max_block_size = None  # one block for each task, whatever its size
@@ -157,7 +161,7 @@ class Stream:
         return (
             stream.map_batches(
                 stages.read_and_tokenize,
-                fn_kwargs={"context": self.context, "files": tokenizers, "guard": guard},
+                fn_kwargs={"context": context, "files": tokenizers, "guard": guard, "candidates": candidates},
                 num_cpus=read_cpus,
                 **batches,
             )
@@ -171,7 +175,7 @@ class Stream:
             )
             .map_batches(
                 self.last_stage,
-                fn_kwargs={"context": self.context, "guard": guard, **self.last_stage_arguments},
+                fn_kwargs={"context": context, "guard": guard, **self.last_stage_arguments},
                 num_cpus=LAST_CPUS,
                 **batches,
             )

@@ -15,7 +15,7 @@ SHOWN_SHARDS = 10  # in a report for the terminal; all of them are in the summar
 class RunSummary:
     """The part of one run in an output folder, which several runs may have filled."""
 
-    rows: int
+    rows: int  # computed
     units: int
     seconds: float
     rows_per_second: float
@@ -27,6 +27,8 @@ class RunSummary:
     workers_busy_share: float
     workers_idle_seconds: float
     computed_by: list[str]  # backends, and why nothing faster computed
+    reused_rows: int = 0  # rows with a known text, whose scores were taken from earlier outputs
+    deleted_outputs: int = 0  # that new ones replace, or whose shard is gone
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ModelSummary:
     status: dict[str, int]  # rows by status
     labels: dict[str, int]  # rows by label
     confidence_histogram: list[int]  # rows, in bins of equal width from 0 to 1
-    tokens: int  # padding apart
+    tokens: int  # padding apart, of rows that were computed
     padding_share: float  # of what this run computed
     bundle: str  # digest
     computed_by: list[str]  # backends, and why nothing faster computed
@@ -60,7 +62,7 @@ class Summary:
     status: dict[str, int] = field(default_factory=dict)  # rows by status
     labels: dict[str, int] = field(default_factory=dict)  # rows by label
     confidence_histogram: list[int] = field(default_factory=list)  # rows, in bins of equal width from 0 to 1
-    tokens: int = 0  # padding apart
+    tokens: int = 0  # padding apart, of rows that were computed
     padding_share: float  # of what this run computed
     stopped: str  # why the run stopped; empty if it did not
     out_of_time: bool
@@ -69,6 +71,7 @@ class Summary:
     not_read: list[str]  # names at the input's path that are not read, described
     hidden_partitions: int  # outputs in folders such as `_year=2024`, which some readers pass over
     orphans: int  # outputs that were kept though their shard is gone
+    orphans_wait: bool = False  # for a run without failures, which deletes them
     run: RunSummary
     bundle: str = ""  # digest
     libraries: dict[str, str]  # versions by name
@@ -99,7 +102,8 @@ class Summary:
         lines += [
             f"this run: {run.rows:,} rows in {run.seconds:.1f} s, {run.rows_per_second:,.1f} rows/s, "
             f"{run.tokens_per_second:,.0f} tokens/s, padding {100 * self.padding_share:.1f} %, "
-            f"workers busy {100 * run.workers_busy_share:.0f} %",
+            f"workers busy {100 * run.workers_busy_share:.0f} %"
+            + (f"; {run.reused_rows:,} rows reused" if run.reused_rows else ""),
         ]
         if run.rows_per_second_after is not None:
             lines.append(
@@ -120,7 +124,12 @@ class Summary:
                 "over; DuckDB, Polars and Spark read them"
             )
         lines += [f"differs between shards: {difference}" for difference in self.column_drift[:SHOWN_SHARDS]]
-        if self.orphans:
+        if self.orphans and self.orphans_wait:
+            lines.append(
+                f"{self.orphans:,} outputs whose input file is gone were kept; the next run without failures deletes "
+                "them"
+            )
+        elif self.orphans:
             lines.append(f"{self.orphans:,} outputs whose input file is gone were kept; --prune deletes them")
         if self.stopped:
             lines.append(f"stopped: {self.stopped}; fix this and rerun the same command")

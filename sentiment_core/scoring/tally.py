@@ -67,7 +67,9 @@ class Tally:
     busy_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     models: dict[str, ModelTally] = field(default_factory=dict)  # by the model's name
     first_task_seconds: float | None = None  # until the first task was done, start-up included
-    first_task_rows: int = 0
+    first_task_rows: int = 0  # those that it computed
+    # outputs of gone shards, and those of this run that share texts with them
+    found_again: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Give each model a tally of its own."""
@@ -99,7 +101,7 @@ class Tally:
         """Add a task's record."""
         if self.first_task_seconds is None:
             self.first_task_seconds = time.monotonic() - self.started
-            self.first_task_rows = task.rows
+            self.first_task_rows = task.computed_rows
         if task.lost:
             self.lost_tasks_in_a_row += 1
             self.last_failure = task.units[-1].error
@@ -117,6 +119,8 @@ class Tally:
                 self.failed_units_in_a_row += 1
             else:
                 self.totals = self.totals.merge(PassCounts.from_json(json.loads(unit.counts)))
+                for path in json.loads(unit.replaced or "[]"):
+                    self.found_again.setdefault(path, []).append(unit.output)
                 self.failed_shards_in_a_row.clear()
                 self.failed_units_in_a_row = self.lost_tasks_in_a_row = 0
 
@@ -142,7 +146,7 @@ class Tally:
         return f"the last {' and '.join(parts)} all failed; the latest error: {self.last_failure}"
 
     def rows_per_second_after(self, rows: int, seconds: float) -> float | None:
-        """Return the rate after the first task, of all `rows` in `seconds`; None if that task was all."""
+        """Return the rate after the first task, of all computed `rows` in `seconds`; None if that task was all."""
         if self.first_task_seconds is None or rows == self.first_task_rows:
             return None
         return (rows - self.first_task_rows) / (seconds - self.first_task_seconds)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sentiment_core.data.shards import Unit
+from sentiment_core.scoring.known_rows import KnownRows
 from sentiment_core.text.token_lists import DistinctLists, TokenLists
 
 STAGES = ("read and tokenise", "classify", "write")  # keys of what `_summary.json` and the meters say of seconds
@@ -23,8 +24,8 @@ READ, CLASSIFY, FINISH = STAGES
 class TaskTable:
     """A task's units and what is known of their rows so far.
 
-    `status`, `tokens`, `lengths` and `probabilities` are those of the rows of all units without an error, one unit
-    after another. The first three depend on the tokenizer: they are asked for by the name of the model whose token
+    `status`, `tokens`, `lengths` and `probabilities` are those of the computed rows of all units without an error, one
+    unit after another. The first three depend on the tokenizer: they are asked for by the name of the model whose token
     lists these are (`PassModel.tokenizer`). The others are asked for by the model's own name, which is "" for a single
     model. `tokens` are the columns `lists` and `inverse`.
     """
@@ -57,6 +58,18 @@ class TaskTable:
     def counts(self) -> list[str]:
         """The statistics of each unit's texts, as JSON."""
         return self._value("counts")
+
+    @cached_property
+    def known_rows(self) -> list[KnownRows]:
+        """The rows of each unit that are not computed, and the hashes of its texts; nothing is known after an error."""
+        if "known_rows" not in self.table.column_names:
+            return [KnownRows.nothing(unit.rows) for unit in self.units]
+        return [KnownRows.from_bytes(content) for content in self._value("known_rows")]
+
+    @property
+    def computed_rows(self) -> list[int]:
+        """The number of rows of each unit that are computed."""
+        return [rows.computed for rows in self.known_rows]
 
     def status(self, tokenizer: str) -> np.ndarray:
         """Return the status codes, (rows,) int8, before abstention."""
@@ -99,11 +112,11 @@ class TaskTable:
         return stage, self.units[0].output, len(self.units)
 
     def rows_of_units(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of each unit without an error, and which of the task's rows are its own."""
+        """Yield the number of each unit without an error, and which of the task's computed rows are its own."""
         first = 0
-        for i, (unit, error) in enumerate(zip(self.units, self.errors, strict=True)):
+        for i, (rows, error) in enumerate(zip(self.computed_rows, self.errors, strict=True)):
             if not error:
-                yield i, np.arange(first, first := first + unit.rows)
+                yield i, np.arange(first, first := first + rows)
 
     def replace(self, model: str | None = None, /, **values: Any) -> "TaskTable":
         """Return the task with these columns added or replaced, or dropped where the value is None.
@@ -148,6 +161,7 @@ _TO_COLUMN: dict[str, Callable[[Any], pa.Array]] = {
     "errors": lambda errors: pa.array([errors], pa.list_(pa.string())),
     "lost": lambda lost: pa.array([lost]),
     "counts": lambda counts: pa.array([counts], pa.list_(pa.string())),
+    "known_rows": lambda rows: pa.array([[part.to_bytes() for part in rows]], pa.large_list(pa.large_binary())),
     "status": lambda status: _one_list(pa.array(status)),
     "lists": _lists_column,
     "inverse": lambda inverse: _one_list(pa.array(inverse, pa.int32())),
@@ -169,6 +183,8 @@ class UnitRecord:
     rows: int
     error: str  # empty if it is done
     counts: str  # its statistics as JSON; empty if it is not done
+    reused_rows: int = 0
+    replaced: str = ""  # JSON list of outputs of gone shards, with which it shares texts; empty if it is not done
 
 
 @dataclass(frozen=True)
@@ -195,6 +211,11 @@ class TaskRecord:
     def rows(self) -> int:
         """The rows of all units."""
         return sum(unit.rows for unit in self.units)
+
+    @property
+    def computed_rows(self) -> int:
+        """The rows of all units that were not reused."""
+        return sum(unit.rows - unit.reused_rows for unit in self.units)
 
     @property
     def tokens(self) -> int:

@@ -5,15 +5,11 @@ If asked to, rows are scored again and compared with what was written.
 
 import itertools
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data import columns, files
@@ -21,16 +17,14 @@ from sentiment_core.data import shards as corpus
 from sentiment_core.data.files import DataFiles
 from sentiment_core.data.shards import Corpus, FailedShard
 from sentiment_core.errors import EXIT_FAULT, EXIT_OK, EXIT_PARTIAL, UserError
-from sentiment_core.model.naming import Models, with_name
+from sentiment_core.model.naming import Models
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.storage import FileStamp
-from sentiment_core.scoring import outputs
+from sentiment_core.scoring import content, outputs
 from sentiment_core.scoring.outputs import Output
-from sentiment_core.scoring.records import ROW_COLUMNS, RunFile, UnitOrigin, may_stand_beside
-from sentiment_core.scoring.statistics import Counts
+from sentiment_core.scoring.records import RunFile, UnitOrigin, may_stand_beside
 
-CHECKED_COLUMNS = ("confidence", "status", *ROW_COLUMNS)  # of each model, and the one with the answer
 SHOWN_FINDINGS = 20  # of a kind in the report
 FAULTS = ("missing", "doubled", "stale", "orphaned", "damaged", "foreign", "different")
 
@@ -184,10 +178,9 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
         else:
             findings.rows_in += shard.rows
             _check_shard(findings, faults, shard, by_source.pop(shard.stamp.path, []))
+    shared = {path for output in existing for path in output.replaced}
     for source, orphans in by_source.items():
-        findings.orphaned += [
-            f"{output.path}: its input {source} is gone; sentiment-core score --prune deletes it" for output in orphans
-        ]
+        findings.orphaned += [_describe_orphan(output, source, output.path in shared) for output in orphans]
     if rescoring:
         intact = {output.path: output for output in existing if not faults.get(output.path)}
         sample_rows = None if settings.full else settings.sample
@@ -198,8 +191,8 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
         )
         findings.different += [f"{shard.source}: {shard.reason}" for shard in tally.failed]
     if settings.report:
-        content = json.dumps(findings.to_json(), indent=2, ensure_ascii=False) + "\n"
-        storage.write_file(settings.report, content.encode())
+        report = json.dumps(findings.to_json(), indent=2, ensure_ascii=False) + "\n"
+        storage.write_file(settings.report, report.encode())
     return findings
 
 
@@ -255,26 +248,44 @@ def _current_shards(
 def _check_shard(findings: Findings, faults: dict[str, str], shard: ExpectedShard, existing: list[Output]) -> None:
     """Check that a shard's outputs cover its rows without gap or overlap, and have no `faults` (by path)."""
     stamp, rows = shard.stamp, shard.rows
-    covered = 0  # rows that the outputs so far hold without a gap
     if not existing and shard.needs_output:
         findings.missing.append(f"{stamp.path}: all {rows} rows")
     units = [(output, output.origin.unit) for output in existing if output.origin]
+    current: list[tuple[Output, UnitOrigin]] = []
+    stale: list[tuple[Output, UnitOrigin]] = []
     for output, unit in sorted(units, key=lambda pair: pair[1].start):
-        start, stop = unit.start, unit.stop
-        if not unit.has_version(stamp.size, stamp.mtime_ns, shard.footer_hash):
-            findings.stale.append(f"{output.path}: its input {stamp.path} has changed since it was scored")
+        is_current = unit.has_version(stamp.size, stamp.mtime_ns, shard.footer_hash)
+        (current if is_current else stale).append((output, unit))
         if faults.get(output.path):
             findings.damaged.append(f"{output.path}: {faults[output.path]}")
         findings.rows_out += output.rows
-        if stop > rows:
+    # without a current output, rows of the earlier version count: they are no longer right, but they are not missing
+    covered = 0  # rows that the outputs so far hold without a gap
+    for output, unit in current or stale:
+        start, stop = unit.start, unit.stop
+        if stop > rows and current:
             findings.stale.append(f"{output.path}: holds rows from {rows} on, which are not asked for")
         if start > covered:
             findings.missing.append(f"{stamp.path}: rows {covered} to {start - 1}")
-        if start < covered:
+        if start < covered and current:
             findings.doubled.append(f"{stamp.path}: rows {start} to {min(covered, stop) - 1}, again in {output.path}")
         covered = max(covered, stop)
     if existing and covered < rows:
         findings.missing.append(f"{stamp.path}: rows {covered} to {rows - 1}")
+    remedy = "deletes it" if current and covered >= rows else "scores the input again and replaces it"
+    findings.stale += [
+        f"{output.path}: its input {stamp.path} has changed since it was scored; the next sentiment-core score {remedy}"
+        for output, _ in stale
+    ]
+
+
+def _describe_orphan(output: Output, source: str, is_shared: bool) -> str:
+    """Describe an output whose shard is gone; `is_shared`: a current output has some of its texts."""
+    if is_shared:
+        remedy = "the next sentiment-core score deletes it if all of its rows stand in other outputs, or with --prune"
+    else:
+        remedy = "sentiment-core score --prune deletes it"
+    return f"{output.path}: its input {source} is gone; {remedy}"
 
 
 def _check_contents(folder: str, existing: Iterable[Output]) -> dict[str, str]:
@@ -288,34 +299,8 @@ def _check_content(folder: str, output: Output) -> tuple[str, str]:
     try:
         run = output.origin.run
         checked = [name for name in run.scored_columns if not name.endswith("probabilities")]
+        checked += [run.text_hash_column] * output.has_text_hash
         table = outputs.read_output(folder, output.path, checked)
-        for names in run.columns_of_models:
-            own_columns, counts = outputs.select_columns(table, run, names), output.counts.models[names.model]
-            if fault := _find_fault(own_columns, output.origin.unit, counts, names.label):
-                return output.path, with_name(names.model, fault)
-        return output.path, ""
+        return output.path, content.find_fault(table, output.origin, output.counts, output.has_text_hash)
     except Exception as error:  # the file may hold anything
         return output.path, f"cannot be checked: {describe_error(error)}"
-
-
-def _find_fault(table: pa.Table, unit: UnitOrigin, counts: Counts, label_column: str) -> str:
-    """Return what is wrong with the rows of an output; empty if nothing is."""
-    absent = [name for name in (label_column, *CHECKED_COLUMNS) if table.column_names.count(name) != 1]
-    if absent:
-        return f"has no column {absent[0]!r}, or several"
-    if not np.array_equal(table["row"].to_numpy(), np.arange(unit.start, unit.stop)):
-        return f"its rows are not {unit.start} to {unit.stop - 1} in order"
-    if len(table) and pc.unique(table["source"]).to_pylist() != [unit.source]:
-        return f"its rows are not all of {unit.source}"
-    for column, empty_status in (("confidence", ["empty", "null"]), (label_column, ["empty", "null", "abstained"])):
-        must_be_null = pc.is_in(table["status"], pa.array(empty_status))
-        if pc.any(pc.not_equal(pc.is_null(table[column]), must_be_null)).as_py():
-            return f"{column} is null where status says it is scored, or the other way round"
-    for column, expected in (("status", counts.status), (label_column, counts.labels)):
-        is_list = pa.types.is_list(table[column].type)
-        values = pc.list_flatten(table[column]) if is_list else table[column]
-        rows_by_value = Counter(value for value in values.to_pylist() if value is not None)
-        if rows_by_value != Counter(expected.value):
-            return f"{column} is not as its footer counts it"
-    confidence = table["confidence"].drop_null().to_numpy()
-    return "" if ((confidence > 0) & (confidence <= 1)).all() else "a confidence is not between 0 and 1"

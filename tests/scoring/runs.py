@@ -38,10 +38,10 @@ def score_folder(model: object, root: object, out: object, **settings: Any) -> S
     return score(plan_folder(model, root, out, **settings))
 
 
-def read_scored(out: object) -> pa.Table:
-    """Read all outputs, ordered by source and row."""
+def read_scored(out: object, prefix: str = "") -> pa.Table:
+    """Read all outputs, ordered by source and row; `prefix` is that of the scored columns."""
     table = pads.dataset(str(out), partitioning="hive").to_table()
-    return table.sort_by([("source", "ascending"), ("row", "ascending")])
+    return table.sort_by([(f"{prefix}source", "ascending"), (f"{prefix}row", "ascending")])
 
 
 class StreamInProcess(Stream):

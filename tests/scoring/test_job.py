@@ -66,7 +66,10 @@ def test_scores_are_those_of_the_engine_and_columns_those_promised(in_process, t
     result = score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True, min_confidence=threshold)
     assert len(list((tmp_path / "out").glob("a.rows-*.parquet"))) >= 500 / 40
     table = read_scored(tmp_path / "out")
-    assert table.column_names == ["id", "nested", "label", "confidence", "probabilities", "status", "source", "row"]
+    assert table.column_names == [
+        *["id", "nested", "label", "confidence", "probabilities", "status", "source", "row", "text_hash"]
+    ]
+    assert table.schema.field("text_hash").type == pa.binary(16)
     assert table.schema.field("label").type == pa.dictionary(pa.int32(), pa.string())
     assert table.schema.field("confidence").type == pa.float32()
     assert table.schema.field("probabilities").type == pa.list_(pa.float32(), 2)
@@ -100,7 +103,7 @@ def test_keep_chooses_the_columns_and_limit_the_first_rows(in_process, tiny_bund
     assert not (tmp_path / "out").exists()
     assert len(read_scored(result.place)) == 25
     names = pq.ParquetFile(Path(result.place, "kind=x", "a.parquet")).schema_arrow.names
-    assert names == ["b", "label", "confidence", "status", "source", "row"]
+    assert names == ["b", "label", "confidence", "status", "source", "row", "text_hash"]
     assert verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"), limit=25)).exit_code == 0
 
 

@@ -43,7 +43,9 @@ def scored(in_process, multi_label_bundle, corpus, tmp_path) -> ScoreResult:
 
 def test_columns_are_those_of_the_contract_and_agree_with_the_python_interface(scored, multi_label_bundle):
     table = read_scored(scored.place)
-    assert table.column_names == ["label", "labels", "confidence", "probabilities", "status", "source", "row"]
+    assert table.column_names == [
+        *["label", "labels", "confidence", "probabilities", "status", "source", "row", "text_hash"]
+    ]
     assert set(table["label"].to_pylist()) == {"kept"}  # of the input: no clash with `labels`
     assert table.schema.field("labels").type == pa.list_(pa.string())
     classifier = Classifier.load(multi_label_bundle)

@@ -115,7 +115,7 @@ def test_columns_and_statistics_are_those_of_separate_runs(scored, models, out):
     columns = ["id"]
     for name in names:
         alone = read_scored(scored[name].place)
-        own = [column for column in alone.column_names if column not in ("id", "k", "source", "row")]
+        own = [column for column in alone.column_names if column not in ("id", "k", "source", "row", "text_hash")]
         columns += [f"{name}_{column}" for column in own]
         assert together.select([f"{name}_{column}" for column in own]).rename_columns(own).equals(alone.select(own))
         for file, content in footers(scored[name], COUNTS_KEY).items():
@@ -124,10 +124,9 @@ def test_columns_and_statistics_are_those_of_separate_runs(scored, models, out):
         same = ("status", "labels", "confidence_histogram", "tokens", "padding_share", "bundle")
         assert {key: summary[key] for key in same} == {key: alone_summary[key] for key in same}
         assert summary["computed_by"][0] == alone_summary["run"]["computed_by"][0]
-    assert together.column_names == [*columns, "source", "row", "k"]
-    assert together.select(["id", "source", "row"]).equals(
-        read_scored(scored["short"].place).select(["id", "source", "row"])
-    )
+    assert together.column_names == [*columns, "source", "row", "text_hash", "k"]
+    shared = ["id", "source", "row", "text_hash"]
+    assert together.select(shared).equals(read_scored(scored["short"].place).select(shared))
 
 
 def test_records_hold_names_digests_and_places(scored, models):
@@ -152,7 +151,7 @@ def test_records_hold_names_digests_and_places(scored, models):
 def test_a_single_model_may_have_a_name(in_process, models, corpus, scored, tmp_path):
     result = score_folder({"sentiment": models["sentiment"]}, corpus, tmp_path / "out")
     assert read_scored(result.place).column_names == [
-        "id", "sentiment_label", "sentiment_confidence", "sentiment_status", "source", "row", "k",
+        "id", "sentiment_label", "sentiment_confidence", "sentiment_status", "source", "row", "text_hash", "k",
     ]  # fmt: skip
     assert result.summary["models"]["sentiment"]["labels"] == scored["sentiment"].summary["labels"]
 
@@ -270,7 +269,7 @@ def test_a_prefix_stands_before_the_names(in_process, models, tmp_path):
     result = score_folder(pair(models), tmp_path / "in", tmp_path / "out", prefix="p_")
     names = read_scored_names(result)
     assert names[:3] == ["sentiment_label", "row", "p_emotion_labels"]
-    assert names[-2:] == ["p_source", "p_row"]
+    assert names[-3:] == ["p_source", "p_row", "p_text_hash"]
     assert verify(input=tmp_path / "in", out=tmp_path / "out", full=True).exit_code == 0
 
 

@@ -1,0 +1,103 @@
+"""Delete the outputs that new ones replace, at the end of a run.
+
+Until then a reader sees some rows twice, and misses none. A run that is killed or ends early deletes nothing; a later
+one does, since the files themselves tell what is to go.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sentiment_core.runtime import storage
+from sentiment_core.runtime.failures import UNREADABLE
+from sentiment_core.scoring import outputs
+from sentiment_core.scoring.plan import ScorePlan
+from sentiment_core.scoring.tally import Tally
+
+
+@dataclass
+class Tidied:
+    """The outputs that a run deleted, and those that it left."""
+
+    deleted: set[str] = field(default_factory=set)
+    stale: int = 0  # outputs of changed shards that are left
+    orphans: int = 0  # outputs of gone shards that are left
+    orphans_wait: bool = False  # for a run without failures, which deletes them
+    fault: str = ""  # why some could not be deleted
+
+
+def delete_replaced(plan: ScorePlan, tally: Tally) -> Tidied:
+    """Delete outputs of changed shards whose new ones are there, and of gone shards if nothing failed.
+
+    Of the latter those whose rows were all found again, and with --prune or of a table the others too.
+    """
+    tidied = Tidied()
+    paths = [*_find_stale(plan, tally), *_find_orphans(plan, tally)]
+    for path, error in zip(paths, storage.map_in_threads(lambda path: _delete(plan, path), paths), strict=True):
+        if error is None:
+            tidied.deleted.add(path)
+        else:
+            tidied.fault = tidied.fault or (
+                f"old files in --out {plan.output_folder} cannot be deleted: {error}; check who may write there"
+            )
+    tidied.stale = len(set(plan.stale) - tidied.deleted)
+    tidied.orphans = len(set(plan.orphans) - tidied.deleted)
+    tidied.orphans_wait = bool(tidied.orphans) and (plan.settings.prune or plan.replaces_gone)
+    return tidied
+
+
+def _find_stale(plan: ScorePlan, tally: Tally) -> list[str]:
+    """List the outputs of changed shards all of whose units are scored."""
+    if tally.stopped or tally.out_of_time:
+        return []
+    failed = {shard.source for shard in tally.failed}
+    return [path for path in plan.stale if plan.old_units[path].source not in failed]
+
+
+def _find_orphans(plan: ScorePlan, tally: Tally) -> Iterable[str]:
+    """List the outputs of gone shards that may go."""
+    if tally.stopped or tally.out_of_time or tally.failed or plan.unreadable_shards:
+        return []
+    is_whole = plan.scored_counts.units + tally.totals.units == len(plan.corpus.units)
+    if plan.settings.prune or (plan.replaces_gone and is_whole):
+        return plan.orphans
+    if plan.replaces_gone:  # a night of some partitions: the rows may be in others
+        return []
+    others = {path: [*plan.found_again.get(path, ()), *tally.found_again.get(path, ())] for path in plan.orphans}
+    named = [path for path in plan.orphans if others[path]]
+    were_found = storage.map_in_threads(lambda path: _was_found_again(plan, path, others[path]), named)
+    return [path for path, was_found in zip(named, were_found, strict=True) if was_found]
+
+
+def _was_found_again(plan: ScorePlan, path: str, others: list[str]) -> bool:
+    """Return whether each text of an output stands in other ones at least as often as in itself."""
+    try:
+        texts = pc.value_counts(_read_hashes(plan, path))
+        values, missing = texts.field("values"), texts.field("counts").to_numpy(zero_copy_only=False).copy()
+        for output in others:
+            index = pc.index_in(_read_hashes(plan, output), value_set=values).drop_null().to_numpy()
+            missing -= np.bincount(index, minlength=len(values))
+            if (missing <= 0).all():
+                return True
+    except Exception:  # one that is gone or damaged may raise anything: the output stays
+        return False
+    return False
+
+
+def _read_hashes(plan: ScorePlan, path: str) -> pa.Array:
+    column = plan.run.text_hash_column
+    return outputs.read_output(plan.output_folder, path, [column])[column].combine_chunks()
+
+
+def _delete(plan: ScorePlan, path: str) -> Exception | None:
+    """Delete an output; return the error if that fails. One that another run has made meanwhile is left alone."""
+    try:
+        origin = outputs.read_origin(plan.output_folder, path)
+        if origin is None or origin.unit == plan.old_units[path]:
+            storage.delete_file(storage.join(plan.output_folder, path))
+    except UNREADABLE as error:
+        return error
+    return None
