@@ -8,7 +8,7 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,8 @@ def nightly(settings: NightlySettings) -> Night:
 
 def describe_night(night: Night) -> str:
     """Describe a night in a few lines for the terminal."""
-    lines = [f"night {night.night}: {night.rows:,} rows scored, {night.left:,} left"]
+    reused = f", {night.reused_rows:,} reused" if night.reused_rows else ""
+    lines = [f"night {night.night}: {night.rows:,} rows scored{reused}, {night.left:,} left"]
     lines.append("verified: " + (nonzero(night.verified) if any(night.verified.values()) else "no findings"))
     lines += [f"failed: {shard.source}: {shard.reason}" for shard in night.failed_shards[:SHOWN_SHARDS]]
     if night.renewal:
@@ -94,6 +95,7 @@ def _open_record(plan: NightPlan) -> Night:
             state="running",
             exit_code=None,
             rows=0,
+            reused_rows=0,
             tokens=0,
             profile=None,
             partitions={},
@@ -122,7 +124,7 @@ def _run_night(plan: NightPlan, night: Night) -> None:
     try:
         record.write_night(folder, night)
         summary = _score(plan, night)
-        _verify_and_compare(plan, night, plan.has_units_not_chosen or summary.out_of_time)
+        _verify_and_compare(plan, night, plan.has_units_not_chosen or summary.out_of_time, summary.orphans > 0)
         if plan.retraining and not plan.settings.limit:  # a look at the first rows changes no model
             _renew(plan, night, plan.retraining)
         night.state = "done"
@@ -159,33 +161,40 @@ def _run_record(begun: str, seconds: float, outcome: str, summary: Summary | Non
         out_of_time=summary.out_of_time,
         computed_by=run.computed_by,
         padding_share=summary.padding_share,
+        reused_rows=run.reused_rows,
     )
 
 
 def _score(plan: NightPlan, night: Night) -> Summary:
     scoring = plan.scoring
     night.corpus_rows, night.left = scoring.corpus.rows, plan.rows_not_chosen + scoring.rows_to_score
-    night.removed += len(scoring.outputs_to_delete)
     result = score(scoring, plan.settings.time_limit)
     summary = result.record
     night.failed_shards = summary.failed_shards
-    night.left -= summary.run.rows
+    night.left -= summary.run.rows + summary.run.reused_rows
+    night.removed += summary.run.deleted_outputs
     night.exit_code = result.exit_code
     if summary.stopped:
         night.alarms.append(f"scoring stopped: {summary.stopped}")
     return summary
 
 
-def _verify_and_compare(plan: NightPlan, night: Night, has_units_left: bool) -> None:
+def _verify_and_compare(plan: NightPlan, night: Night, has_units_left: bool, has_orphans: bool) -> None:
     """Verify the output and compare the night with its baseline; what is wrong or drifted becomes an alarm.
 
-    `has_units_left`: some units are left for the next night, so that their outputs may be missing or stale.
+    Only rows that the night computed are compared: reused ones are of earlier nights.
+
+    Args:
+        plan: The night's plan.
+        night: Its record.
+        has_units_left: Some units are left for the next night, so that their outputs may be missing or stale.
+        has_orphans: Outputs of gone shards were kept on purpose.
     """
-    _verify(plan, night, has_units_left)
+    _verify(plan, night, has_units_left, has_orphans)
     zero = plan.scoring.context.no_counts
-    partitions = _count_partitions(plan.scoring.output_folder, night.since_ns, zero)
+    partitions = _count_partitions(plan.scoring.output_folder, night.since_ns, zero, plan.scoring.stale)
     total = PassCounts.total(zero, partitions.values())
-    night.rows = total.rows
+    night.rows, night.reused_rows = total.rows, total.reused_rows
     for model in plan.scoring.models:
         counts_of_partitions = {name: part.models[model.name] for name, part in partitions.items()}
         part = _compare_model(plan, night.of_model(model.name), model, total.models[model.name], counts_of_partitions)
@@ -196,12 +205,12 @@ def _verify_and_compare(plan: NightPlan, night: Night, has_units_left: bool) -> 
         night.exit_code = EXIT_ATTENTION
 
 
-def _verify(plan: NightPlan, night: Night, has_units_left: bool) -> None:
+def _verify(plan: NightPlan, night: Night, has_units_left: bool, has_orphans: bool) -> None:
     settings = plan.settings
     verify_settings = VerifySettings(input=settings.input, out=settings.out, limit=settings.limit)
     findings = verify(verify_settings, night.since_ns, plan.corpus)
     night.verified = {kind: len(getattr(findings, kind)) for kind in (*FAULTS, "unreadable")}
-    expected = set() if settings.prune else {"orphaned"}
+    expected = {"orphaned"} if has_orphans else set()
     if has_units_left or night.left or night.failed_shards:
         expected |= {"missing", "stale"}
     faults = {kind: night.verified[kind] for kind in FAULTS if kind not in expected}
@@ -210,14 +219,21 @@ def _verify(plan: NightPlan, night: Night, has_units_left: bool) -> None:
         night.alarms.append(f"verification found {nonzero(faults)}; run sentiment-core verify to list the files")
 
 
-def _count_partitions(folder: str, since_ns: int, zero: PassCounts) -> dict[str, PassCounts]:
+def _count_partitions(
+    folder: str, since_ns: int, zero: PassCounts, stale: Collection[str] = ()
+) -> dict[str, PassCounts]:
     """Count the rows of a night's outputs by the first folder of their shards, the largest first.
 
-    `zero`: the statistics of no rows, whose labels the outputs must have.
+    Args:
+        folder: The output folder.
+        since_ns: When the night began.
+        zero: The statistics of no rows, whose labels the outputs must have.
+        stale: Outputs of changed shards, which are left out where they still wait to be deleted.
     """
     counts: dict[str, PassCounts] = {}
+    stale = set(stale)
     for output in outputs.read_outputs(folder, since_ns):
-        if output.origin and output.counts and output.counts.labels == zero.labels:
+        if output.origin and output.counts and output.path not in stale and output.counts.labels == zero.labels:
             name = output.origin.unit.source.rpartition("/")[0].partition("/")[0] or "."
             counts[name] = counts.get(name, zero).merge(output.counts)
     order = sorted(counts, key=lambda name: -counts[name].rows)

@@ -34,6 +34,7 @@ class NightPlan:
     has_units_not_chosen: bool  # those may be without rows
     before: list[Night]  # all nights that have a record
     retraining: "TrainSettings | None"  # None: no renewal
+    reused_rows: int = 0  # of the rows to score, about, whose scores are reused; estimated in a dry run only
 
     def baseline(self, model: str | None = None) -> list[Night]:
         """Return the nights that this one is compared with, as one of its models made them.
@@ -47,20 +48,26 @@ class NightPlan:
         """Say what would be done, for the terminal."""
         models = ", ".join(with_name(name, path) for name, path in self.scoring.paths.items())
         lines = [f"night {self.name}, model {models}", self.scoring.describe(), self._describe_tokens()]
-        if self.scoring.rows_to_score:
+        if self.rows_to_compute:
             lines.append(self._describe_time())
         if self.retraining:
             lines.append(f"then the model is renewed if {self.retraining.data} has new labels")
         return "\n".join(lines)
 
+    @property
+    def rows_to_compute(self) -> int:
+        """About how many rows are computed: those to score without reused ones."""
+        return self.scoring.rows_to_score - self.reused_rows
+
     def _describe_tokens(self) -> str:
-        baseline, rows = self.baseline(), self.scoring.rows_to_score
+        baseline, rows = self.baseline(), self.rows_to_compute
         past_rows = sum(night.rows for night in baseline)
         if past_rows:
             tokens = rows * sum(night.tokens for night in baseline) / past_rows
         else:
             text_bytes = sum(unit.text_bytes for unit in self.scoring.units_to_score)
-            tokens = text_bytes / BYTES_PER_TOKEN * len(self.scoring.paths)
+            share = rows / max(1, self.scoring.rows_to_score)
+            tokens = share * text_bytes / BYTES_PER_TOKEN * len(self.scoring.paths)
         left = f"; rows left for other nights: {self.rows_not_chosen:,}" if self.rows_not_chosen else ""
         return f"about {tokens:,.0f} tokens{left}"
 
@@ -72,7 +79,7 @@ class NightPlan:
         if not seconds:
             return "no estimate of the time before the first night is done"
         rows_per_second = sum(night.rows for night in baseline) / seconds
-        minutes = self.scoring.rows_to_score / rows_per_second / 60
+        minutes = self.rows_to_compute / rows_per_second / 60
         cost = self.settings.cost_per_hour
         return f"about {minutes:,.{0 if minutes >= 10 else 1}f} minutes at past nights' speed" + (
             "" if cost is None else f", cost {cost * minutes / 60:,.2f}"
@@ -99,10 +106,11 @@ def make_plan(settings: NightlySettings) -> NightPlan:
     last = record.latest_night(before)
     if last and last.night != name and name in (night.night for night in before):
         raise UserError(f"--night {name} is over: {last.night} has started since. Give that name, or a new one.")
+    left = {unit.source for unit in scoring.units_to_score if not is_chosen(unit.source)}  # so are their old outputs
     chosen = replace(
         scoring,
         units_to_score=units,
-        stale=[path for path in scoring.stale if is_chosen(path)],  # outputs have the folders of their shards
+        stale=[path for path in scoring.stale if scoring.old_units[path].source not in left],
         corpus=replace(scoring.corpus, failed=failed),
     )
     return NightPlan(
@@ -114,6 +122,7 @@ def make_plan(settings: NightlySettings) -> NightPlan:
         has_units_not_chosen=len(units) < len(scoring.units_to_score),
         before=before,
         retraining=retraining,
+        reused_rows=chosen.estimated_reused_rows if settings.dry_run else 0,
     )
 
 

@@ -24,17 +24,18 @@ State = Literal["running", "done", "failed", "stopped"]  # a run that was killed
 
 @dataclass(frozen=True)
 class NightRun:
-    """A run of a night. The last five fields are absent if it did not get through scoring."""
+    """A run of a night. The last six fields are absent if it did not get through scoring."""
 
     begun: str  # start, UTC
     seconds: float
     outcome: str  # "exit code N", or the state if it is not "done"
-    rows: int = 0  # that this run scored
+    rows: int = 0  # that this run computed
     rows_per_second: float | None = None  # start-up included
     scoring_seconds: float | None = None
     out_of_time: bool | None = None  # whether --time-limit ended it
     computed_by: list[str] | None = None  # backends, and why nothing faster computed
     padding_share: float | None = None
+    reused_rows: int | None = None  # with a known text, whose scores were taken from earlier outputs
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "NightRun":
@@ -116,7 +117,8 @@ class Night:
     bundle: str = ""  # digest
     tokens_by: str = ""  # digest of what decides the tokens of a text
     labels: list[str] = field(default_factory=list)
-    rows: int = 0  # scored in this night
+    rows: int = 0  # computed in this night
+    reused_rows: int = 0  # with a known text, scored by earlier outputs and in no statistic; absent if there are none
     left: int = 0  # rows left for the next night, for lack of time or because their partition was not chosen
     corpus_rows: int = 0
     tokens: int = 0
@@ -157,6 +159,7 @@ class Night:
         content["renewal"] = content["renewal"] or {}
         content["runs"] = [run.to_json() for run in self.runs]
         left_out = {*MODEL_FIELDS} - {"tokens"} if models else {"models"}  # tokens: of all models
+        left_out |= set() if self.reused_rows else {"reused_rows"}  # older records do not have it
         return {name: value for name, value in (content | {"models": models}).items() if name not in left_out}
 
     @property

@@ -3,21 +3,26 @@
 import json
 import time
 import urllib.request
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 
+from sentiment_core.data import shards
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
 from sentiment_core.model.registry import PromoteSettings, promote
 from sentiment_core.nightly import pages, record
-from sentiment_core.nightly.job import nightly
+from sentiment_core.nightly.job import describe_night, nightly
 from sentiment_core.nightly.plan import make_plan
 from sentiment_core.nightly.settings import NightlySettings
+from sentiment_core.runtime import storage
+from sentiment_core.scoring import tidy
 from sentiment_core.scoring.verify import VerifySettings, verify
 from tests.conftest import shard
-from tests.scoring.runs import stages_in_process
+from tests.scoring.runs import stages_in_process, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +197,52 @@ def test_nights_of_several_labels_compare_the_share_of_rows_with_each(in_process
     assert shares.tolist() == [rows / 300 for rows in second.profile.distributions["labels"]]
     page = (tmp_path / "out" / "_nights" / "n2.html").read_text()
     assert all(f"share {label}" in page for label in ("anger", "joy", "love"))
+
+
+def test_rows_with_known_texts_are_in_no_statistic_of_a_night(in_process, models, tmp_path):
+    root, out = tmp_path / "in", tmp_path / "out"
+    flags = {"model": str(models), "input": str(root), "out": str(out)}
+    shard(root, "date=1/a.parquet", 300, 0)
+    shard(root, "date=1/b.parquet", 40, 1)
+    nightly(NightlySettings(night="n1", **flags))
+    known = [pq.read_table(root / "date=1" / f"{name}.parquet", partitioning=None)["text"] for name in "ab"]
+    new = pa.array([f"something else {i} " * 9 for i in range(250)])
+    (root / "date=1" / "b.parquet").unlink()
+    write_shard(root, "date=1/a.parquet", {"text": pa.concat_arrays([known[0].combine_chunks(), new])})
+    write_shard(root, "date=2/c.parquet", {"text": known[1]})
+    plan = make_plan(NightlySettings(night="n2", **flags, dry_run=True))
+    assert 0 < plan.reused_rows < plan.scoring.rows_to_score == 590
+    night = nightly(NightlySettings(night="n2", **flags))
+    assert (night.rows, night.reused_rows, night.left, night.removed) == (250, 340, 0, 1)
+    assert (night.profile.rows, sum(night.profile.distributions["text length"])) == (250, 250)
+    assert {name: profile.rows for name, profile in night.partitions.items()} == {"date=1": 250, "date=2": 0}
+    assert any(c.drifted and c.statistic == "text length" for c in night.comparisons)  # reused rows would hide it
+    assert not any(night.verified.values())
+    assert (night.runs[0].rows, night.runs[0].reused_rows) == (250, 340)
+    assert describe_night(night).startswith("night n2: 250 rows scored, 340 reused, 0 left")
+    page = (out / "_nights" / "n2.html").read_text()
+    assert "<dt>rows reused</dt><dd>340</dd>" in page
+    assert record.read_nights(str(out))[1].reused_rows == 340
+    assert verify(VerifySettings(input=str(root), out=str(out), full=True)).exit_code == 0
+
+
+def test_outputs_that_wait_to_be_deleted_count_for_no_night(in_process, models, tmp_path, monkeypatch):
+    """As after a run that could not delete them; they are no fault of a night that ended early."""
+    monkeypatch.setattr(shards, "UNIT_ROWS", 20)
+    flags = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    shard(tmp_path / "in", "date=1/a.parquet", 15, 0)
+    assert nightly(NightlySettings(night="n1", **flags)).rows == 15
+    shard(tmp_path / "in", "date=1/a.parquet", 30, 1)
+
+    def refuse(path: str) -> None:
+        if path.endswith("/a.parquet"):
+            raise PermissionError("not yours")
+        storage.delete_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tidy, "storage", SimpleNamespace(**vars(storage) | {"delete_file": refuse}))
+        night = nightly(NightlySettings(night="n1", **flags))
+    assert (night.rows + night.reused_rows, night.exit_code) == (30, 1)
+    assert any("cannot be deleted" in alarm for alarm in night.alarms)
+    night = nightly(NightlySettings(night="n1", **flags))
+    assert (night.rows + night.reused_rows, night.exit_code, night.removed) == (30, 0, 1)
