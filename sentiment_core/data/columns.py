@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from sentiment_core.data.partitions import partition_values
 from sentiment_core.data.types import canonical_type
 from sentiment_core.errors import UserError
 from sentiment_core.text.arrow import is_text
@@ -30,10 +29,16 @@ def kept_columns(schema: pa.Schema, text_columns: Sequence[str], keep: Sequence[
     return [name for name in schema.names if (name not in text_columns if keep is None else name in keep)]
 
 
-def check_columns(schema: pa.Schema, path: str, text_columns: Sequence[str], keep: Sequence[str] | None) -> None:
+def check_columns(
+    schema: pa.Schema,
+    path: str,
+    text_columns: Sequence[str],
+    keep: Sequence[str] | None,
+    folder_keys: Sequence[str],
+) -> None:
     """Refuse a shard that lacks a text column or a column to keep, or has one twice.
 
-    Raises `UserError`.
+    `folder_keys`: of the partition folders on its path. Raises `UserError`.
     """
     names = schema.names
     for name in (*text_columns, *kept_columns(schema, text_columns, keep)):
@@ -46,16 +51,21 @@ def check_columns(schema: pa.Schema, path: str, text_columns: Sequence[str], kee
         if not is_text(kind):
             raise UserError(f"column {name!r} of {path} holds {kind}; expected text; choose with --text-column")
     for name in keep or ():
-        if name not in names and name not in partition_values(path):
+        if name not in names and name not in folder_keys:
             raise UserError(f"{path} has no column {name!r}; it has {', '.join(names)}; choose with --keep")
 
 
 def check_clash(
-    schema: pa.Schema, path: str, text_columns: Sequence[str], keep: Sequence[str] | None, reserved: Sequence[str]
+    schema: pa.Schema,
+    path: str,
+    text_columns: Sequence[str],
+    keep: Sequence[str] | None,
+    reserved: Sequence[str],
+    folder_keys: Sequence[str],
 ) -> None:
     """Refuse a shard that would bring a column of a `reserved` name into the output.
 
-    Raises `UserError`.
+    `folder_keys`: of the partition folders on its path. Raises `UserError`.
     """
     names = kept_columns(schema, text_columns, keep)
     reserved = [name.lower() for name in reserved]
@@ -67,7 +77,7 @@ def check_clash(
                 f"columns to keep without it: --keep {allowed or repr('')}",
                 name,
             )
-    for key in partition_values(path):
+    for key in folder_keys:
         if key.lower() in reserved:
             raise UserError(
                 f"the partition folders {key}=... of {path} have the name of a scored column; begin those with "

@@ -12,6 +12,7 @@ import pyarrow.fs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
 from sentiment_core.data import tables
+from sentiment_core.data.snapshot import Snapshot
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.storage import RESERVED_NAMES, FileStamp
@@ -29,6 +30,7 @@ class DataFiles:
     stamps: list[FileStamp]
     passed_over: list[str] = field(default_factory=list)  # visible files with another suffix
     links: list[str] = field(default_factory=list)  # further names of what is data already
+    table: Snapshot | None = None  # the table's version whose files these are
 
     def describe_unread(self) -> list[str]:
         """Describe the names that are not read, a line a kind."""
@@ -47,13 +49,16 @@ def is_glob(path: str) -> bool:
     return any(character in path for character in GLOB_CHARACTERS)
 
 
-def find_files(path: str, suffixes: tuple[str, ...]) -> DataFiles:
+def find_files(path: str, suffixes: tuple[str, ...], version: int | None = None) -> DataFiles:
     """Find the data files at a path.
 
     A folder gives the files with one of `suffixes`, at any depth. A single file or a glob gives what it matches,
-    whatever the suffix. Files that `storage.check_relative_path` refuses are listed too. Raises `UserError` if
-    nothing fits, and for tables, see `tables`.
+    whatever the suffix. A table gives the files of its `version`, the current one if None. Files that
+    `storage.check_relative_path` refuses are listed too. Raises `UserError` if nothing fits, and for a part of a table.
     """
+    table = tables.open_table(path, version)
+    if table:
+        return DataFiles(table.root, [file.stamp for file in table.files], table=table)
     filesystem, inner_path = storage.locate(path)
     folders: set[str] = set()  # of what a glob matches
     targets: list[str] = []  # where links lead

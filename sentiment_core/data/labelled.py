@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 from sklearn.model_selection import train_test_split
 
-from sentiment_core.data import files, hub, labels
+from sentiment_core.data import files, hub, labels, unit_reader
 from sentiment_core.data.labels import SHOWN_LABELS, FileLabels, LabelScheme, NumberedLabels
 from sentiment_core.data.origin import DataOrigin, DroppedRows
 from sentiment_core.data.partitions import partition_values
 from sentiment_core.data.readers import COMPRESSIONS, READERS, SUFFIXES, Columns
+from sentiment_core.data.snapshot import Snapshot
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
-from sentiment_core.runtime.failures import UNREADABLE
+from sentiment_core.runtime.failures import UNREADABLE, describe_error
 from sentiment_core.text.arrow import REPLACEMENT, is_text, join_texts
 
 
@@ -240,10 +241,25 @@ def _read_files(path: str, columns: Columns) -> tuple[list[_LabelledFile], DataO
         table, declared = data.read(columns.names), data.class_names(columns.label)
         return [_take_columns(table, path, columns, {}, declared)], DataOrigin(path, revision=data.revision)
     data_files = files.find_files(path, SUFFIXES)
+    if data_files.table:
+        return _read_table(data_files.table, path, columns)
     _check_not_twice(path, [stamp.path for stamp in data_files.stamps])
     read = [_read_file(data_files.root, stamp.path, columns) for stamp in data_files.stamps]
     remarks = [f"{path}: {line}" for line in data_files.describe_unread()]
     return read, DataOrigin(path, files=len(read), remarks=remarks)
+
+
+def _read_table(table: Snapshot, path: str, columns: Columns) -> tuple[list[_LabelledFile], DataOrigin]:
+    """Read the columns of all data files of a table's version."""
+    names = columns.present(table.columns.schema.names, path)
+    read = []
+    for file in table.files:
+        try:
+            rows = unit_reader.read_table_file(table.root, file, names, table.columns)
+        except UNREADABLE as error:
+            raise UserError(f"{file.stamp.path} of {path} cannot be read: {describe_error(error)}") from None
+        read.append(_take_columns(rows, path, columns, {}, None))
+    return read, DataOrigin(path, files=len(read), version=table.version)
 
 
 def _check_not_twice(path: str, names: list[str]) -> None:

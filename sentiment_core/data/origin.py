@@ -30,6 +30,7 @@ class DataOrigin:
     place: str = ""  # path, URI or hub name, as the user gave it
     files: int | None = None  # None for a hub data set
     revision: str | None = None  # of a hub data set
+    version: int | None = None  # of a table
     rows: int = 0  # with text and label
     dropped: DroppedRows = field(default_factory=DroppedRows)
     numbered: bool = False  # the label column held class numbers, not names
@@ -41,8 +42,9 @@ class DataOrigin:
         """Return the record as `sentiment.json` holds it."""
         content = asdict(self) | {"dropped": self.dropped.to_json()}
         del content["files" if self.files is None else "revision"]
-        if self.truncated_rows is None:
-            del content["truncated_rows"]
+        for name in ("truncated_rows", "version"):
+            if content[name] is None:
+                del content[name]
         return {name: value for name, value in content.items() if value not in ({}, [])}
 
     @classmethod

@@ -1,6 +1,7 @@
-"""Recognize folders that hold a table of Delta Lake, Iceberg or Hudi, and refuse them.
+"""Recognize folders that hold a table of Delta Lake, Iceberg or Hudi.
 
-Their Parquet files hold rows that were deleted or rewritten since; only the table's log tells which rows it has.
+Their Parquet files hold rows that were deleted or rewritten since; only the table's log tells which rows it has. So a
+table is read as a whole, by its log, and its files are refused as a plain folder.
 Layouts: Delta's protocol (PROTOCOL.md), Iceberg's table specification, Hudi's technical specification.
 """
 
@@ -9,13 +10,36 @@ from collections.abc import Iterable
 
 import pyarrow.fs
 
+from sentiment_core.data import delta, iceberg
+from sentiment_core.data.snapshot import Snapshot
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 
-LOG_FOLDERS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}  # in the table's folder
-# "v3", or "00003-" and a UUID; compressed metadata have ".gz" before or behind
-ICEBERG_NAME = r"(v\d+|\d+-[0-9a-f-]{36})(\.gz)?\.metadata\.json(\.gz)?"
-ICEBERG_METADATA = re.compile(rf"(.*/)?metadata/{ICEBERG_NAME}")
+HUDI = "Hudi"
+LOG_FOLDERS = {"_delta_log": delta.KIND, ".hoodie": HUDI}  # in the table's folder
+ICEBERG_METADATA = re.compile(rf"(.*/)?metadata/{iceberg.METADATA_NAME.pattern}")
+
+
+def open_table(path: str, version: int | None) -> Snapshot | None:
+    """Read a version of the table at a path, the current one if None; return None if there is no table.
+
+    Raises `UserError` for a table that cannot be read, and for a version where there is no table.
+    """
+    if path.startswith(iceberg.SCHEME):
+        return iceberg.open_by_catalog(path, version)
+    if ICEBERG_METADATA.fullmatch(storage.absolute(path)):
+        return iceberg.open_by_metadata(path, version)
+    filesystem, folder = storage.locate(path)
+    kind = _kind_of_table(filesystem, folder.rstrip("/"))
+    if kind == delta.KIND:
+        return delta.open_table(path, version)
+    if kind == iceberg.KIND:
+        return iceberg.open_by_folder(path, version)
+    if kind is not None:
+        _refuse(kind, path)
+    if version is not None:
+        raise UserError(f"--input-version is {version}; only tables have versions, and {path} holds none; leave it out")
+    return None
 
 
 def refuse_table_files(folder: str, paths: Iterable[str]) -> None:
@@ -25,7 +49,7 @@ def refuse_table_files(folder: str, paths: Iterable[str]) -> None:
         for part in LOG_FOLDERS.keys() & set(parts):
             _refuse(LOG_FOLDERS[part], storage.join(folder, *parts[: parts.index(part)]))
         if ICEBERG_METADATA.fullmatch(path):
-            _refuse("Iceberg", storage.join(folder, *parts[:-2]))
+            _refuse(iceberg.KIND, storage.join(folder, *parts[:-2]))
 
 
 def refuse_tables_around(root: str, folders: Iterable[str] = ()) -> None:
@@ -54,15 +78,15 @@ def _kind_of_table(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None
         for info in filesystem.get_file_info(list(logs)):
             if info.type == pyarrow.fs.FileType.Directory:
                 return logs[info.path]
-        if any(re.fullmatch(ICEBERG_NAME, info.base_name) for info in filesystem.get_file_info(selector)):
-            return "Iceberg"
+        if any(iceberg.METADATA_NAME.fullmatch(info.base_name) for info in filesystem.get_file_info(selector)):
+            return iceberg.KIND
     except (OSError, UnicodeDecodeError):
         pass
     return None
 
 
 def _refuse(kind: str, folder: str) -> None:
-    raise UserError(
-        f"{folder} is a table of {kind}, whose files also hold rows that the table has deleted or replaced. Tables are "
-        "not read yet: export the current rows as Parquet, and give that folder."
-    )
+    files = f"{folder} is a table of {kind}, whose files also hold rows that the table has deleted or replaced"
+    if kind == HUDI:
+        raise UserError(f"{files}. Such tables are not read: export the current rows as Parquet, and give that folder.")
+    raise UserError(f"{files}. Give the table's own folder, which is read by its log.")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.data import columns, shards
+from sentiment_core.data import columns, shards, unit_reader
 from sentiment_core.data.columns import SchemaDifferences
 from sentiment_core.errors import UserError
 from sentiment_core.text.arrow import deduplicate_texts
@@ -38,7 +38,7 @@ TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8
 def test_kept_columns_are_read_in_their_canonical_type(tmp_path, values, kind):
     pq.write_table(pa.table({"text": ["x"] * len(values), "kept": values}), tmp_path / "a.parquet")
     (unit,) = shards.plan(str(tmp_path), ["text"], None, ()).units
-    column = shards.read_rows(str(tmp_path), unit, lambda _: ["kept"])["kept"]
+    column = unit_reader.read_rows(str(tmp_path), unit, lambda _: ["kept"])["kept"]
     assert column.type == kind
     assert column.to_pylist() == values.to_pylist()
 
@@ -81,8 +81,8 @@ def test_a_corpus_with_differing_shards_is_planned_as_a_whole(tmp_path):
 def test_a_column_that_appears_twice_is_refused():
     schema = pa.schema([("text", pa.string()), ("n", pa.int8()), ("n", pa.int8())])
     with pytest.raises(UserError, match="2 columns 'n'"):
-        columns.check_columns(schema, "a.parquet", ["text"], None)
-    columns.check_columns(schema, "a.parquet", ["text"], ())
+        columns.check_columns(schema, "a.parquet", ["text"], None, ())
+    columns.check_columns(schema, "a.parquet", ["text"], (), ())
 
 
 def test_a_text_repeated_in_many_rows_is_held_once(tmp_path):
@@ -92,7 +92,7 @@ def test_a_text_repeated_in_many_rows_is_held_once(tmp_path):
     pq.write_table(pa.table({"text": repeated}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
     (unit,) = shards.plan(str(tmp_path), ["text"], None, ()).units
     rows = 0
-    for chunk in shards.read_texts(str(tmp_path), unit, ["text"]):
+    for chunk in unit_reader.read_texts(str(tmp_path), unit, ["text"]):
         texts, inverse = deduplicate_texts(chunk)
         assert texts == long.to_pylist()
         rows += len(inverse)

@@ -104,12 +104,18 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-@pytest.mark.parametrize("path", ["", "lake", "lake/t", "lake/t/day=1", "lake/t/day=1/a.parquet", "lake/*/*/*.parquet"])
-def test_a_table_is_refused_wherever_its_log_lies(tmp_path, kind, path):
+@pytest.mark.parametrize("path", ["", "lake", "lake/t/day=1", "lake/t/day=1/a.parquet", "lake/*/*/*.parquet"])
+def test_a_part_of_a_table_is_refused_wherever_its_log_lies(tmp_path, kind, path):
     touch(tmp_path, "lake/t/day=1/a.parquet", f"lake/t/{TABLES[kind]}", "other/a.parquet")
     assert paths(files.find_files(str(tmp_path / "other"), PARQUET)) == ["a.parquet"]
-    with pytest.raises(UserError, match=f"{tmp_path}/lake/t is a table of {kind}, .*: export the current rows"):
+    with pytest.raises(UserError, match=f"{tmp_path}/lake/t is a table of {kind}, whose files also hold rows"):
         files.find_files(str(tmp_path / path), PARQUET)
+
+
+def test_a_table_of_hudi_is_refused(tmp_path):
+    touch(tmp_path, "t/day=1/a.parquet", "t/.hoodie/hoodie.properties")
+    with pytest.raises(UserError, match=r"/t is a table of Hudi, .*: export the current rows"):
+        files.find_files(str(tmp_path / "t"), PARQUET)
 
 
 @pytest.mark.parametrize("kind", TABLES)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentiment_core.data import shards
+from sentiment_core.data import shards, unit_reader
 from sentiment_core.data.shards import FailedShard, Shard, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.runtime.storage import FileStamp
@@ -59,7 +59,7 @@ def test_reading_units_gives_the_shard_back(tmp_path_factory, rows, group, cuts)
     edges = sorted({0, rows, *(cut for cut in cuts if cut < rows)})
     pairs = list(itertools.pairwise(edges)) or [(0, 0)]
     parts = [
-        shards.read_rows(
+        unit_reader.read_rows(
             str(folder), Unit("a.parquet", start, stop, rows, file.st_size, file.st_mtime_ns, 0), lambda _: ["n"]
         )
         for start, stop in pairs
@@ -150,7 +150,7 @@ def test_a_shard_that_changed_since_the_plan_is_not_read(tmp_path):
     unit = shards.plan(str(tmp_path), ["text"], None, RESERVED).units[0]
     make_corpus(tmp_path, {"a.parquet": {"text": ["a", "b"]}})
     with pytest.raises(OSError, match="changed"):
-        shards.read_rows(str(tmp_path), unit, lambda _: ["text"])
+        unit_reader.read_rows(str(tmp_path), unit, lambda _: ["text"])
 
 
 def test_a_limit_takes_the_first_rows(tmp_path):

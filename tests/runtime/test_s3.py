@@ -7,11 +7,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 
-from sentiment_core.data import files, shards
+from sentiment_core.data import files, shards, unit_reader
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
 from sentiment_core.runtime import storage
@@ -19,6 +21,7 @@ from sentiment_core.scoring.plan import plan_scoring
 from sentiment_core.scoring.settings import ScoreSettings
 from tests import s3
 from tests.conftest import sentences
+from tests.lake import read_rows, to_rows, write_delta
 
 pytestmark = pytest.mark.ray  # the store is a server in a process of its own
 REPO = Path(__file__).resolve().parents[2]
@@ -67,7 +70,7 @@ def test_a_connection_dropped_in_the_middle_of_a_file_is_retried(store, tmp_path
     store.key, store.drop = "a.parquet", 2
     planned = shards.plan(f"s3://{s3.BUCKET}/dropped/", ["text"], None, ())
     store.drop = 2
-    table = shards.read_rows(planned.root, planned.units[0], lambda _: ["text"])
+    table = unit_reader.read_rows(planned.root, planned.units[0], lambda _: ["text"])
     assert table.equals(sentences(3_000, seed=0).select(["text"]))
     assert store.done == 4
 
@@ -176,3 +179,40 @@ def test_training_and_scoring_from_store_to_store(server, tiny_encoder, tmp_path
     assert {"0.parquet", "1.parquet", "2.parquet", "_run.json", "_summary.json", "_SUCCESS"} == set(written)
     assert s3.SECRET not in output
     assert not any(s3.SECRET.encode() in content for content in written.values())
+
+
+def upload(folder: Path, uri: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            storage.write_file(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
+
+
+def test_a_delta_table_is_planned_by_its_log_and_the_footers(store, tmp_path):
+    for text in ("good", "bad"):
+        write_delta(tmp_path / "t", text=[text], day=["x y"])
+    upload(tmp_path / "t", f"s3://{s3.BUCKET}/lake/delta")
+    assert to_rows(read_rows(f"s3://{s3.BUCKET}/lake/delta")) == [
+        {"text": "bad", "day": "x y"},
+        {"text": "good", "day": "x y"},
+    ]
+    store.asked.clear()
+    planned = shards.plan(f"s3://{s3.BUCKET}/lake/delta", ["text"], None, ())
+    assert (planned.rows, planned.table.version) == (2, 1)
+    data = [path for path in store.asked if ".parquet" in path]
+    assert len(data) == len(planned.units)  # one request each, for the footer
+
+
+def test_an_iceberg_table_in_a_store(store, tmp_path):
+    properties = {
+        "s3.endpoint": os.environ["AWS_ENDPOINT_URL"],
+        "s3.access-key-id": "key",
+        "s3.secret-access-key": s3.SECRET,
+        "s3.region": "us-east-1",
+    }
+    catalog = SqlCatalog("c", uri=f"sqlite:///{tmp_path}/c.db", warehouse=f"s3://{s3.BUCKET}/lake", **properties)
+    catalog.create_namespace("ns")
+    table = catalog.create_table("ns.t", pa.schema([("text", pa.string())]))
+    table.append(pa.table({"text": ["good", "bad"]}))
+    assert table.location().startswith("s3://")
+    for place in (table.location(), table.metadata_location):
+        assert read_rows(place)["text"].to_pylist() == ["good", "bad"]
