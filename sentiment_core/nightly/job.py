@@ -8,7 +8,7 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,7 @@ def _open_record(plan: NightPlan) -> Night:
             night = Night(plan.name, since_ns=last.since_ns)
         else:
             night = Night(plan.name, since_ns=record.storage_clock_ns(plan.scoring.output_folder))
+    night.input_version = plan.corpus.table.version if plan.corpus.table else None
     for model in plan.scoring.models:
         opened = plan.scoring.opened[model.name]
         tokens_by = bundle.tokens_digest_of(opened.files)
@@ -192,7 +193,7 @@ def _verify_and_compare(plan: NightPlan, night: Night, has_units_left: bool, has
     """
     _verify(plan, night, has_units_left, has_orphans)
     zero = plan.scoring.context.no_counts
-    partitions = _count_partitions(plan.scoring.output_folder, night.since_ns, zero, plan.scoring.stale)
+    partitions = _count_partitions(plan, night.since_ns, zero)
     total = PassCounts.total(zero, partitions.values())
     night.rows, night.reused_rows = total.rows, total.reused_rows
     for model in plan.scoring.models:
@@ -219,22 +220,25 @@ def _verify(plan: NightPlan, night: Night, has_units_left: bool, has_orphans: bo
         night.alarms.append(f"verification found {nonzero(faults)}; run sentiment-core verify to list the files")
 
 
-def _count_partitions(
-    folder: str, since_ns: int, zero: PassCounts, stale: Collection[str] = ()
-) -> dict[str, PassCounts]:
+def _count_partitions(plan: NightPlan, since_ns: int, zero: PassCounts) -> dict[str, PassCounts]:
     """Count the rows of a night's outputs by the first folder of their shards, the largest first.
 
+    Of a table it is the first partition folder: Iceberg has all files below one folder. Outputs of changed shards are
+    left out where they still wait to be deleted.
+
     Args:
-        folder: The output folder.
+        plan: The night's plan.
         since_ns: When the night began.
         zero: The statistics of no rows, whose labels the outputs must have.
-        stale: Outputs of changed shards, which are left out where they still wait to be deleted.
     """
     counts: dict[str, PassCounts] = {}
-    stale = set(stale)
-    for output in outputs.read_outputs(folder, since_ns):
+    stale = set(plan.scoring.stale)
+    for output in outputs.read_outputs(plan.scoring.output_folder, since_ns):
         if output.origin and output.counts and output.path not in stale and output.counts.labels == zero.labels:
-            name = output.origin.unit.source.rpartition("/")[0].partition("/")[0] or "."
+            folders = output.origin.unit.source.split("/")[:-1]
+            if plan.corpus.table:
+                folders = [name for name in folders if "=" in name]
+            name = folders[0] if folders else "."
             counts[name] = counts.get(name, zero).merge(output.counts)
     order = sorted(counts, key=lambda name: -counts[name].rows)
     largest = {name: counts[name] for name in order[:MAX_PARTITIONS]}

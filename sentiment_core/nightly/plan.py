@@ -95,7 +95,7 @@ def make_plan(settings: NightlySettings) -> NightPlan:
         for name, history in decisions.items()
     }
     scoring = plan_scoring(settings, promoted)
-    is_chosen = _choose_partitions(settings)
+    is_chosen = _choose_partitions(settings, scoring.corpus)
     units = [unit for unit in scoring.units_to_score if is_chosen(unit.source)]
     failed = [shard for shard in scoring.corpus.failed if is_chosen(shard.source)]
     if not failed and not any(is_chosen(unit.source) for unit in scoring.corpus.units):
@@ -126,14 +126,16 @@ def make_plan(settings: NightlySettings) -> NightPlan:
     )
 
 
-def _choose_partitions(settings: NightlySettings) -> Callable[[str], bool]:
+def _choose_partitions(settings: NightlySettings, corpus: Corpus) -> Callable[[str], bool]:
     """Return the function that tells by a shard's path whether --date or --since choose it.
 
-    Rows without a date are not chosen by either.
+    Rows without a date are not chosen by either. The values of a table's file stand in its log, not in its path.
     """
+    logged = {file.stamp.path: file.values for file in corpus.table.files} if corpus.table else None
 
     def is_chosen(path: str) -> bool:
-        value = partitions.partition_values(path).get(settings.date_key)
+        values = partitions.partition_values(path) if logged is None else logged.get(path, {})
+        value = values.get(settings.date_key)
         if value is None:
             return False
         if settings.date:

@@ -121,6 +121,7 @@ class Night:
     reused_rows: int = 0  # with a known text, scored by earlier outputs and in no statistic; absent if there are none
     left: int = 0  # rows left for the next night, for lack of time or because their partition was not chosen
     corpus_rows: int = 0
+    input_version: int | None = None  # of the table that was scored; absent for plain shards
     tokens: int = 0
     removed: int = 0  # outputs of shards that have changed, or are gone
     failed_shards: list[FailedShard] = field(default_factory=list)
@@ -159,6 +160,8 @@ class Night:
         content["renewal"] = content["renewal"] or {}
         content["runs"] = [run.to_json() for run in self.runs]
         left_out = {*MODEL_FIELDS} - {"tokens"} if models else {"models"}  # tokens: of all models
+        if self.input_version is None:
+            left_out.add("input_version")
         left_out |= set() if self.reused_rows else {"reused_rows"}  # older records do not have it
         return {name: value for name, value in (content | {"models": models}).items() if name not in left_out}
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from sentiment_core.data.snapshot import TableColumns
 from sentiment_core.scoring.candidates import Candidates
 from sentiment_core.scoring.models import PassModel
 from sentiment_core.scoring.records import Run
@@ -19,6 +20,7 @@ class ScoringContext:
     run: Run
     models: tuple[PassModel, ...]
     column_types: dict[str, pa.DataType]  # of columns that some shards have only nulls in
+    table: TableColumns | None = None  # the columns of the table that the input is
     hash_texts: bool = True  # outputs get the texts' hashes, by which later runs find their scores
     candidates: Candidates | None = None  # earlier outputs whose scores may be reused
 

@@ -124,13 +124,15 @@ def claim_output_folder(plan: ScorePlan) -> RunFile:
     own_bundles = [plan.run.bundle, *plan.earlier_bundles]
 
     def check() -> None:
-        check_output_folder(plan.output_folder, plan.corpus.root, plan.run, lambda there: there.bundle in own_bundles)
+        check_output_folder(plan.output_folder, plan.corpus, plan.run, lambda there: there.bundle in own_bundles)
 
     check()  # another run may have begun since planning
     before = outputs.read_run_file(plan.output_folder) if storage.exists(plan.output_folder) else None
     choices = {name: _choices_of(name, digest, before) for name, digest in plan.run.bundles.items()}
     paths = {name: source.absolute(path) for name, path in plan.paths.items()}
-    run_file = RunFile(plan.run, flatten(paths), plan.earlier_bundles, flatten(choices))
+    table = plan.corpus.table
+    version = table.version if table else None
+    run_file = RunFile(plan.run, flatten(paths), plan.earlier_bundles, flatten(choices), version)
     outputs.write_run_file(plan.output_folder, run_file)
     check()  # or just now
     return run_file

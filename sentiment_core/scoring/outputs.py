@@ -155,7 +155,7 @@ def read_outputs(
 
     def read(stamp: FileStamp) -> Output:
         try:
-            metadata = shards.read_metadata(folder, stamp.path)
+            metadata = shards.read_metadata(folder, stamp.path, stamp.size)
             footer = metadata.metadata or {}
             origin = Origin.from_json(json.loads(footer[ORIGIN_KEY]))
             counts = PassCounts.from_json(json.loads(footer[COUNTS_KEY]))

@@ -50,12 +50,14 @@ class ScorePlan:
     @property
     def context(self) -> ScoringContext:
         """The context that the run's tasks share."""
+        corpus = self.corpus
         return ScoringContext(
-            self.corpus.root,
+            corpus.root,
             self.output_folder,
             self.run,
             self.models,
-            self.corpus.column_types,
+            corpus.column_types,
+            corpus.columns,
             self.hash_texts,
             self.candidates,
         )
@@ -94,6 +96,7 @@ class ScorePlan:
         lines = [
             f"{corpus.rows:,} rows in {len(corpus.units):,} units; to score: {self.rows_to_score:,} rows in "
             f"{len(self.units_to_score):,} units; already scored: {self.scored_counts.units:,} units",
+            *([f"version {corpus.table.version} of a table of {corpus.table.kind}"] if corpus.table else []),
             f"outputs of changed shards, to be deleted: {len(self.stale):,}; outputs of shards that are gone, to be "
             f"{deleted}: {len(self.orphans):,}; unreadable shards: {len(corpus.failed):,}",
             *self._describe_reuse(),
@@ -135,7 +138,7 @@ def plan_scoring(
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
     preflight.check_lasting(settings.out)
     earlier_bundles = check_output_folder(
-        folder, corpus.root, run, lambda there: _were_replaced(there.bundles, run.bundles, replaced_bundles)
+        folder, corpus, run, lambda there: _were_replaced(there.bundles, run.bundles, replaced_bundles)
     )
     existing = list(outputs.read_outputs(folder, types=corpus.column_types))
     labels = {model.name: model.labels for model in models_of_pass}
@@ -165,6 +168,7 @@ def plan_scoring(
         unreadable_shards=len(all_shards.failed),
         hash_texts=hash_texts,
         candidates=Candidates.of(reusable, lambda output: output.path in orphans),
+        replaces_gone=corpus.table is not None,
     )
 
 
@@ -173,18 +177,21 @@ def _plan_shards(settings: ScoreSettings, run: Run, folder: str) -> tuple[Corpus
 
     An older version kept an input's own column of that name: such an output is continued without hashes.
     """
+
+    def plan(reserved: tuple[str, ...]) -> Corpus:
+        return shards.plan(settings.input, run.text_columns, settings.keep, reserved, settings.input_version)
+
     if not settings.reuse:
-        return shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns), False
+        return plan(run.scored_columns), False
     try:
-        reserved = (*run.scored_columns, run.text_hash_column)
-        return shards.plan(settings.input, run.text_columns, settings.keep, reserved), True
+        return plan((*run.scored_columns, run.text_hash_column)), True
     except ColumnClash as clash:
         if clash.column.lower() != run.text_hash_column.lower():
             raise
         is_older = storage.exists(folder) and outputs.read_run_file(folder) is not None
         if not is_older or any(output.has_text_hash for output in outputs.read_outputs(folder)):
             raise UserError(f"{clash}; --no-reuse leaves the scored column {run.text_hash_column!r} out") from None
-    return shards.plan(settings.input, run.text_columns, settings.keep, run.scored_columns), False
+    return plan(run.scored_columns), False
 
 
 def _may_be_reused(output: Output, run: Run) -> bool:
@@ -285,16 +292,16 @@ def _were_replaced(
 
 
 def check_output_folder(
-    folder: str, root: str, run: Run, is_earlier_run: Callable[[Run], bool] = lambda there: False
+    folder: str, corpus: Corpus, run: Run, is_earlier_run: Callable[[Run], bool] = lambda there: False
 ) -> list[str]:
     """Refuse an output folder that this run may not write to.
 
-    It may not overlap the input, hold other things, or hold the output of another run. A run with other bundles is no
-    other run if `is_earlier_run` says so. Returns the digests of the earlier bundles whose outputs stay.
-    Raises UserError.
+    It may not overlap the input, hold other things, or hold the output of another run or of a later version of the
+    table. A run with other bundles is no other run if `is_earlier_run` says so. Returns the digests of the earlier
+    bundles whose outputs stay. Raises UserError.
     """
-    input_is_searched = "**" in run.input or storage.is_folder(run.input)
-    preflight.check_overlap(root, folder, recursive=input_is_searched)
+    input_is_searched = corpus.table is not None or "**" in run.input or storage.is_folder(run.input)
+    preflight.check_overlap(corpus.root, folder, recursive=input_is_searched)
     in_use = storage.is_occupied(folder)  # asked first: another run may begin meanwhile
     run_file = outputs.read_run_file(folder) if storage.exists(folder) else None
     if run_file is None:
@@ -310,5 +317,11 @@ def check_output_folder(
     if differences:
         shown = "; ".join(f"{name}: {there!r} there, {now!r} now" for name, (there, now) in differences.items())
         raise UserError(f"--out {folder} was made with other settings ({shown}); use those or choose another --out")
+    scored_version = run_file.input_version
+    if corpus.table and scored_version is not None and corpus.table.is_older_than(scored_version):
+        raise UserError(
+            f"--out {folder} holds version {scored_version} of {run.input}, which is newer than "
+            f"{corpus.table.version}; choose another --out for an older version"
+        )
     earlier = dict.fromkeys([*run_file.earlier_bundles, run_file.run.bundle])  # in order, each once
     return [digest for digest in earlier if digest != run.bundle]

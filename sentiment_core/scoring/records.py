@@ -166,6 +166,7 @@ class RunFile:
     # by chip, the backend and number type that the first run chose: later ones take them too, so that results stay;
     # of named models these by name
     computed_by: dict[str, str] | dict[str, dict[str, str]] = field(default_factory=dict)
+    input_version: int | None = None  # of the table that the latest run scored
 
     @property
     def paths(self) -> dict[str, str]:
@@ -185,12 +186,15 @@ class RunFile:
             content.get("model", ""),
             list(content.get("earlier_bundles", [])),
             dict(content.get("computed_by", {})),
+            content.get("input_version"),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in `_run.json`: the settings and the rest side by side."""
         choices = {"computed_by": self.computed_by} if self.computed_by else {}
-        return self.run.to_json() | {"model": self.model, "earlier_bundles": self.earlier_bundles} | choices
+        version = {} if self.input_version is None else {"input_version": self.input_version}
+        record = {"model": self.model, "earlier_bundles": self.earlier_bundles}
+        return self.run.to_json() | record | choices | version
 
 
 @dataclass(frozen=True)

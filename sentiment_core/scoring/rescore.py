@@ -33,6 +33,7 @@ class Rescoring:
     bundle_files: dict[str, dict[str, bytes]]  # by the model's name, then by the file's
     models: tuple[PassModel, ...]
     choices: Choices  # of backend and number type
+    input_version: int | None  # of the table that was scored
 
     @classmethod
     def load(cls, folder: str, model: Models | None) -> "Rescoring":
@@ -57,7 +58,7 @@ class Rescoring:
                     f"--model {paths[described.name]} is not the bundle that scored {folder}; give that one"
                 )
         files = {name: opened_model.files for name, opened_model in opened.items()}
-        return cls(folder, run_file.run, files, models, run_file.choices)
+        return cls(folder, run_file.run, files, models, run_file.choices, run_file.input_version)
 
     def was_scored_by_another_bundle(self, output: Output) -> bool:
         """Return whether another bundle made the output, as before a nightly job's promotion."""
@@ -85,7 +86,9 @@ class Rescoring:
         parts = (
             {unit: unit for unit in units} if sample_rows is None else draw_sample(units, sample_rows, random.Random())
         )
-        context = ScoringContext(corpus.root, self.output_folder, self.run, self.models, corpus.column_types)
+        context = ScoringContext(
+            corpus.root, self.output_folder, self.run, self.models, corpus.column_types, corpus.columns
+        )
         tally = Tally(context.no_counts)
         if not parts:
             return tally
@@ -112,7 +115,7 @@ class Rescoring:
     def _plan(self, input_path: str) -> Corpus:
         """Cut the input into the units that scoring makes of it."""
         keep = None if self.run.keep is None else tuple(self.run.keep)
-        corpus = shards.plan(input_path, self.run.text_columns, keep, self.run.scored_columns)
+        corpus = shards.plan(input_path, self.run.text_columns, keep, self.run.scored_columns, self.input_version)
         return shards.limit_rows(corpus, self.run.limit) if self.run.limit else corpus
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sentiment_core.data import shards
+from sentiment_core.data import unit_reader
 from sentiment_core.data.shards import Unit
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import UNREADABLE
@@ -110,7 +110,7 @@ class UnitTexts:
 
 def read_chunks(context: ScoringContext, unit: Unit) -> Iterator[TextChunk]:
     """Yield a unit's texts, in parts, with their hashes where outputs have them. Raises one of `UNREADABLE`."""
-    for column in shards.read_texts(context.input_root, unit, context.run.text_columns):
+    for column in unit_reader.read_texts(context.input_root, unit, context.run.text_columns, context.table):
         texts, inverse = deduplicate_texts(column)
         yield TextChunk(texts, inverse, hash_texts(texts) if context.hash_texts else None)
 

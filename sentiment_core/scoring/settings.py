@@ -16,7 +16,13 @@ class ScoreSettings:
     """Flags of `sentiment-core score`; those of `nightly` are these and more."""
 
     input: str = setting(
-        REQUIRED, "Parquet to score: file, folder (nested, Hive-partitioned), glob or URI", "P", group="data"
+        REQUIRED,
+        "Parquet to score: file, folder (nested, Hive-partitioned), glob or URI; or a table of Delta Lake or Iceberg",
+        "P",
+        group="data",
+    )
+    input_version: int | None = setting(
+        None, "version of the table, or id of the snapshot; default: the current one", "N", group="data"
     )
     text_column: tuple[str, ...] = setting(
         (),
@@ -80,6 +86,7 @@ class ScoreSettings:
         """Check the values. Raises UserError."""
         names = self.text_column
         check(len(set(names)) == len(names), "text_column", ",".join(names), "different names")
+        check(self.input_version is None or self.input_version >= 0, "input_version", self.input_version, "0 or more")
         for name in ("workers", "limit"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")

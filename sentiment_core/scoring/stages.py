@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sentiment_core.data import columns, shards
+from sentiment_core.data import columns, shards, unit_reader
 from sentiment_core.data.shards import Unit
 from sentiment_core.data.types import canonical_type, set_types
 from sentiment_core.errors import UserError
@@ -254,8 +254,8 @@ def write_outputs(table: pa.Table, context: ScoringContext, guard: TaskGuard) ->
     ) -> None:
         if storage.is_local(folder) and not storage.exists(storage.join(folder, outputs.RUN_FILE)):
             raise OSError(f"a node does not see the output folder {folder}; choose one that all nodes share")
-        footer_hash = shards.hash_footer(context.input_root, unit.source, unit.size)
-        unit = replace(unit, footer_hash=footer_hash)
+        if context.table is None:
+            unit = replace(unit, footer_hash=shards.hash_footer(context.input_root, unit.source, unit.size))
         outputs.commit(folder, context.run, unit, scored, counts, known_rows.replaced)
 
     return _finish(TaskTable(table), context, guard, write)
@@ -354,8 +354,8 @@ def _scored_rows(task: TaskTable, model: PassModel, min_confidence: float) -> Sc
 def _read_kept_columns(context: ScoringContext, unit: Unit) -> pa.Table:
     """Read the columns of a unit that go into its output, with the types that they have in other shards."""
     run = context.run
-    table = shards.read_rows(
-        context.input_root, unit, lambda schema: columns.kept_columns(schema, run.text_columns, run.keep)
+    table = unit_reader.read_rows(
+        context.input_root, unit, lambda schema: columns.kept_columns(schema, run.text_columns, run.keep), context.table
     )
     types = {  # but of texts that are dictionaries, since they are so long
         name: kind

@@ -163,11 +163,11 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
         rescoring = Rescoring.load(folder, settings.model)
     findings = Findings()
     if planned:
-        shards = _planned_shards(planned)
+        shards, table = _planned_shards(planned), planned.table
     else:
-        data = files.find_files(settings.input, corpus.SUFFIXES)
+        data = files.find_files(settings.input, corpus.SUFFIXES, run_file.input_version if run_file else None)
         shards = _current_shards(data, run_file, settings.limit)
-        findings.not_read = data.describe_unread()
+        findings.not_read, table = data.describe_unread(), data.table
     existing = list(outputs.read_outputs(folder))
     faults = _check_contents(folder, [output for output in existing if output.mtime_ns >= since_ns])
     by_source = _group_by_source(findings, existing, run_file)
@@ -180,7 +180,9 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
             _check_shard(findings, faults, shard, by_source.pop(shard.stamp.path, []))
     shared = {path for output in existing for path in output.replaced}
     for source, orphans in by_source.items():
-        findings.orphaned += [_describe_orphan(output, source, output.path in shared) for output in orphans]
+        findings.orphaned += [
+            _describe_orphan(output, source, output.path in shared, table is not None) for output in orphans
+        ]
     if rescoring:
         intact = {output.path: output for output in existing if not faults.get(output.path)}
         sample_rows = None if settings.full else settings.sample
@@ -228,13 +230,13 @@ def _current_shards(
     Failed are those that scoring with the settings of `run_file` lists as failed.
     """
     run, rows_left = run_file.run if run_file else None, limit
-    for shard in corpus.read_footers(data.root, data.stamps, run.text_columns if run else (), with_hash=True):
+    for shard in corpus.read_footers(data, run.text_columns if run else (), with_hash=True):
         if isinstance(shard, FailedShard):
             yield shard
             continue
         try:
             if run:
-                columns.check_columns(shard.schema, shard.stamp.path, run.text_columns, run.keep)
+                columns.check_columns(shard.schema, shard.stamp.path, run.text_columns, run.keep, shard.folder_keys)
         except UserError as error:
             yield FailedShard(shard.stamp.path, str(error))
             continue
@@ -279,9 +281,11 @@ def _check_shard(findings: Findings, faults: dict[str, str], shard: ExpectedShar
     ]
 
 
-def _describe_orphan(output: Output, source: str, is_shared: bool) -> str:
+def _describe_orphan(output: Output, source: str, is_shared: bool, of_table: bool) -> str:
     """Describe an output whose shard is gone; `is_shared`: a current output has some of its texts."""
-    if is_shared:
+    if of_table:
+        remedy = "the next sentiment-core score deletes it"
+    elif is_shared:
         remedy = "the next sentiment-core score deletes it if all of its rows stand in other outputs, or with --prune"
     else:
         remedy = "sentiment-core score --prune deletes it"
