@@ -1,7 +1,7 @@
 """Time planning and resuming.
 
 It measures planning very many shards, and a real run with 1 % missing. The many shards are planned
-twice, before and after all of them are scored.
+before and after all of them are scored, and as a Delta table.
 
     python benchmarks/resume.py --model runs/demo/bundle --text runs/demo/corpus
 
@@ -10,6 +10,7 @@ Each figure comes from one run of `jobs/score.py`. Prints them and writes them a
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -78,15 +79,44 @@ def time_planning(settings: ResumeSettings, folder: Path) -> dict[str, float]:
             os.link(partition / "0.parquet", partition / f"{i}.parquet")
     command = score_command(settings, folder, "--dry-run")
     fresh_seconds, fresh_bytes = measure(command)
+    write_delta_log(folder / "in", settings.text_column)
+    table_seconds, table_bytes = measure(command)
+    shutil.rmtree(folder / "in" / "_delta_log")
     write_outputs(settings, folder)
     again_seconds, again_bytes = measure(command)
     return {
         "shards": settings.shards,
         "fresh seconds": fresh_seconds,
         "fresh GB": fresh_bytes / 1e9,
+        "as a Delta table, seconds": table_seconds,
+        "as a Delta table, GB": table_bytes / 1e9,
         "all scored seconds": again_seconds,
         "all scored GB": again_bytes / 1e9,
     }
+
+
+def write_delta_log(folder: Path, text_column: str) -> None:
+    """Make a Delta table of a folder's Parquet files."""
+    text = {"name": text_column, "type": "string", "nullable": True, "metadata": {}}
+    actions = [
+        {"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}},
+        {
+            "metaData": {
+                "id": "0189c3d2-1d5a-7a7e-8d5c-0123456789ab",
+                "format": {"provider": "parquet", "options": {}},
+                "schemaString": json.dumps({"type": "struct", "fields": [text]}),
+                "partitionColumns": [],
+                "configuration": {},
+            }
+        },
+    ]
+    for path in folder.rglob("*.parquet"):
+        status = path.stat()
+        add = {"path": str(path.relative_to(folder)).replace("=", "%3D"), "partitionValues": {}, "dataChange": True}
+        actions.append({"add": add | {"size": status.st_size, "modificationTime": status.st_mtime_ns // 10**6}})
+    (folder / "_delta_log").mkdir()
+    log = folder / "_delta_log" / f"{0:020}.json"
+    log.write_text("".join(json.dumps(action) + "\n" for action in actions))
 
 
 def write_outputs(settings: ResumeSettings, folder: Path) -> None:
