@@ -232,7 +232,7 @@ def _count_partitions(plan: NightPlan, since_ns: int, zero: PassCounts) -> dict[
         zero: The statistics of no rows, whose labels the outputs must have.
     """
     counts: dict[str, PassCounts] = {}
-    stale = set(plan.scoring.stale)
+    stale = {*plan.scoring.stale, *plan.scoring.aside.values()}
     for output in outputs.read_outputs(plan.scoring.output_folder, since_ns):
         if output.origin and output.counts and output.path not in stale and output.counts.labels == zero.labels:
             folders = output.origin.unit.source.split("/")[:-1]

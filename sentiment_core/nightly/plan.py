@@ -111,6 +111,7 @@ def make_plan(settings: NightlySettings) -> NightPlan:
         scoring,
         units_to_score=units,
         stale=[path for path in scoring.stale if scoring.old_units[path].source not in left],
+        aside={path: to for path, to in scoring.aside.items() if scoring.old_units[to].source not in left},
         corpus=replace(scoring.corpus, failed=failed),
     )
     return NightPlan(

@@ -1,6 +1,7 @@
 """The context that all tasks of a run share."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -22,6 +23,8 @@ class ScoringContext:
     column_types: dict[str, pa.DataType]  # of columns that some shards have only nulls in
     table: TableColumns | None = None  # the columns of the table that the input is
     hash_texts: bool = True  # outputs get the texts' hashes, by which later runs find their scores
+    # outputs whose path a new one takes, and where they are kept until all rows that were in them are scored
+    aside: Mapping[str, str] = field(default_factory=dict)
     candidates: Candidates | None = None  # earlier outputs whose scores may be reused
 
     @property

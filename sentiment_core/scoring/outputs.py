@@ -4,6 +4,7 @@ A file that exists is complete. Its footer says which bundle and settings made i
 shard in which version. There is no other record of what is done.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -104,6 +105,19 @@ def commit(
         COUNTS_KEY: json.dumps(counts.to_json()).encode(),
     } | ({REPLACED_KEY: json.dumps(list(replaced)).encode()} if replaced else {})
     _write(folder, unit.output, table.replace_schema_metadata(footer), run.scored_columns)
+
+
+def aside_path(path: str, unit: UnitOrigin) -> str:
+    """Return where an output of this unit is kept while a new one has taken its path."""
+    stem, _, suffix = path.rpartition(".")
+    return f"{stem}.replaced-{hashlib.blake2b(repr(unit).encode(), digest_size=4).hexdigest()}.{suffix}"
+
+
+def set_aside(folder: str, unit: Unit, aside: str) -> None:
+    """Copy the output that has the unit's path, before a new one takes it. A retry finds the new one there."""
+    origin = read_origin(folder, unit.output)
+    if origin is not None and origin.unit != UnitOrigin.of(unit):
+        storage.write_file(storage.join(folder, aside), storage.read_file(storage.join(folder, unit.output)))
 
 
 def _write(folder: str, path: str, table: pa.Table, scored: Sequence[str]) -> None:

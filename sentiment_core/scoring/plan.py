@@ -39,6 +39,9 @@ class ScorePlan:
     scored_counts: PassCounts  # of the units that are scored already
     stale: list[str]  # outputs of shards that have changed since, but for those that new outputs take the place of
     orphans: list[str]  # outputs of shards that are gone
+    # outputs of changed shards whose path a new one takes, and where they are kept until the end: their rows may stand
+    # in another shard now
+    aside: dict[str, str]
     old_units: dict[str, UnitOrigin]  # of which these were made, by their paths
     found_again: dict[str, list[str]]  # by orphan, outputs that share texts with it
     to_rewrite: list[str]  # outputs with another type of a column than other shards showed since
@@ -59,6 +62,7 @@ class ScorePlan:
             corpus.column_types,
             corpus.columns,
             self.hash_texts,
+            self.aside,
             self.candidates,
         )
 
@@ -145,6 +149,7 @@ def plan_scoring(
     there = _compare_with_outputs(corpus, all_shards, existing, run, earlier_bundles, labels)
     orphans = set(there.orphans)
     to_be_deleted = {*there.stale, *there.orphans}
+    aside = _choose_aside(there)
     reusable = [output for output in there.replaced if hash_texts and _may_be_reused(output, run)]
     return ScorePlan(
         settings=settings,
@@ -158,10 +163,11 @@ def plan_scoring(
         scored_counts=there.scored_counts,
         stale=there.stale,
         orphans=there.orphans,
+        aside=aside,
         old_units={
-            output.path: output.origin.unit
+            aside.get(output.path, output.path): output.origin.unit
             for output in there.replaced
-            if output.origin and output.path in to_be_deleted
+            if output.origin and (output.path in to_be_deleted or output.path in aside)
         },
         found_again={path: others for path, others in there.found_again.items() if path in orphans},
         to_rewrite=there.to_rewrite,
@@ -265,6 +271,21 @@ def _compare_with_outputs(
             there.replaced.append(output)
     there.units_to_score = list(units.values())
     return there
+
+
+def _choose_aside(there: _ExistingOutputs) -> dict[str, str]:
+    """Return which outputs are copied before a new one takes their path, and where to.
+
+    Where a single shard is to be scored, no rows can have moved to another one.
+    """
+    new = {unit.output for unit in there.units_to_score}
+    if len({unit.source for unit in there.units_to_score}) < 2:
+        return {}
+    return {
+        output.path: outputs.aside_path(output.path, output.origin.unit)
+        for output in there.replaced
+        if output.origin and output.path in new
+    }
 
 
 def _hash_scored_shards(corpus: Corpus, existing: list[Output], units: dict[str, Unit]) -> dict[str, str | None]:

@@ -130,7 +130,8 @@ def find_answers(context: ScoringContext, unit: Unit, chunks: Sequence[TextChunk
         is_gone, path = context.candidates.is_gone[candidate], context.candidates.paths[candidate].as_py()
         if not is_gone and (answer_of != NO_ANSWER).all():
             continue
-        earlier = _read_earlier(context, path)
+        aside = context.aside.get(path)  # where it is kept once a new one has its path
+        earlier = (_read_earlier(context, aside) if aside else None) or _read_earlier(context, path)
         if earlier is None or earlier.unit == _without_hash(UnitOrigin.of(unit)):  # an earlier attempt's own output
             continue
         row = pc.index_in(wanted, value_set=earlier.text_hash).fill_null(NO_ANSWER).to_numpy()

@@ -256,6 +256,8 @@ def write_outputs(table: pa.Table, context: ScoringContext, guard: TaskGuard) ->
             raise OSError(f"a node does not see the output folder {folder}; choose one that all nodes share")
         if context.table is None:
             unit = replace(unit, footer_hash=shards.hash_footer(context.input_root, unit.source, unit.size))
+        if aside := context.aside.get(unit.output):
+            outputs.set_aside(folder, unit, aside)
         outputs.commit(folder, context.run, unit, scored, counts, known_rows.replaced)
 
     return _finish(TaskTable(table), context, guard, write)

@@ -43,6 +43,7 @@ def delete_replaced(plan: ScorePlan, tally: Tally) -> Tidied:
             tidied.fault = tidied.fault or (
                 f"old files in --out {plan.output_folder} cannot be deleted: {error}; check who may write there"
             )
+    tidied.deleted -= set(plan.aside.values())  # copies of what new outputs have taken the place of
     tidied.stale = len(set(plan.stale) - tidied.deleted)
     tidied.orphans = len(set(plan.orphans) - tidied.deleted)
     tidied.orphans_wait = bool(tidied.orphans) and (plan.settings.prune or plan.replaces_gone)
@@ -50,11 +51,12 @@ def delete_replaced(plan: ScorePlan, tally: Tally) -> Tidied:
 
 
 def _find_stale(plan: ScorePlan, tally: Tally) -> list[str]:
-    """List the outputs of changed shards all of whose units are scored."""
+    """List the outputs of changed shards all of whose units are scored, and those that were set aside."""
     if tally.stopped or tally.out_of_time:
         return []
     failed = {shard.source for shard in tally.failed}
-    return [path for path in plan.stale if plan.old_units[path].source not in failed]
+    paths = [*plan.stale, *plan.aside.values()]
+    return [path for path in paths if plan.old_units[path].source not in failed]
 
 
 def _find_orphans(plan: ScorePlan, tally: Tally) -> Iterable[str]:

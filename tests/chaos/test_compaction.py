@@ -22,7 +22,7 @@ from sentiment_core.scoring.verify import VerifySettings, verify
 from tests.chaos.test_kills import RUN_TIMEOUT_S, job, needs_linux, run_disturbed
 from tests.conftest import sentences
 
-FIRST_ROWS, NEW_ROWS, FILES = 60_000, 20_000, 12
+FIRST_ROWS, NEW_ROWS, FILES = 60_000, 60_000, 12
 WAIT_S = 6, 16  # before the first kill: a night takes little longer
 
 

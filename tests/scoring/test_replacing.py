@@ -254,3 +254,42 @@ def test_new_outputs_beside_stale_ones_are_not_called_doubled(tiny_bundle, root,
     assert findings.doubled == []
     assert findings.missing == ["changed.parquet: rows 7 to 14"]
     assert "the next sentiment-core score scores the input again and replaces it" in findings.stale[0]
+
+
+def test_rows_that_move_between_files_of_the_same_names_are_never_missing(
+    in_process, tiny_bundle, root, out, monkeypatch
+):
+    write(root, "a.parquet", "one", "two")
+    write(root, "b.parquet", "three", "four")
+    score_folder(tiny_bundle, root, out)
+    before = hashes(out)
+    write(root, "a.parquet", "three", "two", "five")
+    write(root, "b.parquet", "one", "four")
+    seen = []
+    commit = outputs.commit
+
+    def commit_and_read(*arguments: Any) -> None:
+        commit(*arguments)
+        seen.append(before <= hashes(out))
+
+    monkeypatch.setattr(outputs, "commit", commit_and_read)
+    with killed_before_deleting():
+        score_folder(tiny_bundle, root, out)
+    assert seen == [True, True]
+    assert len(names(out)) == 4
+    assert check(root, out).exit_code == 1
+    again = score_folder(tiny_bundle, root, out)
+    assert (again.summary["run"]["rows"], again.summary["complete"]) == (0, True)
+    assert names(out) == ["a.parquet", "b.parquet"]
+    assert check(root, out).exit_code == 0
+
+
+def test_what_is_set_aside_goes_with_the_run_that_set_it_aside(in_process, tiny_bundle, root, out):
+    write(root, "a.parquet", "one", "two")
+    write(root, "b.parquet", "three")
+    score_folder(tiny_bundle, root, out)
+    write(root, "a.parquet", "three")
+    write(root, "b.parquet", "one", "two")
+    result = score_folder(tiny_bundle, root, out)
+    assert (result.summary["run"]["rows"], result.summary["complete"]) == (0, True)
+    assert names(out) == ["a.parquet", "b.parquet"]
