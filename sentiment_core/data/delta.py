@@ -34,7 +34,6 @@ def open_table(path: str, version: int | None) -> Snapshot:
     """Read a version of the Delta table in a folder; None is the latest. Raises `UserError`."""
     try:
         from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError
     except ImportError:
         raise UserError(
             f"{path} is a table of {KIND}; reading it needs the extra tables: pip install 'sentiment-core[tables]'"
@@ -44,13 +43,13 @@ def open_table(path: str, version: int | None) -> Snapshot:
         table = DeltaTable(root, storage_options=_storage_options(root))
         latest = table.version()
         if version is not None and version > latest:
-            raise UserError(
-                f"--input-version is {version}; the latest version of {path} is {latest}; give one up to it"
-            )
+            raise UserError(f"{path} has no version {version}; its latest is {latest}; score one up to that")
         if version is not None and version < latest:
             table.load_as_version(version)
         return _read(table, root, path, is_pinned=version is not None)
-    except (DeltaError, OSError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of logs, and of stores, of many kinds
         named = "" if version is None else f" in version {version}, whose log may have been cleaned up"
         raise UserError(
             f"{path} cannot be read as a table of {KIND}{named}: {describe_error(error)}; check the table and the "
@@ -61,21 +60,27 @@ def open_table(path: str, version: int | None) -> Snapshot:
 def _storage_options(root: str) -> dict[str, str]:
     """Return what deltalake must be told beyond the environment that it shares with pyarrow."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    return {} if storage.is_local(root) or not endpoint.startswith("http://") else {"allow_http": "true"}
+    if storage.is_local(root):
+        return {}
+    options = {"allow_http": "true"} if endpoint.startswith("http://") else {}
+    region = getattr(storage.locate(root)[0], "region", None)
+    if region and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(os.environ):
+        options["aws_region"] = region
+    return options
 
 
 def _read(table: Any, root: str, path: str, is_pinned: bool) -> Snapshot:
     _check_features(table, path)
     mapping = table.metadata().configuration.get("delta.columnMapping.mode", "none")
-    partition_columns = set(table.metadata().partition_columns)
+    partitioned_by = set(table.metadata().partition_columns)
     arrow_schema = pa.schema(table.schema().to_arrow())
     columns = tuple(
-        _describe_column(field, arrow_schema.field(field.name), mapping, field.name in partition_columns)
+        _describe_column(field, arrow_schema.field(field.name), mapping, field.name in partitioned_by)
         for field in table.schema().fields
     )
     actions = pa.table(table.get_add_actions())
     values = {
-        column.name: actions["partition"].combine_chunks().field(column.name).cast(pa.string()).to_pylist()
+        column.name: _partition_values(actions, (column.name, *column.stored_names)).cast(pa.string()).to_pylist()
         for column in columns
         if column.in_log
     }
@@ -111,6 +116,12 @@ def _check_features(table: Any, path: str) -> None:
             f"{path} is a table of {KIND} with deletion vectors: its files also hold rows that were deleted; "
             f"rewrite them with REORG TABLE delta.`{path}` APPLY (PURGE)"
         )
+
+
+def _partition_values(actions: pa.Table, names: tuple[str, ...]) -> pa.Array:
+    """Return a partition column of the log, which has it under one of these names."""
+    partition = actions["partition"].combine_chunks()
+    return partition.field(next(name for name in names if partition.type.get_field_index(name) >= 0))
 
 
 def _has_deletion_vectors(table: Any) -> bool:

@@ -18,8 +18,8 @@ from sentiment_core.runtime.storage import FileStamp
 
 KIND = "Iceberg"
 SCHEME = "iceberg://"  # of a table by its catalog: iceberg://CATALOG/NAMESPACE.TABLE
-# "v3", or "00003-" and a UUID; compressed metadata have ".gz" before or behind
-METADATA_NAME = re.compile(r"(?:v(\d+)|(\d+)-[0-9a-f-]{36})(?:\.gz)?\.metadata\.json(?:\.gz)?")
+# "v3", or "00003-" and mostly a UUID; compressed metadata have ".gz" before or behind
+METADATA_NAME = re.compile(r"(?:v(\d+)|(\d+)-[^/]+?)(?:\.gz)?\.metadata\.json(?:\.gz)?")
 VERSION_HINT = "version-hint.text"
 
 
@@ -135,14 +135,16 @@ def _read(table: Any, path: str, root: str, version: int | None) -> Snapshot:
     if snapshot is None:
         current = table.current_snapshot()
         raise UserError(
-            f"--input-version is {version}; {path} has no such snapshot, it may have expired; its current one is "
-            f"{current.snapshot_id if current else 'none'}"
+            f"{path} has no snapshot {version}, it may have expired; its current one is "
+            f"{current.snapshot_id if current else 'none'}; score that"
         )
 
     def plan() -> tuple[Any, list[Any]]:
         _check_deletes(table, snapshot, path)
         # the columns of now, or those that an older snapshot had
-        scan = table.scan(snapshot_id=version, options={"include_empty_files": "true"})
+        is_current = snapshot.snapshot_id == table.metadata.current_snapshot_id
+        pinned = None if is_current else snapshot.snapshot_id
+        scan = table.scan(snapshot_id=pinned, options={"include_empty_files": "true"})
         return scan.projection(), list(scan.plan_files())
 
     try:
@@ -157,8 +159,8 @@ def _read(table: Any, path: str, root: str, version: int | None) -> Snapshot:
             "expired, score a newer one"
         ) from None
     files.sort(key=lambda file: file.stamp.path)
-    parents = {item.snapshot_id: item.parent_snapshot_id for item in table.snapshots()}
-    return Snapshot(KIND, root, snapshot.snapshot_id, files, columns, parents, is_pinned=version is not None)
+    order = {item.snapshot_id: item.sequence_number or item.timestamp_ms for item in table.snapshots()}
+    return Snapshot(KIND, root, snapshot.snapshot_id, files, columns, order, is_pinned=version is not None)
 
 
 def _check_deletes(table: Any, snapshot: Any, path: str) -> None:

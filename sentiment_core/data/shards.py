@@ -45,7 +45,8 @@ class Unit:
     size: int  # bytes of the shard when planned: with `mtime_ns` it shows whether the shard changed since
     mtime_ns: int
     text_bytes: int  # uncompressed, estimated from the footer
-    footer_hash: str | None = None  # of the shard, see `hash_footer`; None before the unit is read
+    # of the shard, see `hash_footer`, None before the unit is read; of a table's file see `FileColumns.digest`
+    footer_hash: str | None = None
     table_values: str | None = None  # of a table's partition columns, as JSON; None: the shard is of no table
 
     @property
@@ -150,7 +151,7 @@ def plan(
     failed: list[FailedShard] = []
     differences = SchemaDifferences()
     unusable: UserError | None = None  # of the first shard with the wrong columns
-    for shard in read_footers(data, text_columns):
+    for shard in read_footers(data, text_columns, keep):
         if isinstance(shard, FailedShard):
             failed.append(shard)
             continue
@@ -163,6 +164,8 @@ def plan(
         columns.check_clash(shard.schema, shard.stamp.path, text_columns, keep, reserved, shard.folder_keys)
         units += cut_into_units(shard)
         differences.note(shard.schema, shard.stamp.path, columns.kept_columns(shard.schema, text_columns, keep))
+    if data.table:
+        columns.check_columns(data.table.columns.schema, path, text_columns, keep, ())
     if not units and (failed or not data.table):  # a table may be without rows
         raise unusable or UserError(
             f"--input {path} holds no readable Parquet file: {failed[0].source}: {failed[0].reason}"
@@ -173,11 +176,12 @@ def plan(
 
 
 def read_footers(
-    data: DataFiles, text_columns: Sequence[str], with_hash: bool = False
+    data: DataFiles, text_columns: Sequence[str], keep: Sequence[str] | None, with_hash: bool = False
 ) -> Iterator[Shard | FailedShard]:
     """Read the shards' footers in parallel, in their order. `with_hash` costs half as much again.
 
-    Raises `UserError` where a file is gone that a table's pinned version has.
+    A table's file has a hash without that: of what it holds as the columns that go into the output. `keep`: as for
+    `columns.kept_columns`. Raises `UserError` where a file is gone that a table's pinned version has.
     """
     table = data.table
     values = {file.stamp.path: file.values for file in table.files} if table else {}
@@ -193,9 +197,13 @@ def read_footers(
             if any(group.num_rows < 0 for group in groups):
                 raise OSError("its footer gives a negative number of rows; write the file again")
             schema, stored_texts = metadata.schema.to_arrow_schema(), list(text_columns)
+            footer_hash = hash_footer(data.root, stamp.path, stamp.size) if with_hash and not table else None
             if table:
                 file_columns = table.columns.find_in(schema, values[stamp.path])
                 schema, stored_texts = table.columns.schema, file_columns.stored_names(text_columns)
+                used = [name for name in schema.names if name in text_columns or keep is None or name in keep]
+                file_columns.stored_names(used)  # raises for one that cannot be read
+                footer_hash = file_columns.digest(used)
             names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
             texts = [i for i, name in enumerate(names) if name in stored_texts]
             shard = Shard(
@@ -204,7 +212,7 @@ def read_footers(
                 [group.num_rows for group in groups],
                 [sum(group.column(i).total_uncompressed_size for i in texts) for group in groups],
                 [group.total_byte_size for group in groups],
-                hash_footer(data.root, stamp.path, stamp.size) if with_hash and not table else None,
+                footer_hash,
                 values_to_json(values[stamp.path]) if table else None,
             )
             if len(list(itertools.islice(cut_into_units(shard), MAX_SHARD_UNITS + 1))) > MAX_SHARD_UNITS:

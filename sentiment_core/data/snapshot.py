@@ -4,6 +4,7 @@
 the table's columns in one of them, whatever their names and types were when it was written.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,13 +61,14 @@ class TableColumns:
     def find_in(self, stored: pa.Schema, values: Values) -> "FileColumns":
         """Find the columns in a file with this schema; `values`: of its partition columns.
 
-        Raises `OSError` where a column cannot be told, or cannot be read as the table has it.
+        Columns that cannot be told, or cannot be read as the table has them, are faults of the result.
         """
         by_id = {
             int(field.metadata[FIELD_ID]): field for field in stored if field.metadata and FIELD_ID in field.metadata
         }
         by_name = {field.name: field for field in stored}
         stored_names: dict[str, str] = {}
+        faults: dict[str, str] = {}
         for column in self.columns:
             if column.in_log:
                 continue
@@ -75,19 +77,19 @@ class TableColumns:
             else:
                 field = next((by_name[name] for name in column.stored_names if name in by_name), None)
                 if column.field_id is not None and not column.stored_names:
-                    raise OSError(
+                    faults[column.name] = (
                         f"it has no field ids, by which the table finds column {column.name!r}; let the table's engine "
                         "write it again"
                     )
             if field is None:
                 continue
             if column.exact and not _is_same(field, column.field):
-                raise OSError(
+                faults[column.name] = (
                     f"its column {field.name!r} was written before a nested field of {column.name!r} changed; let the "
-                    "table's engine write it again"
+                    "table's engine write it again, or leave the column out with --keep"
                 )
             stored_names[column.name] = field.name
-        return FileColumns(self, stored_names, values)
+        return FileColumns(self, stored_names, values, faults)
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,26 @@ class FileColumns:
     table: TableColumns
     stored: Mapping[str, str]  # of columns that the file has: their names there, by their names in the table
     values: Values
+    faults: Mapping[str, str]  # by column, why it cannot be read
 
     def stored_names(self, names: Sequence[str]) -> list[str]:
-        """Return the names in the file of those of the columns that it has."""
+        """Return the names in the file of those of the columns that it has.
+
+        Raises `OSError` for a column that cannot be read as the table has it.
+        """
+        for name in names:
+            if name in self.faults:
+                raise OSError(self.faults[name])
         return [self.stored[name] for name in names if name in self.stored]
+
+    def digest(self, names: Sequence[str]) -> str:
+        """Return a hash of what the file holds as these columns: it changes where one is renamed, added or widened."""
+        by_name = {column.name: column for column in self.table.columns}
+        content = [
+            (name, str(by_name[name].type), self.stored.get(name) or repr(self._constant(by_name[name])))
+            for name in names
+        ]
+        return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
     def table_names(self, stored_names: Sequence[str]) -> list[str]:
         """Return the names in the table of columns of the file."""
@@ -184,20 +202,18 @@ class Snapshot:
     version: int  # Delta's version, or the id of Iceberg's snapshot
     files: list[TableFile]  # sorted by path
     columns: TableColumns
-    parents: Mapping[int, int | None] | None = None  # of Iceberg's snapshots by id; None: versions count up
+    order: Mapping[int, int] | None = None  # of Iceberg's snapshots, by their ids; None: versions count up
     is_pinned: bool = False  # asked for by its number, whether or not it is the current one
 
     def is_older_than(self, version: int) -> bool:
         """Return whether this version came before another one of the same table.
 
-        One that the table has forgotten was before all that it knows.
+        One that the table has forgotten was before all that it knows. To that which an Iceberg table was rolled back
+        to, it was moved on.
         """
-        if self.parents is None:
+        if self.order is None:
             return self.version < version
-        before = self.parents.get(version)
-        while before is not None and before != self.version:
-            before = self.parents.get(before)
-        return before is not None
+        return self.is_pinned and self.order[self.version] < self.order.get(version, 0)
 
 
 def values_to_json(values: Values) -> str:

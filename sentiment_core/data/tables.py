@@ -74,14 +74,19 @@ def _kind_of_table(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None
     """Return the kind of the table in a folder, None if it holds none or may not be looked into."""
     logs = {f"{folder}/{name}": kind for name, kind in LOG_FOLDERS.items()}
     selector = pyarrow.fs.FileSelector(f"{folder}/metadata", allow_not_found=True)
+    uri = folder if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else f"s3://{folder}"
     try:
-        for info in filesystem.get_file_info(list(logs)):
+        for info in storage.retry_transient_errors(uri, lambda: filesystem.get_file_info(list(logs))):
             if info.type == pyarrow.fs.FileType.Directory:
                 return logs[info.path]
-        if any(iceberg.METADATA_NAME.fullmatch(info.base_name) for info in filesystem.get_file_info(selector)):
+        infos = storage.retry_transient_errors(uri, lambda: filesystem.get_file_info(selector))
+        if any(iceberg.METADATA_NAME.fullmatch(info.base_name) for info in infos):
             return iceberg.KIND
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         pass
+    except OSError as error:  # of a store that does not answer: it may be a table
+        if not storage.is_local(uri) and not storage.PERMANENT_ERROR.search(str(error)):
+            raise UserError(f"{uri} cannot be listed: {error}; check the path and the credentials") from None
     return None
 
 

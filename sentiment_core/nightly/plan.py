@@ -99,7 +99,7 @@ def make_plan(settings: NightlySettings) -> NightPlan:
     units = [unit for unit in scoring.units_to_score if is_chosen(unit.source)]
     failed = [shard for shard in scoring.corpus.failed if is_chosen(shard.source)]
     if not failed and not any(is_chosen(unit.source) for unit in scoring.corpus.units):
-        _refuse_empty_choice(settings)
+        _refuse_empty_choice(settings, "partition" if scoring.corpus.table else "folder")
     name = settings.night or datetime.datetime.now(find_zone(settings.timezone)).date().isoformat()
     retraining = _plan_retraining(settings, {m.name: m.labels for m in scoring.models if decisions[m.name]})
     before = record.read_nights(scoring.output_folder)
@@ -146,16 +146,16 @@ def _choose_partitions(settings: NightlySettings, corpus: Corpus) -> Callable[[s
     return is_chosen if settings.date or settings.since else lambda path: True
 
 
-def _refuse_empty_choice(settings: NightlySettings) -> None:
-    """Raise UserError if --date or --since choose nothing."""
+def _refuse_empty_choice(settings: NightlySettings, kind: str) -> None:
+    """Raise UserError if --date or --since choose nothing; `kind`: partition of a table, or folder."""
     key, folder = settings.date_key, f"--input {settings.input}"
     if settings.date:
         raise UserError(
-            f"--date {settings.date}: {folder} has no folder {key}={settings.date}. Check the date and --date-key."
+            f"--date {settings.date}: {folder} has no {kind} {key}={settings.date}. Check the date and --date-key."
         )
     if settings.since:
         raise UserError(
-            f"--since {settings.since}: {folder} has no folder {key}=... from then on. Check the date and --date-key."
+            f"--since {settings.since}: {folder} has no {kind} {key}=... from then on. Check the date and --date-key."
         )
 
 

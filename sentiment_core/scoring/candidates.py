@@ -18,6 +18,7 @@ from sentiment_core.text import distinct_sketch
 
 MOST_CANDIDATES = 64  # of a unit: each is read whole, in milliseconds on a disk and in tenths of a second in a store
 UNSURE_CANDIDATES = 4  # among these, at most, of those whose sketch shares no hash with the unit
+MOST_NAMED = 1_024  # of gone shards, in the footer of an output that may hold all of their rows
 MOST_INDEXED = 1 << 17  # outputs, those written last: their sketches take 200 MB
 
 
@@ -84,8 +85,12 @@ class Candidates:
             np.flatnonzero(is_sampled)[:MOST_CANDIDATES],
         )
 
-    def choose(self, unit: Unit, texts: Iterable[str | None]) -> list[int]:
-        """Return the positions of up to `MOST_CANDIDATES` outputs for a unit with these texts, the best first."""
+    def choose(self, unit: Unit, texts: Iterable[str | None]) -> tuple[list[int], list[int]]:
+        """Choose outputs for a unit with these texts.
+
+        Returns the positions of up to `MOST_CANDIDATES`, the best first; and of up to `MOST_NAMED` whose shards are
+        gone and whose sketches share a hash with the unit.
+        """
         hashes = np.unique([distinct_sketch.hash_text(text) for text in texts if text is not None]).astype(np.uint64)
         first, last = np.searchsorted(self.hashes, hashes), np.searchsorted(self.hashes, hashes, side="right")
         times = last - first
@@ -105,7 +110,8 @@ class Candidates:
         same_name = self.by_name.find(unit.source.rpartition("/")[2])[:MOST_CANDIDATES]
         near = [*same_source[nearest].tolist(), *same_name[self.is_sampled[same_name]].tolist(), *self.latest.tolist()]
         unsure = [candidate for candidate in dict.fromkeys(near) if candidate not in sure][:UNSURE_CANDIDATES]
-        return [*sure[: MOST_CANDIDATES - len(unsure)], *unsure]
+        gone = sharing[order][self.is_gone[sharing[order]]][:MOST_NAMED]
+        return [*sure[: MOST_CANDIDATES - len(unsure)], *unsure], gone.tolist()
 
 
 def _sketch_of(output: Output) -> list[int]:

@@ -251,13 +251,14 @@ def _compare_with_outputs(
     units = {unit.output: unit for unit in corpus.units}
     readable, unreadable = {unit.source for unit in all_shards.units}, {shard.source for shard in all_shards.failed}
     there = _ExistingOutputs([], PassCounts.zero(labels))
-    hashes = _hash_scored_shards(corpus, existing, units)
+    hashes = {} if corpus.table else _hash_scored_shards(corpus, existing, units)
     for output in existing:
         if output.origin is None or output.counts is None:
             continue  # if it has the name of a unit's output, it is replaced
         unit, source = units.get(output.path), output.origin.unit.source
         if unit:
-            unit = replace(unit, footer_hash=hashes.get(source))
+            if corpus.table is None:
+                unit = replace(unit, footer_hash=hashes.get(source))
             if was_made_by(output.origin, run, unit, earlier_bundles):
                 there.scored_counts = there.scored_counts.merge(output.counts)
                 there.to_rewrite += [output.path] * output.has_other_types
@@ -276,10 +277,10 @@ def _compare_with_outputs(
 def _choose_aside(there: _ExistingOutputs) -> dict[str, str]:
     """Return which outputs are copied before a new one takes their path, and where to.
 
-    Where a single shard is to be scored, no rows can have moved to another one.
+    Where a single unit is to be scored, no rows can have moved to another one.
     """
     new = {unit.output for unit in there.units_to_score}
-    if len({unit.source for unit in there.units_to_score}) < 2:
+    if len(new) < 2:
         return {}
     return {
         output.path: outputs.aside_path(output.path, output.origin.unit)

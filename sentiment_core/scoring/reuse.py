@@ -9,7 +9,7 @@ has replaced meanwhile has scores just as good, but for a unit's own: what an ea
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -124,18 +124,19 @@ def find_answers(context: ScoringContext, unit: Unit, chunks: Sequence[TextChunk
     wanted = encoded.dictionary
     answer_of = np.full(len(wanted), NO_ANSWER, np.int32)
     parts: list[pa.Table] = []
-    replaced = []
     texts = (text for chunk in chunks for text in chunk.texts)
-    for candidate in context.candidates.choose(unit, texts):
+    chosen, gone = context.candidates.choose(unit, texts)
+    replaced = [context.candidates.paths[candidate].as_py() for candidate in gone]
+    for candidate in chosen:
         is_gone, path = context.candidates.is_gone[candidate], context.candidates.paths[candidate].as_py()
         if not is_gone and (answer_of != NO_ANSWER).all():
             continue
         aside = context.aside.get(path)  # where it is kept once a new one has its path
         earlier = (_read_earlier(context, aside) if aside else None) or _read_earlier(context, path)
-        if earlier is None or earlier.unit == _without_hash(UnitOrigin.of(unit)):  # an earlier attempt's own output
+        if earlier is None or _is_of_unit(earlier.unit, unit):  # an earlier attempt's own output
             continue
         row = pc.index_in(wanted, value_set=earlier.text_hash).fill_null(NO_ANSWER).to_numpy()
-        if is_gone and (row != NO_ANSWER).any():
+        if is_gone and (row != NO_ANSWER).any() and candidate not in gone:
             replaced.append(path)
         new = np.flatnonzero((row != NO_ANSWER) & (answer_of == NO_ANSWER))
         if len(new):
@@ -152,7 +153,7 @@ def find_answers(context: ScoringContext, unit: Unit, chunks: Sequence[TextChunk
 class _EarlierOutput:
     """An output whose scores may be reused."""
 
-    unit: UnitOrigin  # without the hash of its shard's footer
+    unit: UnitOrigin
     text_hash: pa.Array
     answers: pa.Table  # its columns of all models
 
@@ -198,11 +199,15 @@ def _check_earlier(context: ScoringContext, path: str) -> _EarlierOutput | None:
         for name, written in outputs.columns_of_model(nothing, run.probabilities).items():
             column = columns.prefix + name
             answers[column] = as_written_now(table[column], written, model.labels)
-    return _EarlierOutput(_without_hash(origin.unit), table[run.text_hash_column].combine_chunks(), pa.table(answers))
+    return _EarlierOutput(origin.unit, table[run.text_hash_column].combine_chunks(), pa.table(answers))
 
 
-def _without_hash(unit: UnitOrigin) -> UnitOrigin:
-    return replace(unit, footer_hash=None)
+def _is_of_unit(noted: UnitOrigin, unit: Unit) -> bool:
+    """Return whether an output was made of this unit, whose plain shard has no hash yet."""
+    rows = (noted.source, noted.start, noted.stop)
+    return rows == (unit.source, unit.start, unit.stop) and noted.has_version(
+        unit.size, unit.mtime_ns, unit.footer_hash
+    )
 
 
 def estimate_reused_rows(context: ScoringContext, units: Sequence[Unit]) -> int:

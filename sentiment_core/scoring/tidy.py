@@ -55,23 +55,33 @@ def _find_stale(plan: ScorePlan, tally: Tally) -> list[str]:
     if tally.stopped or tally.out_of_time:
         return []
     failed = {shard.source for shard in tally.failed}
-    paths = [*plan.stale, *plan.aside.values()]
-    return [path for path in paths if plan.old_units[path].source not in failed]
+    paths = [path for path in (*plan.stale, *plan.aside.values()) if plan.old_units[path].source not in failed]
+    if not (failed or plan.unreadable_shards) and _is_whole(plan, tally):
+        return paths
+    # rows may have moved to a shard without an output yet: only those go whose rows all stand in the shard's new ones
+    new: dict[str, list[str]] = {}
+    for unit in plan.corpus.units:
+        new.setdefault(unit.source, []).append(unit.output)
+    pairs = [(path, new.get(plan.old_units[path].source, [])) for path in paths]
+    were_found = storage.map_in_threads(lambda pair: _was_found_again(plan, *pair), pairs)
+    return [path for path, was_found in zip(paths, were_found, strict=True) if was_found]
 
 
 def _find_orphans(plan: ScorePlan, tally: Tally) -> Iterable[str]:
     """List the outputs of gone shards that may go."""
     if tally.stopped or tally.out_of_time or tally.failed or plan.unreadable_shards:
         return []
-    is_whole = plan.scored_counts.units + tally.totals.units == len(plan.corpus.units)
-    if plan.settings.prune or (plan.replaces_gone and is_whole):
+    if plan.settings.prune or (plan.replaces_gone and _is_whole(plan, tally)):
         return plan.orphans
-    if plan.replaces_gone:  # a night of some partitions: the rows may be in others
-        return []
     others = {path: [*plan.found_again.get(path, ()), *tally.found_again.get(path, ())] for path in plan.orphans}
     named = [path for path in plan.orphans if others[path]]
     were_found = storage.map_in_threads(lambda path: _was_found_again(plan, path, others[path]), named)
     return [path for path, was_found in zip(named, were_found, strict=True) if was_found]
+
+
+def _is_whole(plan: ScorePlan, tally: Tally) -> bool:
+    """Return whether all units of the input have an output: a night may leave some for another one."""
+    return plan.scored_counts.units + tally.totals.units == len(plan.corpus.units)
 
 
 def _was_found_again(plan: ScorePlan, path: str, others: list[str]) -> bool:

@@ -230,7 +230,7 @@ def _current_shards(
     Failed are those that scoring with the settings of `run_file` lists as failed.
     """
     run, rows_left = run_file.run if run_file else None, limit
-    for shard in corpus.read_footers(data, run.text_columns if run else (), with_hash=True):
+    for shard in corpus.read_footers(data, run.text_columns if run else (), run.keep if run else (), with_hash=True):
         if isinstance(shard, FailedShard):
             yield shard
             continue

@@ -204,7 +204,7 @@ def test_versions_that_are_not_there_are_named(tmp_path):
     folder = tmp_path / "t"
     for text in "abc":
         write_delta(folder, text=[text])
-    with pytest.raises(UserError, match=r"--input-version is 7; the latest version of .*/t is 2; give one up to it"):
+    with pytest.raises(UserError, match=r"/t has no version 7; its latest is 2; score one up to that"):
         files.find_files(str(folder), (".parquet",), 7)
     DeltaTable(str(folder)).create_checkpoint()
     for version in range(2):
@@ -218,3 +218,23 @@ def test_a_log_without_content_is_named(tmp_path):
     (tmp_path / "t" / "_delta_log").mkdir(parents=True)
     with pytest.raises(UserError, match=r"/t cannot be read as a table of Delta Lake: .*; check the table"):
         files.find_files(str(tmp_path / "t"), (".parquet",))
+
+
+def test_a_partitioned_table_with_other_names_in_the_files(tmp_path):
+    folder = tmp_path / "t"
+    write_deltalake(str(folder), pa.table({"col-1": ["a", "b"], "col-2": ["x", "y"]}), partition_by=["col-2"])
+
+    def rename(kind, content):
+        if kind == "protocol":
+            content |= {"minReaderVersion": 2, "minWriterVersion": 5}
+        if kind == "metaData":
+            schema = json.loads(content["schemaString"])
+            for i, (field, name) in enumerate(zip(schema["fields"], ("text", "day"), strict=True), 1):
+                field["metadata"] = {"delta.columnMapping.id": i, "delta.columnMapping.physicalName": field["name"]}
+                field["name"] = name
+            content["schemaString"] = json.dumps(schema)
+            content["partitionColumns"] = ["day"]
+            content["configuration"] = {"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "2"}
+
+    edit_delta_log(folder, rename)
+    assert to_rows(read_rows(folder)) == [{"text": "a", "day": "x"}, {"text": "b", "day": "y"}]

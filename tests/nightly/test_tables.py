@@ -50,5 +50,5 @@ def test_a_day_that_the_table_does_not_have_is_refused(models, tmp_path):
     settings = NightlySettings(
         model=str(models), input=str(tmp_path / "lake"), out=str(tmp_path / "out"), date_key="day", date="2026-11-07"
     )
-    with pytest.raises(UserError, match=r"--date 2026-11-07: --input .*/lake has no folder day=2026-11-07"):
+    with pytest.raises(UserError, match=r"--date 2026-11-07: --input .*/lake has no partition day=2026-11-07"):
         make_plan(settings)

@@ -25,7 +25,7 @@ def chosen(outputs: list[Output], source: str, texts: list[str], start: int = 0)
     candidates = Candidates.of(outputs, lambda output: False)
     assert candidates is not None
     unit = Unit(source, start, start + len(texts), 1_000, 1, 1, 1)
-    return [candidates.paths[i].as_py() for i in candidates.choose(unit, texts)]
+    return [candidates.paths[i].as_py() for i in candidates.choose(unit, texts)[0]]
 
 
 def texts_of(name: str, rows: int) -> list[str]:

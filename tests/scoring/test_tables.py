@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg.types import LongType
 
 from sentiment_core.data import labelled
 from sentiment_core.data.readers import Columns
@@ -160,3 +161,61 @@ def test_labelled_rows_of_a_table(tmp_path):
     data = labelled.read(str(folder), Columns())
     assert sorted(data.texts) == ["fine", "good"]
     assert (data.label_names, data.origin.version) == (["positive"], 2)
+
+
+def test_outputs_follow_columns_that_were_renamed_added_or_widened(in_process, tiny_bundle, tmp_path):
+    rows = {"id": pa.array([1, 2], pa.int32()), "text": ["good", "bad"], "raw": ["awful", "great"]}
+    table = make_iceberg(tmp_path / "lake", **rows)
+    folder, out = iceberg_folder(table), tmp_path / "out"
+
+    def score_again(*names: str) -> tuple[int, int]:
+        run = score_folder(tiny_bundle, folder, out).summary["run"]
+        check_scored(out, table.scan().to_arrow(), names, folder)
+        return run["rows"], run["reused_rows"]
+
+    assert score_again("id", "raw") == (2, 0)
+    assert score_again("id", "raw") == (0, 0)
+    with table.update_schema() as update:
+        update.add_column("stars", LongType())
+        update.update_column("id", LongType())
+    assert score_again("id", "raw", "stars") == (0, 2)  # written again, with known texts
+    assert pads.dataset(str(out)).schema.field("id").type == pa.int64()
+    with table.update_schema() as update:
+        update.rename_column("text", "clean")
+        update.rename_column("raw", "text")
+    assert score_again("id", "clean", "stars") == (2, 0)  # another column is called text now
+
+
+def test_a_nested_column_that_changed_can_be_left_out(in_process, tiny_bundle, tmp_path):
+    table = make_iceberg(tmp_path / "lake", id=[1], text=["good"], inner=[{"x": 1, "y": 2}])
+    with table.update_schema() as update:
+        update.rename_column(("inner", "x"), "z")
+    table.append(pa.table({"id": [2], "text": ["bad"], "inner": [{"z": 1, "y": 2}]}))
+    folder = iceberg_folder(table)
+    result = score_folder(tiny_bundle, folder, tmp_path / "out")
+    assert (result.exit_code, result.summary["rows"]) == (3, 1)
+    assert "leave the column out with --keep" in result.summary["failed_shards"][0]["reason"]
+    assert score_folder(tiny_bundle, folder, tmp_path / "kept", keep=("id",)).summary["rows"] == 2
+
+
+def test_an_iceberg_table_that_was_rolled_back_is_scored_as_it_is(in_process, tiny_bundle, tmp_path):
+    table = make_iceberg(tmp_path / "lake", id=[1], text=["good"])
+    first = table.current_snapshot().snapshot_id
+    table.append(pa.table({"id": [2], "text": ["bad"]}))
+    folder, out = iceberg_folder(table), tmp_path / "out"
+    score_folder(tiny_bundle, folder, out)
+    table.manage_snapshots().rollback_to_snapshot(first).commit()
+    assert score_folder(tiny_bundle, folder, out).summary["complete"]
+    check_scored(out, table.scan().to_arrow(), ("id",), folder)
+
+
+def test_a_table_without_rows_empties_its_output(in_process, tiny_bundle, tmp_path):
+    folder, out = tmp_path / "t", tmp_path / "out"
+    write_delta(folder, id=[1], text=["a"])
+    score_folder(tiny_bundle, folder, out)
+    DeltaTable(str(folder)).delete()
+    with pytest.raises(UserError, match="no column 'body'; it has id, text; choose with --text-column"):
+        plan_folder(tiny_bundle, folder, tmp_path / "other", text_column=("body",))
+    result = score_folder(tiny_bundle, folder, out)
+    assert (result.exit_code, result.summary["rows"], result.summary["complete"]) == (0, 0, True)
+    assert list(out.rglob("*.parquet")) == []
