@@ -80,10 +80,10 @@ def test_layers_that_harm_are_left_out_until_the_labels_stay(model, monkeypatch)
     monkeypatch.setattr(int8._Comparison, "check", check)
     monkeypatch.setattr(engine, "Engine", StubEngine)
     result, files = prepare(model)
-    assert attempts == [12, 11, 10]
-    assert result.layers == 10
+    assert attempts == [12, 10, 8]
+    assert result.layers == 8
     order = fit_layers(model, TRAINING, 32)[1]
-    assert set(unpack_layers(files[bundle.INT8])) == set(order[2:])
+    assert set(unpack_layers(files[bundle.INT8])) == set(order[4:])
 
 
 def test_without_any_attempt_that_keeps_the_labels_there_is_no_file(model, monkeypatch):
