@@ -95,8 +95,10 @@ class Reader:
 
 
 @needs_linux
-@pytest.mark.parametrize("kind", [PlainFolder, Delta])
+@pytest.mark.parametrize("kind", [Delta, PlainFolder])
 def test_rows_are_never_missing_while_a_corpus_is_compacted(kind, tiny_bundle, tmp_path, chaos_minutes):
+    if chaos_minutes < 1 and kind is PlainFolder:
+        pytest.skip("needs --chaos-minutes of 1 or more; a table is tried before")
     seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
     print(f"CHAOS_SEED={seed}, {kind.__name__}")
     rng = random.Random(seed)
