@@ -201,7 +201,8 @@ def read_footers(
             if table:
                 file_columns = table.columns.find_in(schema, values[stamp.path])
                 schema, stored_texts = table.columns.schema, file_columns.stored_names(text_columns)
-                used = [name for name in schema.names if name in text_columns or keep is None or name in keep]
+                chosen = {*text_columns, *columns.kept_columns(schema, text_columns, keep)}
+                used = [name for name in schema.names if name in chosen]
                 file_columns.stored_names(used)  # raises for one that cannot be read
                 footer_hash = file_columns.digest(used)
             names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]

@@ -58,6 +58,11 @@ class TableColumns:
         """Names and types of the columns."""
         return pa.schema([(column.name, column.type) for column in self.columns])
 
+    @cached_property
+    def by_name(self) -> dict[str, TableColumn]:
+        """The columns by their names."""
+        return {column.name: column for column in self.columns}
+
     def find_in(self, stored: pa.Schema, values: Values) -> "FileColumns":
         """Find the columns in a file with this schema; `values`: of its partition columns.
 
@@ -113,7 +118,7 @@ class FileColumns:
 
     def digest(self, names: Sequence[str]) -> str:
         """Return a hash of what the file holds as these columns: it changes where one is renamed, added or widened."""
-        by_name = {column.name: column for column in self.table.columns}
+        by_name = self.table.by_name
         content = [
             (name, str(by_name[name].type), self.stored.get(name) or repr(self._constant(by_name[name])))
             for name in names
@@ -130,10 +135,9 @@ class FileColumns:
 
         Texts that were read as dictionaries stay so. Raises `pa.ArrowException` for values that do not fit.
         """
-        by_name = {column.name: column for column in self.table.columns}
         restored = {}
         for name in names:
-            column = by_name[name]
+            column = self.table.by_name[name]
             if name in self.stored:
                 restored[name] = _fit(stored.select([self.stored[name]]), column.type)
             else:
@@ -208,8 +212,8 @@ class Snapshot:
     def is_older_than(self, version: int) -> bool:
         """Return whether this version came before another one of the same table.
 
-        One that the table has forgotten was before all that it knows. To that which an Iceberg table was rolled back
-        to, it was moved on.
+        One that the table has forgotten was before all that it knows. The version that an Iceberg table was rolled
+        back to is not older: it is the current one.
         """
         if self.order is None:
             return self.version < version

@@ -30,7 +30,7 @@ def open_table(path: str, version: int | None) -> Snapshot | None:
     if ICEBERG_METADATA.fullmatch(storage.absolute(path)):
         return iceberg.open_by_metadata(path, version)
     filesystem, folder = storage.locate(path)
-    kind = _kind_of_table(filesystem, folder.rstrip("/"))
+    kind = _kind_of_table(filesystem, folder.rstrip("/"), path)
     if kind == delta.KIND:
         return delta.open_table(path, version)
     if kind == iceberg.KIND:
@@ -64,29 +64,33 @@ def refuse_tables_around(root: str, folders: Iterable[str] = ()) -> None:
     below = {f"{base}/{path}" for path in paths if "=" not in path.rpartition("/")[2]}  # a partition is in a table
     candidates = [*above, base, *sorted(below)]
     for folder, kind in zip(
-        candidates, storage.map_in_threads(lambda folder: _kind_of_table(filesystem, folder), candidates), strict=True
+        candidates,
+        storage.map_in_threads(lambda folder: _kind_of_table(filesystem, folder, root), candidates),
+        strict=True,
     ):
         if kind:
             _refuse(kind, folder)
 
 
-def _kind_of_table(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None:
-    """Return the kind of the table in a folder, None if it holds none or may not be looked into."""
+def _kind_of_table(filesystem: pyarrow.fs.FileSystem, folder: str, path: str) -> str | None:
+    """Return the kind of the table in a folder, None if it holds none or may not be looked into.
+
+    `path`: what is read, in the same store. Raises `UserError` if the store does not answer.
+    """
     logs = {f"{folder}/{name}": kind for name, kind in LOG_FOLDERS.items()}
     selector = pyarrow.fs.FileSelector(f"{folder}/metadata", allow_not_found=True)
-    uri = folder if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else f"s3://{folder}"
     try:
-        for info in storage.retry_transient_errors(uri, lambda: filesystem.get_file_info(list(logs))):
+        for info in storage.retry_transient_errors(path, lambda: filesystem.get_file_info(list(logs))):
             if info.type == pyarrow.fs.FileType.Directory:
                 return logs[info.path]
-        infos = storage.retry_transient_errors(uri, lambda: filesystem.get_file_info(selector))
+        infos = storage.retry_transient_errors(path, lambda: filesystem.get_file_info(selector))
         if any(iceberg.METADATA_NAME.fullmatch(info.base_name) for info in infos):
             return iceberg.KIND
     except UnicodeDecodeError:
         pass
     except OSError as error:  # of a store that does not answer: it may be a table
-        if not storage.is_local(uri) and not storage.PERMANENT_ERROR.search(str(error)):
-            raise UserError(f"{uri} cannot be listed: {error}; check the path and the credentials") from None
+        if not storage.is_local(path) and not storage.PERMANENT_ERROR.search(str(error)):
+            raise UserError(f"{path} cannot be listed: {error}; check the path and the credentials") from None
     return None
 
 

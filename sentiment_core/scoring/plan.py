@@ -42,7 +42,7 @@ class ScorePlan:
     # outputs of changed shards whose path a new one takes, and where they are kept until the end: their rows may stand
     # in another shard now
     aside: dict[str, str]
-    old_units: dict[str, UnitOrigin]  # of which these were made, by their paths
+    old_units: dict[str, UnitOrigin]  # by the path of each of these outputs, the unit that it was made of
     found_again: dict[str, list[str]]  # by orphan, outputs that share texts with it
     to_rewrite: list[str]  # outputs with another type of a column than other shards showed since
     unreadable_shards: int  # count those of all partitions; `corpus.failed` has those of the chosen ones

@@ -90,7 +90,7 @@ def test_twelve_nights(packaged_encoder, tmp_path):
 
         shard(base / "in", "changing.parquet", 350, 4)
         arrived += 50
-        changed = night("n03")  # texts of which the old shard had some
+        changed = night("n03")  # the old shard had some of its texts
         assert changed["rows"] + changed.get("reused_rows", 0) == 350
 
         shard(base / "in", "4.parquet", 300, 5)  # n04 is missed

@@ -98,6 +98,16 @@ def test_spellings_of_paths_in_the_log(logged, path):
     assert delta._locate("s3://bucket/t", logged) == path
 
 
+def map_names(content, mode: str, *names: str) -> dict:
+    """Give the columns of a log's metadata these names, and keep those that the files have; return the schema."""
+    schema = json.loads(content["schemaString"])
+    for i, (field, name) in enumerate(zip(schema["fields"], names, strict=True), 1):
+        field["metadata"] = {"delta.columnMapping.id": i, "delta.columnMapping.physicalName": field["name"]}
+        field["name"] = name
+    content["configuration"] = {"delta.columnMapping.mode": mode, "delta.columnMapping.maxColumnId": "3"}
+    return schema
+
+
 def make_mapped(folder, mode: str, nested: bool = False) -> None:
     """Make a table whose columns have other names in the files: `text` is there `col-1`, `stars` `col-2`."""
     kind = pa.struct([("inside", pa.int64())]) if nested else pa.int64()
@@ -109,17 +119,13 @@ def make_mapped(folder, mode: str, nested: bool = False) -> None:
         if kind == "protocol":
             content |= {"minReaderVersion": 2, "minWriterVersion": 5}
         if kind == "metaData":
-            schema = json.loads(content["schemaString"])
-            for i, (field, name) in enumerate(zip(schema["fields"], ("text", "stars"), strict=True), 1):
-                field["metadata"] = {"delta.columnMapping.id": i, "delta.columnMapping.physicalName": field["name"]}
-                field["name"] = name
+            schema = map_names(content, mode, "text", "stars")
             if nested:
                 inside = schema["fields"][1]["type"]["fields"][0]
                 inside["metadata"] = {"delta.columnMapping.id": 3, "delta.columnMapping.physicalName": "inside"}
                 inside["name"] = "within"
             schema["fields"].reverse()
             content["schemaString"] = json.dumps(schema)
-            content["configuration"] = {"delta.columnMapping.mode": mode, "delta.columnMapping.maxColumnId": "3"}
 
     edit_delta_log(folder, rename)
 
@@ -228,13 +234,8 @@ def test_a_partitioned_table_with_other_names_in_the_files(tmp_path):
         if kind == "protocol":
             content |= {"minReaderVersion": 2, "minWriterVersion": 5}
         if kind == "metaData":
-            schema = json.loads(content["schemaString"])
-            for i, (field, name) in enumerate(zip(schema["fields"], ("text", "day"), strict=True), 1):
-                field["metadata"] = {"delta.columnMapping.id": i, "delta.columnMapping.physicalName": field["name"]}
-                field["name"] = name
-            content["schemaString"] = json.dumps(schema)
+            content["schemaString"] = json.dumps(map_names(content, "name", "text", "day"))
             content["partitionColumns"] = ["day"]
-            content["configuration"] = {"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "2"}
 
     edit_delta_log(folder, rename)
     assert to_rows(read_rows(folder)) == [{"text": "a", "day": "x"}, {"text": "b", "day": "y"}]

@@ -36,7 +36,7 @@ def test_each_snapshot_has_the_rows_that_the_library_reads(tmp_path):
     table = make_iceberg(tmp_path, text=["a", "b"], n=[1, 2])
     table.append(pa.table({"text": ["c"], "n": [3]}))
     check(table)
-    table.delete("n == 1")  # its file is written anew
+    table.delete("n == 1")  # rewrites the file
     check(table)
     table.overwrite(pa.table({"text": ["new"], "n": [9]}))
     check(table)

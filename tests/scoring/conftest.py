@@ -44,3 +44,15 @@ def odd_corpus(tmp_path_factory) -> Path:
 def odd_scored(ray_here, tiny_bundle, odd_corpus, tmp_path_factory) -> ScoreResult:
     """The odd corpus, scored with probabilities."""
     return score_folder(tiny_bundle, odd_corpus, tmp_path_factory.mktemp("odd") / "scored", probabilities=True)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Where a test puts its corpus."""
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """Where its scored rows go."""
+    return tmp_path / "out"

@@ -24,16 +24,6 @@ def small_units(monkeypatch) -> None:
     monkeypatch.setattr(shards, "UNIT_ROWS", 10)
 
 
-@pytest.fixture
-def root(tmp_path) -> Path:
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "out"
-
-
 def write(root: Path, name: str, *texts: str) -> None:
     write_shard(root, name, {"text": [*texts]})
 

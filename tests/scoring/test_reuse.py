@@ -29,7 +29,7 @@ EXACT = {"precision": "float32"}  # so that rows near a tie get the same label b
 
 
 def texts_of(name: str, rows: int) -> list[str]:
-    """Return texts of which no two are the same, nor any of another name's."""
+    """Return distinct texts; another name gives others."""
     return [f"{name} {i} {text}" for i, text in enumerate(sentences(rows, seed=len(name))["text"].to_pylist())]
 
 
@@ -68,16 +68,6 @@ def check_like_a_full_run(result: ScoreResult, model: object, root: Path, out: P
         findings = verify(VerifySettings(input=str(root), out=result.place, **again))
         assert findings.exit_code == 0, findings.report()
     assert findings.compared == len(table)
-
-
-@pytest.fixture
-def root(tmp_path) -> Path:
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "out"
 
 
 def test_an_appended_shard_computes_only_its_new_rows(in_process, tiny_bundle, root, out, tmp_path):
