@@ -18,7 +18,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.evaluation import describe_metrics
 from sentiment_core.inference.engine import Engine
 from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
-from sentiment_core.model import bundle, classifier, encoder, fitness, source
+from sentiment_core.model import bundle, classifier, encoder, fitness, guarantee, source
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
@@ -156,6 +156,7 @@ def _evaluate(
         training=replace(info.training, eval_data=origin),
         reference=reference_statistics(objective, tokens, probabilities, info.labels, tokenizer.unknown_id),
         int8=int8,
+        guarantee=guarantee.make_grid(objective, probabilities, data.labels),
     )
     return info, int8_files
 

@@ -272,8 +272,10 @@ confidences, and the statistics from which `nightly` measures drift.""",
         "Evaluate a bundle on labelled text: accuracy, F1, calibration, confusion matrix.",
         """\
   sentiment-core evaluate --model models/reviews --data test.parquet --out metrics.json
+  sentiment-core evaluate --model models/reviews --data test.parquet --target-accuracy 0.95
 
-The labels of the data are the bundle's, by name or by number.""",
+The labels of the data are the bundle's, by name or by number. --target-accuracy finds the confidence threshold above
+which so many labels are right, guaranteed with --certainty.""",
         "sentiment_core.evaluation:EvaluateSettings",
         _evaluate,
     ),

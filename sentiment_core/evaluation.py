@@ -10,12 +10,13 @@ from sentiment_core.api import Classifier
 from sentiment_core.config import REQUIRED, setting
 from sentiment_core.data import labelled
 from sentiment_core.data.csv_settings import csv_encoding_setting, csv_separator_setting
+from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import parse_mapping
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
-from sentiment_core.model import registry, source
+from sentiment_core.model import guarantee, registry, source
 from sentiment_core.model.bundle import BundleInfo
-from sentiment_core.model.records import Evaluation, LabelledRowsMetrics
+from sentiment_core.model.records import Evaluation, Guarantee, LabelledRowsMetrics
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.precision import Precision, precision_setting
 
@@ -64,6 +65,15 @@ class EvaluateSettings:
     by: str | None = setting(
         None, "also give the metrics of each value of this column, or key of partition folders", "COLUMN", group="data"
     )
+    target_accuracy: float | None = setting(
+        None, "find the least --min-confidence that promises this share of right labels", "P", group="output"
+    )
+    certainty: float = setting(
+        guarantee.CERTAINTY, "certainty with which --target-accuracy is promised", "P", group="output"
+    )
+    guarantee_labels: bool = setting(
+        False, "with --target-accuracy also find the threshold of each label for its precision", group="output"
+    )
     precision: Precision = precision_setting()  # noqa: RUF009
     out: str | None = setting(
         None, "file for the metrics; without it they are only printed", "metrics.json", group="output"
@@ -82,6 +92,9 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""
+        guarantee.check_settings(self.target_accuracy, self.certainty)
+        if self.guarantee_labels and self.target_accuracy is None:
+            raise UserError("--guarantee-labels needs --target-accuracy. Give the precision that each label must have.")
         parse_mapping(self.label_map)
         Columns(self.text_column, self.label_column, self.csv_separator, label_separator=self.label_separator)
 
@@ -98,6 +111,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     info = model.info
     scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
     data = labelled.read(settings.data, settings.columns(info), scheme)
+    comparisons = _count_comparisons(settings, info, data) if settings.target_accuracy else 1
     if settings.out:
         preflight.check_file(settings.out, "--out")
     source.warn_if_uncalibrated(model.path, info)
@@ -114,15 +128,60 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         for group in sorted(set(groups))
     }
     dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))
-    result = Evaluation(metrics, dropped, classifier.digest, by, data.origin.remarks)
+    promised = _find_guarantee(settings, info, scored, targets, comparisons)
+    result = Evaluation(metrics, dropped, classifier.digest, by, data.origin.remarks, promised)
     if settings.out:
         storage.write_file(settings.out, (json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
     return result
 
 
+def _count_comparisons(settings: EvaluateSettings, info: BundleInfo, data: LabelledTexts) -> int:
+    """Count the models that were compared on the data. Raises `UserError` if the model was trained on it."""
+    fingerprint, training = data.fingerprint(), info.training
+    if fingerprint == training.data.fingerprint:
+        raise UserError(
+            f"--target-accuracy: the model was trained on --data {settings.data}, which promises nothing for other "
+            "rows. Give labelled rows that it has not seen."
+        )
+    chose_epoch = fingerprint == training.eval_data.fingerprint
+    return max(1, training.epochs, info.guarantee.comparisons) if chose_epoch else 1
+
+
+def _find_guarantee(
+    settings: EvaluateSettings, info: BundleInfo, probabilities: np.ndarray, targets: np.ndarray, comparisons: int
+) -> Guarantee | None:
+    """Find the guarantee of --target-accuracy, if that is given."""
+    target, certainty = settings.target_accuracy, settings.certainty
+    if target is None:
+        return None
+    grid = guarantee.make_grid(info.objective, probabilities, targets, comparisons)
+    promised = guarantee.promise(grid, target, certainty)
+    if not settings.guarantee_labels:
+        return promised
+    by_label = guarantee.promise_by_label(
+        info.objective, probabilities, targets, info.labels, target, certainty, comparisons
+    )
+    return replace(promised, by_label=by_label)
+
+
 def describe_evaluation(result: Evaluation) -> str:
     """Describe an evaluation in a few lines for the terminal: its metrics, in all and by group, and what to know."""
-    return "\n".join([*describe_metrics(result.metrics), *_describe_groups(result), *result.remarks])
+    lines = [*describe_metrics(result.metrics), *_describe_groups(result), *result.remarks]
+    return "\n".join([*lines, *(_describe_guarantee(result.guarantee) if result.guarantee else [])])
+
+
+def _describe_guarantee(promised: Guarantee) -> list[str]:
+    """Describe a guarantee, and of each label its own."""
+    return [
+        promised.describe(),
+        *(
+            f"{label}: {part.reason}"
+            if part.min_confidence is None
+            else f"{label}: {100 * promised.target:g} % precision from {part.min_confidence!r} on, which "
+            f"{100 * part.share_labelled:.0f} % of its {part.rows:,} rows reach"
+            for label, part in (promised.by_label or {}).items()
+        ),
+    ]
 
 
 def describe_metrics(metrics: LabelledRowsMetrics) -> list[str]:
@@ -164,4 +223,5 @@ def _describe_thresholds(metrics: LabelledRowsMetrics) -> list[str]:
                 f"--min-confidence {threshold} labels {100 * coverage:.0f} % of the rows; "
                 f"{100 * accuracy:.1f} % of those labels are right"
             )
-    return lines
+    note = "these thresholds are estimates from the same rows; evaluate --target-accuracy gives one with a guarantee"
+    return [*lines, note] if lines else []

@@ -28,7 +28,7 @@ from sentiment_core.inference.quantization import fit_layers
 from sentiment_core.model import bundle, classifier
 from sentiment_core.model.encoder import load_tokenizer
 from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
-from sentiment_core.model.records import Int8Check, ReferenceStatistics
+from sentiment_core.model.records import GuaranteeGrid, Int8Check, ReferenceStatistics
 from sentiment_core.text.token_lists import TokenLists
 
 settings.register_profile("untimed", deadline=None)
@@ -152,6 +152,7 @@ def make_bundle(
     int8=None,
     reference=None,
     objective: Objective = SingleLabel(),  # noqa: B008 (frozen)
+    guarantee: GuaranteeGrid = GuaranteeGrid(),  # noqa: B008 (frozen)
 ) -> str:
     """A bundle with an untrained head, by the project's own writer."""
     torch.manual_seed(1)
@@ -164,6 +165,7 @@ def make_bundle(
         max_length,
         reference=ReferenceStatistics.from_json(reference or {}),
         int8=Int8Check.from_json(int8 or {}),
+        guarantee=guarantee,
         **objective.settings,
     )
     files = {}

@@ -262,6 +262,8 @@ def test_an_adopted_bundle_is_calibrated_for_whoever_loads_it(packaged_encoder, 
     )
     assert info.calibration.temperature != pytest.approx(1.0, abs=0.05)
     assert info.int8.rows or info.int8.reason
+    assert (info.guarantee.rows, info.guarantee.comparisons) == (200, 1)
+    assert info.guarantee.right_above[-1] == pytest.approx(200 * info.metrics.accuracy)
     assert info.training.eval_data.fingerprint
     assert info.training.encoder.name == start
     assert evaluate(model=str(tmp_path / "b"), data=data)["ece"] == pytest.approx(info.metrics.ece, abs=0.01)

@@ -22,6 +22,7 @@ from sentiment_core.model.multi_label_records import LabelCalibration, MultiLabe
 from sentiment_core.model.objective import OBJECTIVES, Objective, SingleLabel
 from sentiment_core.model.records import (
     Calibration,
+    GuaranteeGrid,
     Head,
     Int8Check,
     Metrics,
@@ -62,6 +63,7 @@ class BundleInfo:
     training: TrainingRecord = field(default_factory=TrainingRecord)
     reference: ReferenceStatistics = field(default_factory=ReferenceStatistics)
     int8: Int8Check = field(default_factory=Int8Check)
+    guarantee: GuaranteeGrid = field(default_factory=GuaranteeGrid)  # of accuracy, from the evaluation rows
     truncation: Truncation = "head"  # of a text over max_length
     clean: Clean = "none"
     problem_type: ProblemType = "single_label_classification"
@@ -127,6 +129,7 @@ RECORDS: dict[str, type[Record]] = {
     "training": TrainingRecord,
     "reference": ReferenceStatistics,
     "int8": Int8Check,
+    "guarantee": GuaranteeGrid,
 }
 
 

@@ -138,6 +138,65 @@ class Metrics(LabelledRowsMetrics):
 
 
 @dataclass(frozen=True)
+class GuaranteeGrid(Record):
+    """Counts of evaluation rows above thresholds, from which the one for any target accuracy follows.
+
+    Bundles of old versions lack it. The lists go from 5 % of the rows to all of them.
+    """
+
+    rows: int = 0  # evaluation rows
+    comparisons: int = 1  # models compared on these rows: epochs, in a search those of all trials
+    min_confidence: list[float] = field(default_factory=list)
+    rows_above: list[int] = field(default_factory=list)  # with at least that confidence
+    right_above: list[int] = field(default_factory=list)  # of these, rows that are labelled right
+
+
+@dataclass(frozen=True)
+class LabelGuarantee(Record):
+    """The least threshold that promises the target precision of one label, and the rows that get the label."""
+
+    min_confidence: float | None = None  # None: no threshold promises it
+    share_labelled: float = 0.0  # of these rows
+    rows: int = 0  # evaluation rows that get the label
+    precision: float | None = None  # observed at the threshold
+    reason: str | None = None  # why there is no threshold
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record for `json.dumps`; a threshold that does not exist is null."""
+        return {"min_confidence": self.min_confidence} | super().to_json()
+
+
+@dataclass(frozen=True)
+class Guarantee(Record):
+    """The least threshold that promises the target accuracy of labelled rows, or the reason why none does."""
+
+    target: float = 0.0  # accuracy
+    certainty: float = 0.0  # with which it holds
+    min_confidence: float | None = None  # None: no threshold promises it
+    share_labelled: float = 0.0  # of the evaluation rows
+    rows: int = 0  # evaluation rows
+    accuracy: float | None = None  # observed at the threshold
+    reason: str | None = None  # why there is no threshold
+    by_label: dict[str, LabelGuarantee] | None = None  # precision of each label; all of them hold together
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record for `json.dumps`; a threshold that does not exist is null."""
+        by_label = {label: part.to_json() for label, part in (self.by_label or {}).items()}
+        content = super().to_json() | {"min_confidence": self.min_confidence}
+        return content | ({"by_label": by_label} if by_label else {})
+
+    def describe(self) -> str:
+        """Say what is promised, or why nothing is, for the terminal."""
+        if self.min_confidence is None:
+            return f"no threshold promises accuracy {self.target:g} with certainty {self.certainty:g}: {self.reason}"
+        return (
+            f"--min-confidence {self.min_confidence!r} labels {100 * self.share_labelled:.0f} % of rows like the "
+            f"{self.rows:,} evaluation rows; with certainty {self.certainty:g} at least {100 * self.target:g} % of "
+            "those labels are right"
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation(Record):
     """Content of `metrics.json`: the metrics, the rows that could not be used, and the bundle's digest."""
 
@@ -146,10 +205,12 @@ class Evaluation(Record):
     bundle: str = ""
     by: dict[str, dict[str, float]] = field(default_factory=dict)  # metrics by the values of a column
     remarks: list[str] = field(default_factory=list)  # sentences about the data that its user should read
+    guarantee: Guarantee | None = None  # with --target-accuracy
 
     def to_json(self) -> dict[str, Any]:
         """Return the content for `json.dumps`: the metrics and the rest side by side."""
         content = self.metrics.to_json() | {"dropped": self.dropped.to_json(), "bundle": self.bundle}
+        content |= {"guarantee": self.guarantee.to_json()} if self.guarantee else {}
         return content | {name: value for name in ("by", "remarks") if (value := getattr(self, name))}
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
-from sentiment_core.model import bundle, registry
+from sentiment_core.model import bundle, registry, source
+from sentiment_core.model.guarantee import derive_threshold
 from sentiment_core.model.naming import with_name
 from sentiment_core.nightly import alert, drift, lock, pages, record
 from sentiment_core.nightly.drift import Comparison, Profile
@@ -259,7 +260,7 @@ def _compare_model(
     is_partitioned = set(counts_of_partitions) != {"."}
     partitions = {name: Profile.from_counts(counts, several) for name, counts in counts_of_partitions.items()}
     reference = Profile.from_reference(info.reference, model.labels, several)
-    if settings.min_confidence:  # rows that abstain have no label; all evaluation rows have one
+    if plan.scoring.run.min_confidence:  # rows that abstain have no label; all evaluation rows have one
         reference.distributions.pop(drift.LABELS, None)
     part = ModelNight(
         model=night.model,
@@ -313,7 +314,12 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
         if any(decision.bundle == name for decision in registry.history(models)):
             return  # a night of another output tried it, or it was rolled back
         test_data = settings.test_data or ""
-        outcome = renewal.renew(retraining, parts, models, name, test_data, settings.margin)
+
+        def check_candidate(path: str) -> None:
+            if settings.target_accuracy is not None:
+                derive_threshold(path, source.open_model(path).info, settings.target_accuracy, settings.certainty)
+
+        outcome = renewal.renew(retraining, parts, models, name, test_data, settings.margin, check_candidate)
         night.renewal = replace(outcome, rows=rows, fingerprint=fingerprint)
     except Exception as error:  # training may fail in any way
         night.alarms.append(f"the model was not renewed: {describe_error(error)}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -188,6 +189,7 @@ def renew(
     name: str,
     test_data: str,
     margin: float,
+    check_candidate: Callable[[str], None] = lambda path: None,
 ) -> Renewal:
     """Train a candidate, compare it with the current bundle, and promote or refuse it.
 
@@ -198,6 +200,7 @@ def renew(
         name: Name of the candidate's folder there.
         test_data: Labelled text to compare on.
         margin: Accuracy, or of several labels a row micro-F1, by which the candidate must be better.
+        check_candidate: Raises `UserError` for the path of a candidate that the next night could not score with.
     """
     test = labelled.read(test_data, settings.columns, parts[0].scheme)
     train_candidate(settings, parts, models, name)
@@ -206,5 +209,10 @@ def renew(
         return Renewal(name, promoted=True, reason="another run has promoted it")
     comparison = compare(current, candidate, test, {text for part in parts for text in part.texts})
     promoted, reason = comparison.decide(margin)
+    if promoted:
+        try:
+            check_candidate(candidate)
+        except UserError as error:
+            promoted, reason = False, f"{reason}; {error}"
     registry.record_decision(models, name, "promoted" if promoted else "refused", reason, current)
     return Renewal(name, promoted, reason)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sentiment_core.model import guarantee
+from sentiment_core.model.records import Guarantee
 from sentiment_core.report.html import TEMPLATES
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from sentiment_core.model.records import EpochRecord
 
 TASK = "text-classification"
+PROMISED_ACCURACIES = (0.9, 0.95, 0.99)  # that the card has a threshold for
 # the hub's names of our metrics, where they differ
 HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "brier": "brier_score"}
 
@@ -42,10 +45,17 @@ def make_model_card(info: "BundleInfo", log: Sequence["EpochRecord"], figures: M
         title=make_title(info),
         preprocessing=describe_preprocessing(info),
         info=info,
+        promises=_list_promises(info),
         log=log,
         figures=figures,
     )
     return str(card).rstrip() + "\n"
+
+
+def _list_promises(info: "BundleInfo") -> list[Guarantee]:
+    """List the guarantees that the card shows; none of a bundle without labelled rows."""
+    grid = info.guarantee
+    return [guarantee.promise(grid, target, guarantee.CERTAINTY) for target in PROMISED_ACCURACIES if grid.rows]
 
 
 def list_results(info: "BundleInfo") -> list[EvalResult]:

@@ -201,6 +201,7 @@ def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, secon
             deleted_outputs=len(tidied.deleted),
         ),
         libraries=bundle.library_versions(),
+        guarantee=plan.guarantee,
     )
 
 

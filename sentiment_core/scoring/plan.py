@@ -10,7 +10,9 @@ from sentiment_core.data.columns import ColumnClash
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import require_int8_agreement
+from sentiment_core.model.guarantee import derive_threshold
 from sentiment_core.model.naming import read_models
+from sentiment_core.model.records import Guarantee
 from sentiment_core.model.source import OpenedModel
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.scoring import models, outputs, reuse
@@ -49,6 +51,7 @@ class ScorePlan:
     hash_texts: bool = True  # outputs get the texts' hashes
     candidates: Candidates | None = None  # outputs whose scores may be reused
     replaces_gone: bool = False  # the input says what is gone, as a table does: its outputs go without --prune
+    guarantee: Guarantee | None = None  # of --target-accuracy
 
     @property
     def context(self) -> ScoringContext:
@@ -100,6 +103,7 @@ class ScorePlan:
         lines = [
             f"{corpus.rows:,} rows in {len(corpus.units):,} units; to score: {self.rows_to_score:,} rows in "
             f"{len(self.units_to_score):,} units; already scored: {self.scored_counts.units:,} units",
+            *([self.guarantee.describe()] if self.guarantee else []),
             *([f"version {corpus.table.version} of a table of {corpus.table.kind}"] if corpus.table else []),
             f"outputs of changed shards, to be deleted: {len(self.stale):,}; outputs of shards that are gone, to be "
             f"{deleted}: {len(self.orphans):,}; unreadable shards: {len(corpus.failed):,}",
@@ -136,7 +140,8 @@ def plan_scoring(
         for name, path in read_models(settings.model).items():
             require_int8_agreement(path, opened[name].info, opened[name].files)
     models_of_pass = models.describe_models(opened)
-    run = _describe_run(settings, opened, models_of_pass)
+    guarantee = _take_guarantee(settings, opened)
+    run = _describe_run(settings, opened, models_of_pass, guarantee)
     folder = outputs.output_folder(settings.out, settings.limit)
     all_shards, hash_texts = _plan_shards(settings, run, folder)
     corpus = shards.limit_rows(all_shards, settings.limit) if settings.limit else all_shards
@@ -175,6 +180,7 @@ def plan_scoring(
         hash_texts=hash_texts,
         candidates=Candidates.of(reusable, lambda output: output.path in orphans),
         replaces_gone=corpus.table is not None,
+        guarantee=guarantee,
     )
 
 
@@ -206,7 +212,25 @@ def _may_be_reused(output: Output, run: Run) -> bool:
     return output.has_text_hash and origin is not None and origin.run == run and not origin.unknown_settings
 
 
-def _describe_run(settings: ScoreSettings, opened: Mapping[str, OpenedModel], described: tuple[PassModel, ...]) -> Run:
+def _take_guarantee(settings: ScoreSettings, opened: Mapping[str, OpenedModel]) -> Guarantee | None:
+    """Return the bundle's guarantee of --target-accuracy, if that is given. Raises UserError."""
+    if settings.target_accuracy is None:
+        return None
+    if len(opened) > 1:
+        raise UserError(
+            f"--target-accuracy takes one model, and --model names {', '.join(opened)}; score them in passes of their "
+            "own, or give --min-confidence"
+        )
+    (model,) = opened.values()
+    return derive_threshold(model.path, model.info, settings.target_accuracy, settings.certainty)
+
+
+def _describe_run(
+    settings: ScoreSettings,
+    opened: Mapping[str, OpenedModel],
+    described: tuple[PassModel, ...],
+    guarantee: Guarantee | None,
+) -> Run:
     """Return the settings that decide the content of all outputs. Raises UserError."""
     by_name = {model.name: ModelRun(model.bundle, model.objective.several) for model in described}
     only = by_name.pop("", None)
@@ -219,11 +243,13 @@ def _describe_run(settings: ScoreSettings, opened: Mapping[str, OpenedModel], de
         probabilities=settings.probabilities or all(several),  # several labels a row are written with them
         limit=settings.limit,
         int8=settings.int8,
-        min_confidence=settings.min_confidence,
+        min_confidence=(guarantee.min_confidence or 0.0) if guarantee else settings.min_confidence,
         prefix=settings.prefix,
         precision=settings.precision,
         multi_label=only.multi_label if only else False,
         models=by_name,
+        target_accuracy=settings.target_accuracy,
+        certainty=guarantee.certainty if guarantee else None,
     )
 
 
@@ -335,7 +361,8 @@ def check_output_folder(
         return []
     differences = run_file.run.differences(run)
     if is_earlier_run(run_file.run):
-        differences = {name: pair for name, pair in differences.items() if not name.startswith("bundle")}
+        may_differ = ("bundle", *["min_confidence"] * run.may_have_other_threshold(run_file.run))
+        differences = {name: pair for name, pair in differences.items() if not name.startswith(may_differ)}
     if differences:
         shown = "; ".join(f"{name}: {there!r} there, {now!r} now" for name, (there, now) in differences.items())
         raise UserError(f"--out {folder} was made with other settings ({shown}); use those or choose another --out")

@@ -67,6 +67,8 @@ class Run:
     precision: Precision = "auto"
     multi_label: bool = False  # the bundle gives several labels a row; for named models see there
     models: dict[str, ModelRun] = field(default_factory=dict)  # by name; empty for a single model without a name
+    target_accuracy: float | None = field(default=None, compare=False)  # from which min_confidence was derived
+    certainty: float | None = field(default=None, compare=False)  # with which that accuracy is promised
     format_version: int = field(default=FORMAT_VERSION, compare=False)
 
     @property
@@ -98,6 +100,11 @@ class Run:
     def text_hash_column(self) -> str:
         """The name of the column with the texts' hashes, in outputs that have it."""
         return self.prefix + TEXT_HASH
+
+    def may_have_other_threshold(self, earlier: "Run") -> bool:
+        """Return whether both runs promise the same accuracy, each with its own bundle's threshold."""
+        same_target = (self.target_accuracy, self.certainty) == (earlier.target_accuracy, earlier.certainty)
+        return self.target_accuracy is not None and same_target and self.bundle != earlier.bundle
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Run":
@@ -152,6 +159,8 @@ NEWER_DEFAULTS: tuple[tuple[str, Any], ...] = (
     ("precision", "auto"),
     ("multi_label", False),
     ("models", {}),
+    ("target_accuracy", None),
+    ("certainty", None),
 )
 SETTINGS = tuple(item.name for item in fields(Run))
 
@@ -283,5 +292,6 @@ def may_stand_beside(origin: Origin, run_file: RunFile) -> bool:
 
 
 def _with_bundles_of(run: Run, origin: Origin) -> Run:
-    """Return the run as it would be with the bundles of an output's origin."""
-    return replace(run, bundle=origin.run.bundle, models=origin.run.models)
+    """Return the run as it would be with the bundles of an output's origin, and their threshold if it was derived."""
+    threshold = (origin.run if run.may_have_other_threshold(origin.run) else run).min_confidence
+    return replace(run, bundle=origin.run.bundle, models=origin.run.models, min_confidence=threshold)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.errors import UserError
+from sentiment_core.model import guarantee
 from sentiment_core.model.naming import Models
 from sentiment_core.runtime.precision import Precision, precision_setting
 
@@ -58,6 +60,12 @@ class ScoreSettings:
     min_confidence: float = setting(
         0.0, "leave rows below this confidence without a label (status abstained)", "P", group="output"
     )
+    target_accuracy: float | None = setting(
+        None, "take the threshold with which the bundle promises this share of right labels", "P", group="output"
+    )
+    certainty: float = setting(
+        guarantee.CERTAINTY, "certainty with which --target-accuracy is promised", "P", group="output"
+    )
     prefix: str = setting(
         "", "begin the names of the scored columns with this, so that an input's own label can be kept", group="output"
     )
@@ -91,5 +99,13 @@ class ScoreSettings:
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")
         check(0 <= self.min_confidence <= 1, "min_confidence", self.min_confidence, "a probability from 0 to 1")
+        guarantee.check_settings(self.target_accuracy, self.certainty)
+        if self.target_accuracy is not None and self.min_confidence:
+            raise UserError("--target-accuracy and --min-confidence are both given. Give one of them.")
+        if self.target_accuracy is not None and self.int8:
+            raise UserError(
+                "--target-accuracy is promised for the bundle's own numbers, and --int8 changes labels. Drop one of "
+                "them."
+            )
         in_range = 0 < self.task_minutes <= MINUTES_PER_WEEK
         check(in_range, "task_minutes", self.task_minutes, f"more than 0 and at most {MINUTES_PER_WEEK}")

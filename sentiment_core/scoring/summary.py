@@ -6,6 +6,7 @@ from typing import Any
 
 from sentiment_core.data.shards import FailedShard
 from sentiment_core.model.naming import with_name
+from sentiment_core.model.records import Guarantee
 from sentiment_core.scoring.outputs import SUMMARY_FILE
 
 SHOWN_SHARDS = 10  # in a report for the terminal; all of them are in the summary
@@ -76,6 +77,7 @@ class Summary:
     bundle: str = ""  # digest
     libraries: dict[str, str]  # versions by name
     models: dict[str, ModelSummary] = field(default_factory=dict)  # by name
+    guarantee: Guarantee | None = None  # of --target-accuracy
 
     @classmethod
     def of_models(cls, models: dict[str, ModelSummary], **shared: Any) -> "Summary":
@@ -86,8 +88,9 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `_summary.json`."""
-        left_out = OF_SINGLE_MODEL if self.models else ("models",)
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        left_out = ("guarantee", *(OF_SINGLE_MODEL if self.models else ("models",)))
+        content = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return content | ({"guarantee": self.guarantee.to_json()} if self.guarantee else {})
 
     def report(self) -> list[str]:
         """Return a few lines for the terminal, without the output's path."""
@@ -99,6 +102,7 @@ class Summary:
                 with_name(name, f"{self.rows:,} rows in {self.units:,} files: {nonzero(model.status)}"),
                 with_name(name, f"labels: {nonzero(model.labels)}"),
             ]
+        lines += [self.guarantee.describe()] if self.guarantee else []
         lines += [
             f"this run: {run.rows:,} rows in {run.seconds:.1f} s, {run.rows_per_second:,.1f} rows/s, "
             f"{run.tokens_per_second:,.0f} tokens/s, padding {100 * self.padding_share:.1f} %, "

@@ -19,9 +19,16 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import label_shares
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
-from sentiment_core.model import bundle, classifier, encoder, fitness
+from sentiment_core.model import bundle, classifier, encoder, fitness, guarantee
 from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
-from sentiment_core.model.records import EncoderOrigin, EpochRecord, EvaluationRows, TrainingRecord, TrainingRows
+from sentiment_core.model.records import (
+    EncoderOrigin,
+    EpochRecord,
+    EvaluationRows,
+    GuaranteeGrid,
+    TrainingRecord,
+    TrainingRows,
+)
 from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.text.preprocessing import Preprocessing
 from sentiment_core.text.token_lists import TokenLists
@@ -148,6 +155,7 @@ def train(
     path: str | None = None,
     tracker: tracking.Tracker | None = None,
     parts: tuple[LabelledTexts, LabelledTexts] | None = None,
+    trials: int = 1,
 ) -> TrainResult:
     """Fine-tune, calibrate and write the bundle.
 
@@ -156,6 +164,7 @@ def train(
         path: Where the bundle goes for now, instead of `--out`.
         tracker: Gets the curves, besides TensorBoard and MLflow.
         parts: The rows to train and to evaluate on, if they are read already.
+        trials: Trainings of a search that are compared on the evaluation rows, this one among them.
 
     Raises:
         UserError: The request cannot be carried out; nothing was started.
@@ -169,7 +178,7 @@ def train(
         tracking.log_curves(tracking.requested_trackers(prepared.chosen_settings, folder, tracker)) as track,
     ):
         weights = run(prepared, folder, track)
-        return finish(prepared, weights, track, started)
+        return finish(prepared, weights, track, started, trials)
 
 
 def prepare(
@@ -263,8 +272,17 @@ def finish(
     weights: TrainedWeights,
     track: Callable[[int, dict[str, float]], None],
     started: float,
+    trials: int = 1,
 ) -> TrainResult:
-    """Calibrate the weights, evaluate them, and write the bundle. `started`: when, by `time.monotonic()`."""
+    """Calibrate the weights, evaluate them, and write the bundle.
+
+    Args:
+        prepared: The training.
+        weights: What the workers made.
+        track: Gets the calibrated metrics.
+        started: When the training began, by `time.monotonic()`.
+        trials: As for `train`.
+    """
     settings, labels, targets = prepared.settings, prepared.labels, prepared.eval_part.labels
     logits, log = weights.logits, weights.log
     objective = prepared.objective
@@ -293,6 +311,7 @@ def finish(
         training=_describe_training(prepared, log, started),
         reference=reference_statistics(objective, prepared.eval_tokens, probabilities, labels, prepared.unknown_id),
         int8=int8,
+        guarantee=_make_grid(prepared, objective, probabilities, trials),
     )
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save
 
@@ -304,6 +323,19 @@ def finish(
     extra |= int8_files
     bundle.write(prepared.path, weights.model, prepared.model_config, prepared.tokenizer, info, extra)
     return TrainResult(prepared.path, info, log)
+
+
+def _make_grid(
+    prepared: PreparedTraining, objective: Objective, probabilities: np.ndarray, trials: int
+) -> GuaranteeGrid:
+    """Return what the evaluation rows promise; nothing where the model was trained on them.
+
+    All planned epochs count as compared: how many of them early stopping left out depends on the same rows.
+    """
+    if prepared.request["data_sha256"] == prepared.request["eval_data_sha256"]:
+        return GuaranteeGrid()
+    comparisons = trials * prepared.recipe.epochs
+    return guarantee.make_grid(objective, probabilities, prepared.eval_part.labels, comparisons)
 
 
 def _describe_training(prepared: PreparedTraining, log: list[EpochRecord], started: float) -> TrainingRecord:

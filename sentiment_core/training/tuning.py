@@ -191,7 +191,7 @@ def _search(settings: TuneSettings, epochs: int, score: str, folder: str) -> Any
         trial_path = storage.join(trials_path, trial_id)
         if not storage.exists(storage.join(trial_path, bundle.CARD)):  # else a stopped search had not noticed it
             curves = base.tensorboard and storage.join(base.tensorboard, trial_id)
-            train(replace(base, **config, tensorboard=curves), trial_path, EpochReporter(score))
+            train(replace(base, **config, tensorboard=curves), trial_path, EpochReporter(score), trials=settings.trials)
 
     # memory, as Tune insists on something, and CPUs are for the workers that a trial starts; on the head, as jobs are
     trainable = ray_tune.with_resources(trial, {"memory": TRIAL_BYTES, "node:__internal_head__": 0.001})

@@ -191,7 +191,8 @@ def test_a_record_is_written_as_it_was_read(tmp_path):
     }  # fmt: skip
     info = bundle.BundleInfo.from_json(content)
     assert info.label_scheme.numbered
-    own = {"problem_type": "single_label_classification", "thresholds": []}  # which older versions do not write
+    # which older versions do not write
+    own = {"problem_type": "single_label_classification", "thresholds": [], "guarantee": {}}
     assert json.dumps(info.to_json(), sort_keys=True) == json.dumps(content | own, sort_keys=True)
 
 

@@ -2,9 +2,13 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score
 
 from sentiment_core import Classifier
@@ -12,13 +16,17 @@ from sentiment_core.data import labelled as dataset
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
+from sentiment_core.model import bundle
+from sentiment_core.model.guarantee import derive_threshold
 from sentiment_core.model.objective import MultiLabel
+from sentiment_core.model.registry import PromoteSettings, history, promote
 from sentiment_core.nightly.renewal import (
     CandidateComparison,
     MicroF1Comparison,
     _compare_micro_f1,
     candidate_name,
     compare,
+    renew,
 )
 from sentiment_core.training.settings import TrainSettings
 from tests.conftest import make_bundle
@@ -109,6 +117,34 @@ def test_bundles_are_compared_on_rows_they_were_not_trained_on(tiny_encoder, tin
     )
     with pytest.raises(UserError, match="also in the training data"):
         compare(tiny_bundle, other, data, set(data.texts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("needs_guarantee", [False, True])
+def test_a_candidate_that_the_next_night_could_not_use_is_refused(tiny_encoder, tmp_path, needs_guarantee):
+    """The candidate decides the contrary of the current bundle, and the test rows agree with it."""
+    models = str(tmp_path / "models")
+    make_bundle(tiny_encoder, tmp_path / "models" / "first")
+    candidate = Path(make_bundle(tiny_encoder, tmp_path / "models" / "candidate"))
+    weights = load_file(candidate / bundle.WEIGHTS)
+    contrary = {name: -value if name.startswith("classifier.") else value for name, value in weights.items()}
+    save_file(contrary, candidate / bundle.WEIGHTS, metadata={"format": "pt"})
+    promote(PromoteSettings(models=models, bundle="first"))
+    texts = [f"a film {i}" for i in range(60)]
+    labels = [prediction.label for prediction in Classifier.load(candidate).predict(texts)]
+    pq.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "test.parquet")
+    part = LabelledTexts(["good", "bad"], np.array([1, 0]), ["negative", "positive"])
+
+    def check_candidate(path: str) -> None:
+        if needs_guarantee:
+            derive_threshold(path, bundle.read_info(path), 0.95, 0.95)
+
+    settings = TrainSettings(data="d", model="m", out=models)
+    data = str(tmp_path / "test.parquet")
+    outcome = renew(settings, (part, part), models, "candidate", data, 0.005, check_candidate)
+    assert outcome.promoted is not needs_guarantee
+    assert ("notes no guarantee" in outcome.reason) == needs_guarantee
+    assert history(models)[-1].kind == ("refused" if needs_guarantee else "promoted")
 
 
 def test_the_same_labels_and_settings_name_the_same_candidate():

@@ -11,6 +11,7 @@ from sentiment_core.model.records import (
     Calibration,
     EpochRecord,
     EvaluationScores,
+    GuaranteeGrid,
     Int8Check,
     Metrics,
     ReferenceStatistics,
@@ -90,6 +91,13 @@ def bundle_info(data: str = "reviews.csv", revision: str | None = None) -> Bundl
             accuracy_rows=900,
             layers=34,
             all_layers=36,
+        ),
+        guarantee=GuaranteeGrid(
+            rows=900,
+            comparisons=3,
+            min_confidence=[0.9375, 0.875, 0.0],
+            rows_above=[300, 450, 900],
+            right_above=[299, 440, 720],
         ),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
-from sentiment_core.model.records import Int8Check
+from sentiment_core.model.records import GuaranteeGrid, Int8Check
 from sentiment_core.report.model_card import make_model_card
 from tests.report.examples import bundle_info, epoch_log
 
@@ -49,6 +49,17 @@ def test_the_card_says_what_8_bits_change():
     assert rows["rows with the same label as in float32"] == ["99.75 % of 9,000"]
     assert rows["accuracy in 8 bits"] == ["0.8425 (0.8450 in float32) on 900 held-out rows"]
     assert "`score --int8` computes 34 of 36 linear layers in 8 bits." in card
+
+
+def test_the_card_says_what_accuracy_is_promised_and_where_none_is():
+    info = bundle_info()
+    card = make_model_card(info, epoch_log(), FIGURES)
+    rows = table_rows(card)
+    assert "With certainty 0.95 so many labels are right" in card
+    assert rows["90 %"] == ["0.875", "50 %"]
+    assert rows["95 %"] == ["0.9375", "33 %"]
+    assert rows["99 %"][0].startswith("none: from 900 evaluation rows at most accuracy 0.9")
+    assert "With certainty" not in make_model_card(replace(info, guarantee=GuaranteeGrid()), epoch_log(), FIGURES)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.inference.engine import Engine
 from sentiment_core.inference.int8_layers import unpack_layers
 from sentiment_core.model import bundle, metrics
+from sentiment_core.model.records import GuaranteeGrid
 from sentiment_core.training import tracking
 from sentiment_core.training.job import TrainResult, train
 from sentiment_core.training.settings import TrainSettings
@@ -30,8 +31,11 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, short_encoder, labe
     flags = {"data": labelled, "model": short_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    trained = train(TrainSettings(**flags, out=str(out), tensorboard=str(tmp_path / "curves")))
+    trained = train(TrainSettings(**flags, out=str(out), tensorboard=str(tmp_path / "curves")), trials=3)
     assert trained.info.metrics.accuracy > 0.95
+    grid = bundle.read_info(str(out)).guarantee
+    assert (grid.rows, grid.comparisons) == (trained.info.metrics.n, 3 * 2)  # the epochs of three trials
+    assert grid.right_above[-1] / grid.rows_above[-1] == trained.info.metrics.accuracy
     assert trained.info.labels == ["negative", "positive"]
     assert {
         "model.safetensors",
@@ -184,6 +188,7 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
         dropped = getattr(trained.info.training, part).dropped.to_json()
         assert dropped == {"without_text": 3, "without_label": 1, "without_tokens": 2}
     assert trained.info.metrics.n == 394
+    assert trained.info.guarantee == GuaranteeGrid()  # the evaluation rows are those that it was trained on
     assert trained.info.labels == ["a", "b", "c"]
     assert dropped_rows in trained.summary()
     confusion = np.array(trained.info.metrics.confusion)

@@ -1,0 +1,127 @@
+"""`evaluate --target-accuracy`: the guarantee on the user's own rows, printed and in `metrics.json`."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sentiment_core.api import Classifier
+from sentiment_core.data import labelled
+from sentiment_core.data.labels import LabelScheme
+from sentiment_core.errors import UserError
+from sentiment_core.evaluation import EvaluateSettings, describe_evaluation, evaluate
+from sentiment_core.model import bundle
+from sentiment_core.model.guarantee import count_above, promise
+
+LABELS = np.array(["negative", "positive"])
+TEXTS = [f"word{i} good bad {i}" * (1 + i % 7) for i in range(600)]
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_bundle) -> tuple[np.ndarray, np.ndarray]:
+    """Compute labels and confidences of the texts."""
+    probabilities = Classifier.load(tiny_bundle, precision="float32").predict_proba(TEXTS)
+    return LABELS[probabilities.argmax(axis=1)], probabilities.max(axis=1)
+
+
+@pytest.fixture(scope="module")
+def data(answers, tmp_path_factory) -> str:
+    """Label the texts so that the model is right on the more confident half, and on half of the others."""
+    predicted, confidence = answers
+    wrong = (confidence < np.median(confidence)) & (np.arange(len(TEXTS)) % 2 == 0)
+    truth = np.where(wrong, LABELS[(predicted == "negative").astype(int)], predicted)
+    path = tmp_path_factory.mktemp("labelled") / "data.parquet"
+    pq.write_table(pa.table({"text": TEXTS, "label": truth.tolist()}), path)
+    return str(path)
+
+
+def test_the_metrics_file_holds_the_guarantee_and_the_terminal_says_it(tiny_bundle, data, answers, tmp_path):
+    out = tmp_path / "metrics.json"
+    options = {"model": tiny_bundle, "data": data, "precision": "float32", "target_accuracy": 0.95, "certainty": 0.9}
+    result = evaluate(EvaluateSettings(**options, out=str(out)))
+    predicted, confidence = answers
+    is_right = predicted == pq.read_table(data)["label"].to_numpy()
+    expected = promise(count_above(confidence, is_right), 0.95, 0.9)
+    assert result.guarantee == expected
+    assert 0.4 < expected.share_labelled < 0.7
+    assert json.loads(out.read_text())["guarantee"] == {
+        "target": 0.95,
+        "certainty": 0.9,
+        "min_confidence": expected.min_confidence,
+        "share_labelled": expected.share_labelled,
+        "rows": 600,
+        "accuracy": expected.accuracy,
+    }
+    printed = describe_evaluation(result)
+    assert f"--min-confidence {expected.min_confidence!r} labels {100 * expected.share_labelled:.0f} %" in printed
+    assert "with certainty 0.9 at least 95 % of those labels are right" in printed
+
+
+def test_each_label_gets_its_own_on_request(tiny_bundle, data, answers):
+    options = {"model": tiny_bundle, "data": data, "precision": "float32", "target_accuracy": 0.9}
+    result = evaluate(EvaluateSettings(**options, guarantee_labels=True))
+    parts = result.to_json()["guarantee"]["by_label"]
+    assert list(parts) == LABELS.tolist()
+    for label, part in parts.items():
+        assert part["rows"] == (answers[0] == label).sum()
+        assert (part["min_confidence"] is None) == ("reason" in part) == ("precision" not in part)
+    assert any(part["min_confidence"] is not None for part in parts.values())
+    assert all(f"{label}: " in describe_evaluation(result) for label in parts)
+
+
+def test_too_few_rows_give_null_and_the_reason(tiny_bundle, data, tmp_path):
+    pq.write_table(pq.read_table(data).slice(0, 40), tmp_path / "few.parquet")
+    settings = EvaluateSettings(model=tiny_bundle, data=str(tmp_path / "few.parquet"), target_accuracy=0.95)
+    result = evaluate(settings)
+    content = result.to_json()["guarantee"]
+    assert (content["min_confidence"], content["share_labelled"], content["rows"]) == (None, 0, 40)
+    assert "40 evaluation rows are too few" in content["reason"]
+    assert content["reason"] in describe_evaluation(result)
+
+
+def test_thresholds_read_off_the_curve_are_called_estimates(tiny_bundle, data):
+    result = evaluate(EvaluateSettings(model=tiny_bundle, data=data))
+    assert "guarantee" not in result.to_json()
+    printed = describe_evaluation(result)
+    assert "--min-confidence" in printed
+    assert "these thresholds are estimates" in printed
+
+
+def fingerprint(path: object) -> str:
+    return labelled.read(str(path), scheme=LabelScheme(LABELS.tolist())).fingerprint()
+
+
+def test_rows_that_made_the_model_promise_less_or_nothing(tiny_bundle, data, tmp_path):
+    """Rows that it was trained on are refused. On those that chose its epoch the epochs are compared."""
+    table, trained = pq.read_table(data), tmp_path / "bundle"
+    pq.write_table(table.slice(0, 40), tmp_path / "few.parquet")
+    pq.write_table(table.slice(40, 40), tmp_path / "others.parquet")
+    shutil.copytree(tiny_bundle, trained)
+    card = json.loads((trained / bundle.CARD).read_text())
+    card["training"] = {
+        "epochs": 4,
+        "data": {"rows": 600, "fingerprint": fingerprint(data)},
+        "eval_data": {"rows": 40, "fingerprint": fingerprint(tmp_path / "few.parquet")},
+    }
+    (trained / bundle.CARD).write_text(json.dumps(card))
+
+    def reason(name: str) -> str:
+        settings = EvaluateSettings(model=str(trained), data=str(tmp_path / name), target_accuracy=0.9)
+        return evaluate(settings).guarantee.reason
+
+    with pytest.raises(UserError, match="the model was trained on --data"):
+        evaluate(EvaluateSettings(model=str(trained), data=data, target_accuracy=0.9))
+    assert evaluate(EvaluateSettings(model=str(trained), data=data)).guarantee is None
+    # the logarithms of 0.05 / (20 * 4) and of 0.05 / 20 over that of 0.9
+    assert "needs at least 71" in reason("few.parquet")
+    assert "needs at least 57" in reason("others.parquet")
+
+
+def test_wrong_requests_are_refused():
+    with pytest.raises(UserError, match="--guarantee-labels needs --target-accuracy"):
+        EvaluateSettings(model="m", data="d", guarantee_labels=True)
+    with pytest.raises(UserError, match=r"--target-accuracy is 95\.0; expected a share"):
+        EvaluateSettings(model="m", data="d", target_accuracy=95.0)
