@@ -195,6 +195,13 @@ def _verify(settings: Any) -> int:
     return findings.exit_code
 
 
+def _sample(settings: Any) -> int:
+    from sentiment_core.analysis.sample import sample
+
+    print(sample(settings).report())
+    return EXIT_OK
+
+
 def _nightly(settings: Any) -> int:
     from sentiment_core.nightly.job import describe_night, make_plan, nightly
     from sentiment_core.nightly.lock import AlreadyRunning
@@ -299,6 +306,17 @@ Lists what is missing, doubled, stale, damaged or foreign. --sample and --full a
 Exit code 0: all is well. 1: it is not. 3: it is, but some shards are unreadable.""",
         "sentiment_core.scoring.verify:VerifySettings",
         _verify,
+    ),
+    "sample": Command(
+        "Draw scored rows for people to label: for shares of the corpus, or for training.",
+        """\
+  sentiment-core sample --scored scored/ --rows 300 --to sample.csv
+  sentiment-core sample --scored scored/ --rows 200 --to next.csv --for training --exclude sample.csv
+
+The CSV file opens in a spreadsheet. Fill its column label and leave the others as they are. A sample for shares stands
+for the whole corpus. A sample for training has uncertain rows that differ, from which the model learns most.""",
+        "sentiment_core.analysis.sample:SampleSettings",
+        _sample,
     ),
     "nightly": Command(
         "Score what is new, verify it, compare it with past nights, renew the model.",

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import datetime
 import difflib
+import keyword
 import os
 import shlex
 import types
@@ -44,8 +45,14 @@ def check(ok: bool, name: str, value: object, expected: str) -> None:
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of a setting: `text_column` becomes `--text-column`."""
-    return "--" + name.replace("_", "-")
+    """Return the flag of a setting: `text_column` becomes `--text-column`, and `for_` becomes `--for`."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def name_of(key: str) -> str:
+    """Return the name of a setting by its key in a file; one that is a word of Python ends with `_`."""
+    name = key.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def parse(
@@ -106,7 +113,7 @@ def read_config(settings_class: type, path: str) -> dict[str, Any]:
     content, texts = _read_yaml(path)
     values = {}
     for key, value in content.items():
-        name = str(key).replace("-", "_")
+        name = name_of(str(key))
         if name not in fields:
             raise UserError(f"{path} has the unknown setting {key!r}{suggest(name, fields)}")
         values[name] = _convert(path, name, value, kinds[name], texts.get(key))

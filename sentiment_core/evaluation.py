@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sentiment_core.analysis import suspects
+from sentiment_core.analysis.sample_file import Sample, read_sample
 from sentiment_core.api import Classifier
-from sentiment_core.config import REQUIRED, setting
+from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data import labelled
 from sentiment_core.data.csv_settings import csv_encoding_setting, csv_separator_setting
 from sentiment_core.data.labelled import LabelledTexts
@@ -75,6 +77,9 @@ class EvaluateSettings:
         False, "with --target-accuracy also find the threshold of each label for its precision", group="output"
     )
     precision: Precision = precision_setting()  # noqa: RUF009
+    suspects: str | None = setting(
+        None, "file for rows whose label the model contradicts, the worst first", "FILE.csv", group="output"
+    )
     out: str | None = setting(
         None, "file for the metrics; without it they are only printed", "metrics.json", group="output"
     )
@@ -96,6 +101,8 @@ class EvaluateSettings:
         if self.guarantee_labels and self.target_accuracy is None:
             raise UserError("--guarantee-labels needs --target-accuracy. Give the precision that each label must have.")
         parse_mapping(self.label_map)
+        is_csv = self.suspects is None or self.suspects.lower().endswith(".csv")
+        check(is_csv, "suspects", self.suspects, "a file that ends in .csv")
         Columns(self.text_column, self.label_column, self.csv_separator, label_separator=self.label_separator)
 
 
@@ -111,28 +118,87 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     info = model.info
     scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
     data = labelled.read(settings.data, settings.columns(info), scheme)
+    sample = _read_sample(settings, data)
     comparisons = _count_comparisons(settings, info, data) if settings.target_accuracy else 1
-    if settings.out:
-        preflight.check_file(settings.out, "--out")
+    for flag, path in (("--out", settings.out), ("--suspects", settings.suspects)):
+        if path:
+            preflight.check_file(path, flag)
     source.warn_if_uncalibrated(model.path, info)
     classifier = Classifier(model.files, precision=settings.precision)
     probabilities = classifier.predict_proba(data.texts)
     has_score = ~np.isnan(probabilities).any(axis=1)
     if not has_score.any():
         raise UserError(f"{settings.data}: the tokenizer finds no token in any of its texts. Give labelled text.")
-    scored, targets = probabilities[has_score], data.labels[has_score]
-    metrics = info.objective.evaluate(scored, targets, info.labels)
-    groups = np.array(data.groups, object)[has_score] if settings.by else np.array([], object)
-    by = {
-        str(group): info.objective.evaluate(scored[groups == group], targets[groups == group], info.labels).numbers
-        for group in sorted(set(groups))
-    }
+    scored_data, scored = data.take(np.flatnonzero(has_score)), probabilities[has_score]
+    weights, remarks = _weigh(sample, scored_data) if sample is not None else (None, [])
+
+    def measure(rows: np.ndarray) -> LabelledRowsMetrics:
+        row_weights = None if weights is None else weights[rows]
+        return info.objective.evaluate(scored[rows], scored_data.labels[rows], info.labels, row_weights)
+
+    metrics = measure(np.ones(len(scored), bool))
+    groups = np.array(scored_data.groups, object)
+    by = {str(group): measure(groups == group).numbers for group in sorted(set(groups))}
+    if settings.suspects:
+        remarks += _write_suspects(settings.suspects, info, scored_data, scored)
     dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))
-    promised = _find_guarantee(settings, info, scored, targets, comparisons)
-    result = Evaluation(metrics, dropped, classifier.digest, by, data.origin.remarks, promised)
+    promised = _find_guarantee(settings, info, scored, scored_data.labels, comparisons)
+    remarks = [*data.origin.remarks, *remarks]
+    result = Evaluation(metrics, dropped, classifier.digest, by, remarks, promised)
     if settings.out:
         storage.write_file(settings.out, (json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
     return result
+
+
+def _read_sample(settings: EvaluateSettings, data: LabelledTexts) -> Sample | None:
+    """Read the weights if the data is a sample for shares.
+
+    Raises `UserError` for a sample for training, one that was changed, and one beside other files.
+    """
+    if not data.samples:
+        return None
+    if settings.target_accuracy is not None:
+        raise UserError(
+            f"--target-accuracy: {settings.data} is a sample of sentiment-core sample, whose rows weigh differently; "
+            "give labelled rows that were drawn evenly"
+        )
+    if len(data.file_rows) > 1:
+        raise UserError(
+            f"{settings.data} holds {data.samples[0]}, a sample of sentiment-core sample, beside other files; evaluate "
+            "each sample by itself, so that its rows can be weighted"
+        )
+    separator = Columns(csv_separator=settings.csv_separator).separator
+    return read_sample(data.samples[0], separator, settings.csv_encoding)
+
+
+def _weigh(sample: Sample, data: LabelledTexts) -> tuple[np.ndarray, list[str]]:
+    """Return the rows of the corpus that each row of the data stands for, (n,), and what to know about them."""
+    used = np.isin(sample.line, data.positions)
+    weights_of_lines = np.zeros(data.file_rows[0][1])
+    weights_of_lines[sample.line] = sample.spread_weights(used)
+    uncovered = sample.uncovered_rows(used)
+    remark = (
+        f"{uncovered:,.0f} of {sample.weight.sum():,.0f} rows of the corpus are in strata without a labelled row, and "
+        "the metrics leave them out; label a row of each stratum"
+    )
+    return weights_of_lines[data.positions], [remark] * (uncovered > 0)
+
+
+def _write_suspects(path: str, info: BundleInfo, data: LabelledTexts, probabilities: np.ndarray) -> list[str]:
+    """Write the rows whose label the model contradicts, and return what to say about them."""
+    suspected = suspects.find_suspects(info.objective, probabilities, data.labels)
+    decisions, _ = info.objective.decide(probabilities)
+    storage.write_file(path, suspects.format_suspects(suspected, data, info.objective, decisions))
+    lines = [f"{len(suspected.rows):,} of {len(data):,} labels are suspected to be wrong, the worst first in {path}"]
+    trained_on = [rows for rows in (info.training.data, info.training.eval_data) if rows.place]
+    fingerprints = {rows.fingerprint for rows in trained_on}
+    same_path = any(source.absolute(rows.place) == source.absolute(data.origin.place) for rows in trained_on)
+    if same_path or data.fingerprint() in fingerprints:
+        lines.append(
+            "the model was made with this data, and repeats wrong labels that it has seen; suspects of rows that it "
+            "has not seen are better"
+        )
+    return lines
 
 
 def _count_comparisons(settings: EvaluateSettings, info: BundleInfo, data: LabelledTexts) -> int:
@@ -186,8 +252,10 @@ def _describe_guarantee(promised: Guarantee) -> list[str]:
 
 def describe_metrics(metrics: LabelledRowsMetrics) -> list[str]:
     """Describe metrics in a few lines: the numbers, a table by label, and thresholds for abstaining."""
+    population = metrics.population_rows
+    stand_for = "" if population is None else f", weighted to stand for {population:,}"
     return [
-        f"{metrics.n:,} rows: {_describe_numbers(metrics.named_numbers)}",
+        f"{metrics.n:,} rows{stand_for}: {_describe_numbers(metrics.named_numbers)}",
         *metrics.table(),
         *_describe_thresholds(metrics),
     ]

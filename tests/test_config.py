@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from sentiment_core.config import parse
+from sentiment_core.analysis.sample import SampleSettings
+from sentiment_core.config import command_line, parse
 from sentiment_core.errors import UserError
 from sentiment_core.scoring.settings import ScoreSettings
 from sentiment_core.training.settings import TrainSettings
@@ -73,3 +74,11 @@ def test_help_tells_every_default(capsys):
     told = capsys.readouterr().out
     assert told.count("(default: ") > 15
     assert re.search(r"--seed N +seed of [^(]*\(default:\s+0\)", told)
+
+
+def test_a_setting_may_be_called_by_a_word_of_python(tmp_path):
+    (tmp_path / "sample.yaml").write_text("scored: out\nrows: 9\nto: s.csv\nfor: training\n")
+    settings = parse(SampleSettings, "", ["--config", str(tmp_path / "sample.yaml")])
+    assert settings.for_ == "training"
+    assert parse(SampleSettings, "", ["--config", str(tmp_path / "sample.yaml"), "--for", "shares"]).for_ == "shares"
+    assert "--for training" in command_line("sample", settings)

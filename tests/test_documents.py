@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sentiment_core.cli import COMMANDS
-from sentiment_core.config import parse
+from sentiment_core.config import flag_of, parse
 from sentiment_core.scoring import meters
 
 REPO = Path(__file__).resolve().parents[1]
@@ -165,7 +165,7 @@ def test_every_flag_is_in_the_reference():
     for name, command in COMMANDS.items():
         shown = parts[name] + parts.get(module.parent_of(name), "")
         for field in command.settings_class.__dataclass_fields__:
-            assert f"`--{field.replace('_', '-')}`" in shown, f"{name}: {field}"
+            assert f"`{flag_of(field)}`" in shown, f"{name}: {field}"
 
 
 @pytest.mark.parametrize("name", hooks().RECORDS)

@@ -9,10 +9,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sentiment_core import Classifier, score, verify
+from sentiment_core.analysis.sample import SampleSettings, sample
+from sentiment_core.analysis.sample_file import read_sample
 from sentiment_core.nightly.job import nightly
 from sentiment_core.nightly.settings import NightlySettings
 from tests.conftest import sentences
@@ -105,3 +108,13 @@ def test_old_nights_go_on_and_are_compared_with(old, in_process):
     first = json.loads((old / "nightly" / "_nights" / "2026-11-27.json").read_text())
     assert first == json.loads((DATA / "nightly" / "_nights" / "2026-11-27.json").read_text())
     assert "2026-11-27" in (old / "nightly" / "_nights" / "index.html").read_text()
+
+
+def test_rows_of_an_old_output_are_drawn(old, tmp_path):
+    settings = SampleSettings(scored=str(old / "scored"), rows=20, to=str(tmp_path / "s.csv"))
+    assert sample(settings).rows == 20
+    drawn = read_sample(str(tmp_path / "s.csv"))
+    paths = (old / "scored").rglob("*.parquet")
+    status = pa.concat_tables(pq.read_table(path, partitioning=None, columns=["status"]) for path in paths)
+    with_text = sum(name not in ("empty", "null") for name in status["status"].to_pylist())
+    assert drawn.weight.sum() == pytest.approx(with_text)

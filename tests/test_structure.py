@@ -21,6 +21,7 @@ FLOORS = (  # from the ground up; packages of one floor do not import each other
     ("inference", "report"),
     ("api",),
     ("training", "scoring"),
+    ("analysis",),
     ("serving", "evaluation"),
     ("nightly", "demo", "adoption"),
     ("commands",),

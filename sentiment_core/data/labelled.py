@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from sentiment_core.data import files, hub, labels, unit_reader
 from sentiment_core.data.labels import SHOWN_LABELS, FileLabels, LabelScheme, NumberedLabels
 from sentiment_core.data.origin import DataOrigin, DroppedRows
 from sentiment_core.data.partitions import partition_values
-from sentiment_core.data.readers import COMPRESSIONS, READERS, SUFFIXES, Columns
+from sentiment_core.data.readers import COMPRESSIONS, READERS, SAMPLE_KEY, SUFFIXES, Columns
 from sentiment_core.data.snapshot import Snapshot
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
@@ -35,6 +36,9 @@ class LabelledTexts:
     label_names: list[str]
     origin: DataOrigin = field(default_factory=DataOrigin)
     groups: list[str] = field(default_factory=list)  # of each row, if `Columns.group` names a column
+    positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) int64, among all rows read
+    file_rows: list[tuple[str, int]] = field(default_factory=list)  # paths of the files, and how many rows each has
+    samples: list[str] = field(default_factory=list)  # paths of the files that `sentiment-core sample` wrote
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -54,7 +58,17 @@ class LabelledTexts:
     def take(self, rows: np.ndarray) -> "LabelledTexts":
         """Select rows."""
         texts, groups = ([values[i] for i in rows] if values else [] for values in (self.texts, self.groups))
-        return LabelledTexts(texts, self.labels[rows], self.label_names, self.origin, groups)
+        positions = self.positions[rows] if len(self.positions) else self.positions
+        return replace(self, texts=texts, labels=self.labels[rows], groups=groups, positions=positions)
+
+    def locate(self, row: int) -> tuple[str, int]:
+        """Return the file of a row, and the row's number there from 0 on."""
+        number = int(self.positions[row])
+        for path, rows in self.file_rows:
+            if number < rows:
+                return path, number
+            number -= rows
+        raise IndexError(row)
 
     def fingerprint(self) -> str:
         """Return the sha256 over texts and label names, in order."""
@@ -73,7 +87,8 @@ def read(path: str, columns: Columns = Columns(), scheme: LabelScheme = LabelSch
     A hub data set is `owner/name[:config][:split]`, the split `train` unless named. `scheme` says which classes there
     are; see `labels.number_labels`. The `origin` of the data tells how labels and classes met. Raises `UserError`.
     """
-    files_read, origin = _read_files(path, columns)
+    tables, origin = _read_files(path, columns)
+    files_read = [_take_columns(file, columns) for file in tables]
     texts = [text for file in files_read for text in file.texts]
     numbers = labels.number_labels([file.labels for file in files_read], path, columns.label, scheme)
     has_text = np.array([_is_usable(text) for text in texts], bool)
@@ -87,6 +102,7 @@ def read(path: str, columns: Columns = Columns(), scheme: LabelScheme = LabelSch
         )
     chosen = [texts[i] or "" for i in rows]
     remarks = [*origin.remarks, *_describe_replaced(chosen), *_describe_numbers(numbers, scheme)]
+    remarks += _describe_unreached(files_read)
     origin = replace(
         origin,
         rows=len(rows),
@@ -97,7 +113,18 @@ def read(path: str, columns: Columns = Columns(), scheme: LabelScheme = LabelSch
     )
     groups = [group for file in files_read for group in file.groups]
     chosen_groups = [groups[i] for i in rows] if groups else []
-    return LabelledTexts(chosen, numbers.labels[rows], numbers.label_names, origin, chosen_groups)
+    file_rows = [(file.labels.path, len(file.texts)) for file in files_read]
+    samples = [file.labels.path for file in files_read if file.is_sample]
+    return LabelledTexts(
+        chosen, numbers.labels[rows], numbers.label_names, origin, chosen_groups, rows, file_rows, samples
+    )
+
+
+def read_texts(path: str, columns: Columns) -> list[str]:
+    """Read the texts of labelled data at a path, whether or not they have labels. Raises `UserError`."""
+    files_read, _ = _read_files(path, replace(columns, label=columns.texts[0]))
+    texts = (text for file in files_read for text in _join_texts(file.table, file.path, columns))
+    return [text for text in texts if text is not None and _is_usable(text)]
 
 
 def _is_usable(text: str | None) -> bool:
@@ -107,6 +134,16 @@ def _is_usable(text: str | None) -> bool:
 def _describe_replaced(texts: list[str]) -> list[str]:
     damaged = sum(REPLACEMENT in text for text in texts)
     return [f"{damaged:,} texts hold U+FFFD, which stands for bytes that are not UTF-8"] * (damaged > 0)
+
+
+def _describe_unreached(files_read: Sequence["_LabelledFile"]) -> list[str]:
+    """Say how many rows of samples nobody has labelled yet."""
+    samples = [file for file in files_read if file.is_sample]
+    cells = [
+        cell for file in samples for cell, text in zip(file.labels.cells, file.texts, strict=True) if _is_usable(text)
+    ]
+    unreached = sum(cell is None for cell in cells)
+    return [f"{unreached:,} of {len(cells):,} rows of samples have no label yet and were left out"] * (unreached > 0)
 
 
 def _describe_numbers(numbers: NumberedLabels, scheme: LabelScheme) -> list[str]:
@@ -222,15 +259,26 @@ def _draw_stratified(text_labels: np.ndarray, fraction: float, rng: np.random.Ge
 
 
 @dataclass(frozen=True)
+class _FileTable:
+    """The columns of one file, as they stand in it."""
+
+    table: pa.Table
+    path: str
+    folder: dict[str, str | None] = field(default_factory=dict)  # values of its partition folders, by key
+    declared: list[str] | None = None  # names that the file gives the numbers 0, 1, ...
+
+
+@dataclass(frozen=True)
 class _LabelledFile:
     """The rows of one file, also of those that cannot be used."""
 
     texts: list[str | None]
     labels: FileLabels
     groups: list[str]
+    is_sample: bool  # `sentiment-core sample` wrote the file
 
 
-def _read_files(path: str, columns: Columns) -> tuple[list[_LabelledFile], DataOrigin]:
+def _read_files(path: str, columns: Columns) -> tuple[Iterator[_FileTable], DataOrigin]:
     """Read the columns of all files at a path, each with its own types and names of labels."""
     looks_like_file = "://" in path or path.lower().endswith(SUFFIXES) or path.startswith((".", "/", "~"))
     if not looks_like_file and not files.is_glob(path) and not storage.exists(path):
@@ -239,27 +287,26 @@ def _read_files(path: str, columns: Columns) -> tuple[list[_LabelledFile], DataO
         data = hub.fetch(path)
         columns.present(data.column_names, path)
         table, declared = data.read(columns.names), data.class_names(columns.label)
-        return [_take_columns(table, path, columns, {}, declared)], DataOrigin(path, revision=data.revision)
+        return iter([_FileTable(table, path, declared=declared)]), DataOrigin(path, revision=data.revision)
     data_files = files.find_files(path, SUFFIXES)
     if data_files.table:
-        return _read_table(data_files.table, path, columns)
+        table_origin = DataOrigin(path, files=len(data_files.table.files), version=data_files.table.version)
+        return _read_table(data_files.table, path, columns), table_origin
     _check_not_twice(path, [stamp.path for stamp in data_files.stamps])
-    read = [_read_file(data_files.root, stamp.path, columns) for stamp in data_files.stamps]
+    read = (_read_file(data_files.root, stamp.path, columns) for stamp in data_files.stamps)
     remarks = [f"{path}: {line}" for line in data_files.describe_unread()]
-    return read, DataOrigin(path, files=len(read), remarks=remarks)
+    return read, DataOrigin(path, files=len(data_files.stamps), remarks=remarks)
 
 
-def _read_table(table: Snapshot, path: str, columns: Columns) -> tuple[list[_LabelledFile], DataOrigin]:
+def _read_table(table: Snapshot, path: str, columns: Columns) -> Iterator[_FileTable]:
     """Read the columns of all data files of a table's version."""
     names = columns.present(table.columns.schema.names, path)
-    read = []
     for file in table.files:
         try:
             rows = unit_reader.read_table_file(table.root, file, names, table.columns)
         except UNREADABLE as error:
             raise UserError(f"{file.stamp.path} of {path} cannot be read: {describe_error(error)}") from None
-        read.append(_take_columns(rows, path, columns, {}, None))
-    return read, DataOrigin(path, files=len(read), version=table.version)
+        yield _FileTable(rows, path)
 
 
 def _check_not_twice(path: str, names: list[str]) -> None:
@@ -271,7 +318,7 @@ def _check_not_twice(path: str, names: list[str]) -> None:
             raise UserError(f"{path} holds {original} and {name}, the same file twice; remove one of them")
 
 
-def _read_file(root: str, relative_path: str, columns: Columns) -> _LabelledFile:
+def _read_file(root: str, relative_path: str, columns: Columns) -> _FileTable:
     path = storage.join(root, relative_path)
     filesystem, inner_path = storage.locate(path)
     suffix = max((suffix for suffix in READERS if inner_path.lower().endswith(suffix)), key=len, default=None)
@@ -289,28 +336,33 @@ def _read_file(root: str, relative_path: str, columns: Columns) -> _LabelledFile
     except UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as {suffix[1:]}: {reason}; repair it or leave it out") from None
-    return _take_columns(table, path, columns, folder, hub.class_names_in(table.schema, columns.label))
+    return _FileTable(table, path, folder, hub.class_names_in(table.schema, columns.label))
 
 
-def _take_columns(
-    table: pa.Table, path: str, columns: Columns, folder: dict[str, str | None], declared: list[str] | None
-) -> _LabelledFile:
-    """Return the texts and labels of a file's columns; a label that is none of them stands in the folder's name."""
+def _join_texts(table: pa.Table, path: str, columns: Columns) -> list[str | None]:
+    """Return the joined texts of a file's rows. Raises `UserError` for a column that holds no texts."""
     for name in columns.texts:
         if not is_text(kind := table.schema.field(name).type):
             raise UserError(f"column {name!r} of {path} holds {kind}; expected text; choose with --text-column")
-    batches = table.select(list(columns.texts)).to_batches()
-    texts = [text for batch in batches for text in join_texts(batch.columns)]
+    return [text for batch in table.select(list(columns.texts)).to_batches() for text in join_texts(batch.columns)]
+
+
+def _take_columns(file: _FileTable, columns: Columns) -> _LabelledFile:
+    """Return the texts and labels of a file's columns; a label that is none of them stands in the folder's name."""
+    table, folder = file.table, file.folder
+    texts = _join_texts(table, file.path, columns)
     if columns.label in table.column_names:
         file_labels = labels.read_file_labels(
-            table[columns.label], path, columns.label, columns.label_separator, declared
+            table[columns.label], file.path, columns.label, columns.label_separator, file.declared
         )
     else:
-        file_labels = FileLabels(path, [labels.read_folder_label(folder[columns.label])] * len(texts), declared)
+        cells = [labels.read_folder_label(folder[columns.label])] * len(texts)
+        file_labels = FileLabels(file.path, cells, file.declared)
     groups: list[str] = []
     if columns.group:
         stands_in_file = columns.group in table.column_names
         values_of_rows = table[columns.group].to_pylist() if stands_in_file else [folder[columns.group]] * len(texts)
         groups = [str(value) for value in values_of_rows]
-    cells = [cell if _is_usable(text) else None for cell, text in zip(file_labels.cells, texts, strict=True)]
-    return _LabelledFile(texts, replace(file_labels, cells=cells), groups)
+    usable_cells = [cell if _is_usable(text) else None for cell, text in zip(file_labels.cells, texts, strict=True)]
+    is_sample = SAMPLE_KEY in (table.schema.metadata or {})
+    return _LabelledFile(texts, replace(file_labels, cells=usable_cells), groups, is_sample)

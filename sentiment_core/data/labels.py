@@ -89,10 +89,20 @@ def read_file_labels(
     labels = read_labels(column, path, name)
     if separator is None:
         return FileLabels(path, labels, declared)
+    return FileLabels(path, split_cells(labels, separator), declared, several=True)
+
+
+def split_cells(labels: Sequence[Label], separator: str | None) -> list[Cell]:
+    """Split texts that hold several labels; if all of these are whole numbers, they become numbers.
+
+    Without a separator each cell stays one label.
+    """
+    if separator is None:
+        return list(labels)
     cells = [None if label is None else _split(str(label), separator) for label in labels]
     if all(WHOLE_NUMBER.fullmatch(str(label)) for label in flatten(cells) if label is not None):
-        cells = [cell if cell is None else tuple(int(str(label)) for label in cell) for cell in cells]
-    return FileLabels(path, cells, declared, several=True)
+        return [cell if cell is None else tuple(int(str(label)) for label in cell) for cell in cells]
+    return list(cells)
 
 
 def _read_lists(column: pa.ChunkedArray, path: str, name: str) -> list[Cell]:

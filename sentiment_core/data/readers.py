@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from sentiment_core.data import sample_columns
 from sentiment_core.errors import UserError
 
 BLOCK_BYTES = 64 << 20  # of CSV read at once: no row may be longer
 HEADER_CHARACTERS = 1 << 20  # at most, of the first row of a CSV file
 CSV_SEPARATORS = (",", ";", "\t", "|")
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+SAMPLE_KEY = b"sentiment_core.sample"  # in the metadata of a table that was read from a sample
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # endings that may follow those of text formats
 
 
@@ -110,31 +112,87 @@ def _has_field(schema: pa.Schema, parts: list[str]) -> bool:
 
 def read_csv(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
     """Read the columns of a CSV file with a header; quotes may hold line breaks."""
-    content = stream.read()
-    encoding = columns.csv_encoding or next(
-        (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8"
-    )
-    text = _decode(content, encoding).lstrip("\r\n")
+    csv_text = open_csv(stream.read(), path, columns.in_file, columns.separator, columns.csv_encoding)
+    table = csv_text.read(columns.present(csv_text.header, path), columns.texts)
+    if not csv_text.is_sample:
+        return table
+    for i, name in enumerate(table.column_names):
+        if name in columns.texts:
+            texts = [cell if cell is None else sample_columns.unescape(cell) for cell in table[name].to_pylist()]
+            table = table.set_column(i, name, pa.array(texts, pa.string()))
+    return table.replace_schema_metadata({SAMPLE_KEY: b""})
+
+
+@dataclass(frozen=True)
+class CsvText:
+    """The decoded content of a CSV file."""
+
+    text: str
+    separator: str
+    header: list[str]  # names of its columns
+
+    @property
+    def is_sample(self) -> bool:
+        """True if `sentiment-core sample` wrote the file."""
+        return sample_columns.is_sample(self.header, self.text[:HEADER_CHARACTERS])
+
+    def read(self, names: Sequence[str], texts: Sequence[str]) -> pa.Table:
+        """Read the columns of these names, those of `texts` as texts. An empty cell is null; empty lines are no rows.
+
+        Raises one of `failures.UNREADABLE`.
+        """
+        return pa.csv.read_csv(
+            pa.BufferReader(self.text.encode()),
+            pa.csv.ReadOptions(block_size=BLOCK_BYTES),
+            pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True),
+            pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(texts, pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],
+                include_columns=list(names),
+            ),
+        )
+
+
+def open_csv(
+    content: bytes, path: str, needed: Sequence[str], separator: str | None = None, encoding: str | None = None
+) -> CsvText:
+    """Decode a CSV file and find its separator.
+
+    Args:
+        content: Of the file.
+        path: Of the file, for its suffix.
+        needed: Names of columns; the separator is the first with which the header has them.
+        separator: One character; None: it is to be found.
+        encoding: Name of the encoding; None: by the byte-order mark, else UTF-8, or cp1252 for a sample that is not.
+
+    Raises:
+        OSError: The file is empty.
+        UserError: There is no such encoding.
+    """
+    text = _decode(content, encoding or _find_encoding(content)).lstrip("\r\n")
     if not text.strip():
         raise OSError("it is empty")
     by_suffix = "\t" if ".tsv" in path.lower() else ","
-    separators = [columns.separator] if columns.separator else [by_suffix, *CSV_SEPARATORS]
+    separators = [separator] if separator else [by_suffix, *CSV_SEPARATORS]
     start = text[:HEADER_CHARACTERS]
-    headers = {separator: _read_header(start, separator) for separator in separators}
-    fitting = [separator for separator, header in headers.items() if {*columns.in_file} <= {*header}]
-    separator = [*fitting, *separators][0]
-    names = columns.present(headers[separator], path)
-    return pa.csv.read_csv(
-        pa.BufferReader(text.encode()),
-        pa.csv.ReadOptions(block_size=BLOCK_BYTES),
-        pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(columns.texts, pa.string()),
-            strings_can_be_null=True,
-            null_values=[""],
-            include_columns=names,
-        ),
-    )
+    headers = {candidate: _read_header(start, candidate) for candidate in separators}
+    fitting = [candidate for candidate, header in headers.items() if {*needed} <= {*header}]
+    chosen = [*fitting, *separators][0]
+    return CsvText(text, chosen, headers[chosen])
+
+
+def _find_encoding(content: bytes) -> str:
+    """Return the encoding of a CSV file by its byte-order mark; of a sample also by what it holds."""
+    for mark, name in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            return name
+    if sample_columns.ID.search(content[:HEADER_CHARACTERS].decode("ascii", "replace")):
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            return "cp1252"
+    return "utf-8"
 
 
 def _read_header(text: str, separator: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Metrics, calibration and thresholds of multi-label predictions, label by label.
 
 Throughout: `probabilities` and `logits` are (n, labels) float, `targets` (n, labels) bool. Each label is a question of
-its own, answered by the sigmoid of its logit.
+its own, answered by the sigmoid of its logit. `weights` are as in `metrics`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sentiment_core.model.metrics import mean_calibration_gap, reliability, risk_coverage
+from sentiment_core.model.metrics import count_population, mean, mean_calibration_gap, reliability, risk_coverage
 from sentiment_core.model.multi_label_records import LabelCalibration, LabelMetrics, MultiLabelMetrics
 from sentiment_core.model.records import MultiLabelScores
 
@@ -33,6 +33,7 @@ def evaluate(
     targets: np.ndarray,
     label_names: Sequence[str],
     thresholds: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> MultiLabelMetrics:
     """Compute all metrics of labelled rows.
 
@@ -43,11 +44,14 @@ def evaluate(
         targets: (n, labels) bool.
         label_names: Labels in the order of the columns.
         thresholds: (labels,) by which `chosen` was decided.
+        weights: (n,) or None.
     """
     from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-    precision, recall, f1, _ = precision_recall_fscore_support(targets, chosen, average=None, zero_division=0)
-    rows, predicted = targets.sum(axis=0), chosen.sum(axis=0)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        targets, chosen, average=None, zero_division=0, sample_weight=weights
+    )
+    rows, predicted = (_count(labels, weights) for labels in (targets, chosen))
     by_label = {
         name: LabelMetrics(
             rows=int(rows[i]),
@@ -56,9 +60,11 @@ def evaluate(
             precision=float(precision[i]),
             recall=float(recall[i]),
             f1=float(f1[i]),
-            average_precision=float(average_precision_score(targets[:, i], probabilities[:, i])) if rows[i] else None,
-            ece=mean_calibration_gap(probabilities[:, i], targets[:, i]),
-            reliability=reliability(probabilities[:, i], targets[:, i]),
+            average_precision=float(average_precision_score(targets[:, i], probabilities[:, i], sample_weight=weights))
+            if targets[:, i].any()
+            else None,
+            ece=mean_calibration_gap(probabilities[:, i], targets[:, i], weights),
+            reliability=reliability(probabilities[:, i], targets[:, i], weights),
         )
         for i, name in enumerate(label_names)
     }
@@ -67,15 +73,23 @@ def evaluate(
     return MultiLabelMetrics(
         n=len(targets),
         labels=list(label_names),
-        micro_f1=micro_f1(chosen, targets),
-        macro_f1=_macro_f1(f1, rows + predicted > 0),
+        micro_f1=micro_f1(chosen, targets, weights),
+        macro_f1=_macro_f1(f1, (targets | chosen).any(axis=0)),
         mean_average_precision=float(np.mean(precisions)) if precisions else 0.0,
-        exact_match=float(correct.mean()),
-        ece=mean_label_error(probabilities, targets),
-        brier=float(((probabilities - targets) ** 2).mean()),
-        risk_coverage=risk_coverage(confidence, correct),
+        exact_match=mean(correct, weights),
+        ece=float(np.mean([label.ece for label in by_label.values()])),
+        brier=mean(
+            (probabilities - targets) ** 2, None if weights is None else np.tile(weights, (len(label_names), 1)).T
+        ),
+        risk_coverage=risk_coverage(confidence, correct, weights),
         by_label=by_label,
+        population_rows=count_population(weights),
     )
+
+
+def _count(labels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Count the rows that have each label, (labels,); with weights rows of the corpus."""
+    return labels.sum(axis=0) if weights is None else np.rint(weights @ labels)
 
 
 def score_epoch(
@@ -94,9 +108,14 @@ def score_epoch(
     )
 
 
-def micro_f1(chosen: np.ndarray, targets: np.ndarray) -> float:
+def micro_f1(chosen: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Compute the F1 of all decisions together; 0 where there is no label on either side."""
-    return float(2 * (chosen & targets).sum() / max(1, chosen.sum() + targets.sum()))
+    row_weights = np.ones(len(targets)) if weights is None else weights
+    hits, labels = (
+        row_weights @ (chosen & targets).sum(axis=1),
+        row_weights @ (chosen.sum(axis=1) + targets.sum(axis=1)),
+    )
+    return float(2 * hits / max(1, labels))
 
 
 def _macro_f1(f1: np.ndarray, occurring: np.ndarray) -> float:

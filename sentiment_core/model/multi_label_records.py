@@ -63,10 +63,10 @@ class MultiLabelMetrics(LabelledRowsMetrics):
         """Describe the labels that have the model's micro-F1 if every row gets them; empty if there are none."""
         by_frequency = sorted(self.by_label, key=lambda label: -self.by_label[label].rows)
         total = sum(label.rows for label in self.by_label.values())
-        hits, best, best_labels = 0, 0.0, 0
+        hits, best, best_labels, rows = 0, 0.0, 0, self.population_rows or self.n
         for number, label in enumerate(by_frequency, 1):
             hits += self.by_label[label].rows
-            if (f1 := 2 * hits / (number * self.n + total)) > best:
+            if (f1 := 2 * hits / (number * rows + total)) > best:
                 best, best_labels = f1, number
         if self.micro_f1 > best:
             return ""

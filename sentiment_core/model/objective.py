@@ -61,9 +61,7 @@ class SingleLabel:
     def balance(self, counts: np.ndarray, rows: int) -> np.ndarray:
         """Return weights (classes,) with which each class counts as much as any other.
 
-        Args:
-            counts: (classes,) rows that have each label.
-            rows: All rows.
+        `counts`: (classes,) rows that have each label. `rows`: all rows.
         """
         return np.divide(rows / np.count_nonzero(counts), counts, out=np.ones(len(counts)), where=counts > 0)
 
@@ -126,9 +124,11 @@ class SingleLabel:
         """Tell for each row, (n,) bool, whether two models decide alike."""
         return self.decide(probabilities)[0] == self.decide(others)[0]
 
-    def evaluate(self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str]) -> Metrics:
-        """Compute the metrics of labelled rows. Every row must have a score."""
-        return metrics.evaluate(probabilities, targets, label_names, self.ordinal)
+    def evaluate(
+        self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str], weights: np.ndarray | None = None
+    ) -> Metrics:
+        """Compute the metrics of labelled rows, weighted if there are `weights` (n,). Every row must have a score."""
+        return metrics.evaluate(probabilities, targets, label_names, self.ordinal, weights)
 
     def fit_decision(self, probabilities: np.ndarray, targets: np.ndarray) -> "SingleLabel":
         """Return the objective that decides best on labelled rows; the most probable label needs no fitting."""
@@ -317,11 +317,13 @@ class MultiLabel:
         """Tell for each row, (n,) bool, whether two models choose the same labels."""
         return (self.decide(probabilities)[0] == self.decide(others)[0]).all(axis=1)
 
-    def evaluate(self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str]) -> MultiLabelMetrics:
-        """Compute the metrics of labelled rows. Every row must have a score."""
+    def evaluate(
+        self, probabilities: np.ndarray, targets: np.ndarray, label_names: list[str], weights: np.ndarray | None = None
+    ) -> MultiLabelMetrics:
+        """Compute the metrics of labelled rows, weighted if there are `weights` (n,). Every row must have a score."""
         chosen, confidence = self.decide(probabilities)
         thresholds = self._thresholds_of(probabilities.astype(np.float64))
-        return multi_label.evaluate(probabilities, chosen, confidence, targets, label_names, thresholds)
+        return multi_label.evaluate(probabilities, chosen, confidence, targets, label_names, thresholds, weights)
 
     def fit_decision(self, probabilities: np.ndarray, targets: np.ndarray) -> "MultiLabel":
         """Return the objective with the thresholds that are best on labelled rows."""

@@ -65,6 +65,7 @@ class LabelledRowsMetrics(Record):
     ece: float = 0.0  # expected calibration error
     brier: float = 0.0
     risk_coverage: RiskCoverage = field(default_factory=RiskCoverage)
+    population_rows: int | None = None  # of a weighted sample: rows of the corpus that it stands for, as all counts do
 
     @property
     def accuracy(self) -> float:
@@ -128,7 +129,7 @@ class Metrics(LabelledRowsMetrics):
     def find_constant_answer(self) -> str:
         """Describe the label that is right as often as the model; empty if there is none."""
         rows = [sum(counts) for counts in self.confusion]
-        share = max(rows) / self.n
+        share = max(rows) / sum(rows)
         label = self.labels[rows.index(max(rows))]
         return "" if self.accuracy > share else f"always giving {label!r} ({share:.4f})"
 

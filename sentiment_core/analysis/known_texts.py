@@ -1,0 +1,64 @@
+"""Texts that have labels already: those of earlier samples, of other labelled data, and of a model's training."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from sentiment_core.data import labelled
+from sentiment_core.data.readers import Columns
+from sentiment_core.errors import UserError
+from sentiment_core.model import bundle
+from sentiment_core.runtime import storage
+
+COMPARED_CHARACTERS = 30_000  # of a text: spreadsheets cut cells at 32,767
+
+
+def hash_text(text: str) -> bytes:
+    """Hash a text for comparison, without regard to the white space between its words."""
+    words = " ".join(text.split())[:COMPARED_CHARACTERS]
+    return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def hash_texts_of(paths: Iterable[str], text_columns: Sequence[str]) -> set[bytes]:
+    """Hash the texts of labelled data, with or without labels. Raises `UserError`."""
+    hashes: set[bytes] = set()
+    for path in paths:
+        try:
+            hashes.update(map(hash_text, labelled.read_texts(path, Columns(tuple(text_columns)))))
+        except UserError as error:
+            raise UserError(f"--exclude: {str(error).replace('; choose with --text-column', '')}") from None
+    return hashes
+
+
+def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
+    """Hash the texts that a bundle was trained and chosen on, if they are still where they were.
+
+    Returns:
+        The hashes, and a sentence that says what was read, or why nothing was.
+    """
+    unread = "its training data was not left out; give it with --exclude"
+    if not bundle_path or not storage.exists(storage.join(bundle_path, bundle.CARD)):
+        return set(), f"the bundle that scored is not at hand ({bundle_path or 'no path noted'}): {unread}"
+    training = bundle.read_info(bundle_path).training
+    paths = list(dict.fromkeys(path for path in (training.data.place, training.eval_data.place) if path))
+    if not paths:
+        return set(), f"the bundle that scored does not say what it was trained on: {unread}"
+    absent = next((path for path in paths if not storage.exists(path)), None)
+    if absent is not None:
+        return set(), f"the bundle's training data {absent} is not at hand: {unread}"
+    settings = training.settings
+    columns = settings.get("text_column", "text")
+    hashes: set[bytes] = set()
+    for path in paths:
+        try:
+            texts = labelled.read_texts(
+                path,
+                Columns(
+                    (columns,) if isinstance(columns, str) else tuple(columns),
+                    csv_separator=settings.get("csv_separator"),
+                    csv_encoding=settings.get("csv_encoding"),
+                ),
+            )
+        except UserError as error:
+            return set(), f"the bundle's training data cannot be read ({error}): {unread}"
+        hashes.update(map(hash_text, texts))
+    return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
