@@ -36,6 +36,7 @@ RECORDS = {  # records that are written as JSON: where, and the dataclasses whos
         "footer sentiment_core.counts of named models",
         ["sentiment_core.scoring.statistics:PassCounts"],
     ),
+    "share": ("an entry of the list that shares --to writes", ["sentiment_core.analysis.records:Share"]),
     "night": ("_nights/NIGHT.json", ["sentiment_core.nightly.record:Night"]),
 }
 NOT_WRITTEN = {

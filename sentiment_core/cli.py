@@ -187,6 +187,13 @@ def _score(settings: Any) -> int:
     return result.exit_code
 
 
+def _shares(settings: Any) -> int:
+    from sentiment_core.analysis.shares import shares
+
+    print(shares(settings).report())
+    return EXIT_OK
+
+
 def _verify(settings: Any) -> int:
     from sentiment_core.scoring.verify import verify
 
@@ -317,6 +324,17 @@ The CSV file opens in a spreadsheet. Fill its column label and leave the others 
 for the whole corpus. A sample for training has uncertain rows that differ, from which the model learns most.""",
         "sentiment_core.analysis.sample:SampleSettings",
         _sample,
+    ),
+    "shares": Command(
+        "Report the shares of labels in a scored corpus, with intervals from a labelled sample.",
+        """\
+  sentiment-core shares --scored scored/ --labelled sample.csv --by month --to shares.json
+  sentiment-core shares --scored scored/
+
+Counting predicted labels is biased. With a sample of `sample --for shares` the bias is measured and removed. Without
+one, counts are corrected by the errors on the model's evaluation rows, and have no interval.""",
+        "sentiment_core.analysis.shares:SharesSettings",
+        _shares,
     ),
     "nightly": Command(
         "Score what is new, verify it, compare it with past nights, renew the model.",

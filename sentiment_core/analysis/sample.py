@@ -13,7 +13,7 @@ import numpy as np
 from sentiment_core.analysis import draw, input_texts, known_texts, strata, uncertain
 from sentiment_core.analysis.draw import Draws
 from sentiment_core.analysis.input_texts import ScoredInput
-from sentiment_core.analysis.sample_file import DrawnRow, check_text_columns, format_sample
+from sentiment_core.analysis.sample_file import LABEL_SEPARATOR, DrawnRow, check_text_columns, format_sample
 from sentiment_core.analysis.scored_rows import OpenedOutput, check_keys, map_outputs, open_output, read_batch
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data.labels import SHOWN_LABELS
@@ -25,7 +25,6 @@ from sentiment_core.scoring.outputs import Output
 SHOWN_STRATA = 10
 ROWS_FOR_GROUP = 10  # rows of a sample for each group that it is drawn from
 CANDIDATES = 5  # for each row of a sample for training, among which diverse ones are chosen
-LABEL_SEPARATOR = "|"  # of several labels in a cell, as people are asked to write them
 SPREADSHEET_CHARACTERS = 32_767  # of a cell; spreadsheets cut off the rest
 
 

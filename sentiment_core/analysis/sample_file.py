@@ -27,6 +27,7 @@ from sentiment_core.runtime.failures import UNREADABLE
 
 SUFFIXES = (".csv", ".tsv", ".txt")  # of files that may be samples
 WEIGHT_DIGITS = 10  # significant ones, which spreadsheets show and so save
+LABEL_SEPARATOR = "|"  # of several labels in a cell, as people are asked to write them
 SHOWN_ROWS = 5  # in a message
 
 

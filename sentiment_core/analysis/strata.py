@@ -19,7 +19,7 @@ LEAST_DRAWN = 5  # rows of a stratum, or all: fewer give no variance worth the n
 DRAWN_FOR_BAND = 10  # rows of a group for each of its strata, so that half of them can go where errors are
 LEAST_DRAWN_OF_GROUP = 10
 # Of an error's standard deviation by the confidence: an overconfident model errs more often than it says.
-LEAST_DEVIATION = 0.1
+LEAST_DEVIATION = 0.2
 SEPARATOR = " | "
 
 Cell = tuple[Group, int]  # a group, and the index of a label or `NO_LABEL`

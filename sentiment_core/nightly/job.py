@@ -17,7 +17,7 @@ from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, 
 from sentiment_core.model import bundle, registry, source
 from sentiment_core.model.guarantee import derive_threshold
 from sentiment_core.model.naming import with_name
-from sentiment_core.nightly import alert, drift, lock, pages, record
+from sentiment_core.nightly import alert, drift, lock, pages, record, shares
 from sentiment_core.nightly.drift import Comparison, Profile
 from sentiment_core.nightly.plan import NightPlan, make_plan
 from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, ModelNight, Night, NightRun
@@ -103,6 +103,7 @@ def _open_record(plan: NightPlan) -> Night:
             comparisons=[],
             alarms=[],
             models={},
+            shares=None,
         )
     else:
         last = record.latest_night(plan.before)
@@ -127,6 +128,8 @@ def _run_night(plan: NightPlan, night: Night) -> None:
         record.write_night(folder, night)
         summary = _score(plan, night)
         _verify_and_compare(plan, night, plan.has_units_not_chosen or summary.out_of_time, summary.orphans > 0)
+        if shares.are_wanted(plan.settings):
+            _report_shares(plan, night)
         if plan.retraining and not plan.settings.limit:  # a look at the first rows changes no model
             _renew(plan, night, plan.retraining)
         night.state = "done"
@@ -288,6 +291,15 @@ def _compare_with_past(plan: NightPlan, night: Night, model: PassModel, part: Mo
     for name, (now, before) in pairs.items():
         comparisons += drift.compare(now, before, name, f"{name} in {PAST}", limit, max(1, tests), model.labels)
     return comparisons
+
+
+def _report_shares(plan: NightPlan, night: Night) -> None:
+    """Estimate the shares of labels. A failure is an alarm; the night is done all the same."""
+    try:
+        night.shares = shares.report_shares(plan.settings, plan.scoring.output_folder, night.drifted)
+    except UserError as error:
+        night.alarms.append(f"shares were not estimated: {error}")
+        night.exit_code = night.exit_code or EXIT_ATTENTION
 
 
 def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:

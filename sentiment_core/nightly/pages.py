@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sentiment_core.analysis.records import Share
 from sentiment_core.nightly.drift import CONFIDENCES, DISTRIBUTIONS, LABELS, Distribution, Profile
 from sentiment_core.nightly.record import (
     FOLDER,
@@ -20,6 +21,7 @@ from sentiment_core.nightly.record import (
     WHOLE,
     Night,
     Renewal,
+    SharesReport,
     baseline_nights,
     baseline_profile,
 )
@@ -71,8 +73,47 @@ def make_night_page(night: Night, before: Sequence[Night]) -> str:
         badges=BADGES,
         rate=_rows_per_second(night),
         renewal=describe_renewal(night.renewal) if night.renewal else "",
+        shares=_show_shares(night.shares) if night.shares else None,
         models=[_show_model(name, night, before) for name in night.names],
     )
+
+
+def _show_shares(report: SharesReport) -> dict[str, Any]:
+    """Return what a night's page shows of the shares: of all rows, and of the last groups by their names."""
+    groups: dict[str, list[Share]] = {}
+    for share in report.shares:
+        name = ", ".join(f"{key}={'null' if value is None else value}" for key, value in share.by.items())
+        groups.setdefault(name or "all rows", []).append(share)
+    names = list(groups)[:1] + list(groups)[1:][-SHOWN_PARTITIONS:]
+    shown = [(name, share) for name in names for share in groups[name]]
+    return {
+        "report": report,
+        "rows": [
+            (
+                name,
+                share.label,
+                share.rows,
+                _format_share(share.counted),
+                _format_share(share.estimate),
+                _format_interval(share),
+                share.method,
+            )
+            for name, share in shown
+        ],
+        "notes": list(dict.fromkeys(f"{name}: {share.note}" for name, share in shown if share.note)),
+        "accuracy": next((share.accuracy for share in report.shares if not share.by and share.accuracy), None),
+    }
+
+
+def _format_share(share: float | None) -> str:
+    """Return a share in per cent for people."""
+    return "" if share is None else f"{100 * share:.1f}\u00a0%"
+
+
+def _format_interval(share: Share) -> str:
+    if share.low is None or share.high is None:
+        return ""
+    return f"{100 * share.low:.1f}\u2013{100 * share.high:.1f}\u00a0%"
 
 
 def _show_model(name: str, night: Night, before: Sequence[Night]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sentiment_core.data.shards import Corpus
 from sentiment_core.errors import UserError
 from sentiment_core.model import registry
 from sentiment_core.model.naming import read_models, with_name
-from sentiment_core.nightly import record
+from sentiment_core.nightly import record, shares
 from sentiment_core.nightly.record import Night
 from sentiment_core.nightly.settings import NightlySettings, find_zone
 from sentiment_core.scoring.plan import ScorePlan, plan_scoring
@@ -89,6 +89,7 @@ class NightPlan:
 def make_plan(settings: NightlySettings) -> NightPlan:
     """Plan a night. Writes nothing. Raises UserError."""
     _refuse_renewal_of_several(settings)
+    shares.check_request(settings)
     decisions = {name: registry.history(path) for name, path in read_models(settings.model).items()}
     promoted = {
         name: {decision.digest for decision in history if decision.kind != "refused"}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from sentiment_core.analysis.records import Share
 from sentiment_core.data.shards import FailedShard
 from sentiment_core.errors import UserError
 from sentiment_core.nightly.drift import MIN_ROWS, Comparison, Profile
@@ -61,6 +62,22 @@ class Renewal:
     def from_json(cls, content: dict[str, Any]) -> "Renewal":
         """Build the record from JSON. Raises TypeError for other content."""
         return cls(**{item.name: content[item.name] for item in fields(cls) if item.name in content})
+
+
+@dataclass(frozen=True)
+class SharesReport:
+    """Shares of the labels in the whole corpus, as they were after a night."""
+
+    shares: list[Share]
+    certainty: float  # of the intervals
+    remarks: list[str] = field(default_factory=list)  # sentences to read before the shares are reported
+    due: str = ""  # why a new sample is due; empty if it is not
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "SharesReport":
+        """Build the record from JSON. Raises TypeError, KeyError or AttributeError for other content."""
+        values = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        return cls(**values | {"shares": [Share.from_json(share) for share in content["shares"]]})
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,7 @@ class Night:
     comparisons: list[Comparison] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
     renewal: Renewal | None = None  # {} in JSON if no candidate was trained
+    shares: SharesReport | None = None  # absent if they were not asked for
     runs: list[NightRun] = field(default_factory=list)
     models: dict[str, ModelNight] = field(default_factory=dict)  # by name
 
@@ -146,6 +164,7 @@ class Night:
         values |= {name: getattr(single, name) for name in MODEL_FIELDS}
         values["models"] = {name: ModelNight.from_json(model) for name, model in content.get("models", {}).items()}
         values["renewal"] = Renewal.from_json(content["renewal"]) if content.get("renewal") else None
+        values["shares"] = SharesReport.from_json(content["shares"]) if content.get("shares") else None
         values["failed_shards"] = [
             FailedShard(shard["source"], shard["reason"]) for shard in content.get("failed_shards", [])
         ]
@@ -162,7 +181,8 @@ class Night:
         left_out = {*MODEL_FIELDS} - {"tokens"} if models else {"models"}  # tokens: of all models
         if self.input_version is None:
             left_out.add("input_version")
-        left_out |= set() if self.reused_rows else {"reused_rows"}  # older records do not have it
+        left_out |= set() if self.reused_rows else {"reused_rows"}  # older records have neither
+        left_out |= set() if self.shares else {"shares"}
         return {name: value for name, value in (content | {"models": models}).items() if name not in left_out}
 
     @property
@@ -195,7 +215,7 @@ class Night:
     @property
     def line(self) -> dict[str, Any]:
         """The night in short, for other tools: a line of `nights.jsonl`."""
-        left_out = ("reference", "partitions", "comparisons", "failed_shards", "since_ns")
+        left_out = ("reference", "partitions", "comparisons", "failed_shards", "since_ns", "shares")
         content = self.to_json()
         models = {
             name: {key: value for key, value in model.items() if key not in left_out}

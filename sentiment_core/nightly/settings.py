@@ -39,6 +39,18 @@ class NightlySettings(ScoreSettings):
     reference_limit: float = setting(
         0.25, "the same between this night and the bundle's evaluation rows; raise it if these differ", group="run"
     )
+    shares_by: tuple[str, ...] = setting(
+        (),
+        "also estimate the shares of labels in the whole corpus, by these partition keys or kept columns",
+        "KEY,...",
+        group="run",
+    )
+    shares_sample: str | None = setting(
+        None, "labelled sample for shares, from which they get intervals", "FILE.csv", group="data"
+    )
+    shares_model: str | None = setting(
+        None, "name of the model whose shares are estimated, where several score", "MODEL", group="model"
+    )
     alert_url: str | None = setting(
         None, "webhook that gets the night as JSON if its exit code is not 0", "URL", group="output"
     )

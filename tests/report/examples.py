@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from sentiment_core.analysis.records import Estimate, Share
+from sentiment_core.analysis.shares import CORRECTED, SAMPLED
 from sentiment_core.data.shards import FailedShard
 from sentiment_core.model import metrics
 from sentiment_core.model.bundle import BundleInfo
@@ -26,6 +28,7 @@ from sentiment_core.nightly.record import (
     Night,
     NightRun,
     Renewal,
+    SharesReport,
     baseline_nights,
     baseline_profile,
 )
@@ -157,9 +160,30 @@ def nights(number: int = 20) -> list[Night]:
             night.alarms = [f"drift: {comparison}" for comparison in night.comparisons if comparison.drifted]
             night.alarms.append("scoring stopped: <script>alert('x')</script>")
             night.failed_shards = [FailedShard("kind=b/part-7.parquet", "Couldn't deserialize thrift: damaged")]
+            night.shares = _shares()
             night.renewal = Renewal("20260920-c0ffee", promoted=True, reason="accuracy 0.91, before 0.89")
         past.append(night)
     return past
+
+
+def _shares() -> SharesReport:
+    """Shares of two days: one that a sample was drawn from, and one that came later."""
+    sampled = [(0.312, 0.351, 0.297, 0.405), (0.118, 0.102, 0.061, 0.143), (0.570, 0.547, 0.489, 0.605)]
+    corrected = [(0.402, 0.455), (0.101, 0.083), (0.497, 0.462)]
+    accuracy = Estimate(0.874, 0.821, 0.927)
+    shares = [
+        Share({"day": "2026-09-01"}, label, 60_000, counted, estimate, low, high, SAMPLED, 50, accuracy)
+        for label, (counted, estimate, low, high) in zip(LABELS, sampled, strict=True)
+    ]
+    note = "the sample was not drawn from all of these rows; draw a new one for an interval"
+    for by in ({}, {"day": "2026-09-02"}):
+        shares += [
+            Share(by, label, 60_000, counted, estimate, None, None, CORRECTED, note=note)
+            for label, (counted, estimate) in zip(LABELS, corrected, strict=True)
+        ]
+    shares.sort(key=lambda share: len(share.by))
+    due = "the sample was drawn from 60,000 rows, and the corpus has 120,000 rows with text now"
+    return SharesReport(shares, 0.95, ["250 rows of the corpus are not scored yet; they are in no share"], due)
 
 
 def _profile(rng: np.random.Generator, rows: int, shift: int) -> Profile:

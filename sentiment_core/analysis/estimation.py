@@ -1,0 +1,110 @@
+"""Estimate means over a scored corpus from a stratified sample of labelled rows, with intervals.
+
+The model's score of every row is known, so only its error has to be estimated from the sample. This is
+prediction-powered inference (Angelopoulos et al. 2023, https://arxiv.org/abs/2301.09633, with the power tuning of
+https://arxiv.org/abs/2311.01453) for stratified samples; survey statistics calls it the difference estimator (Särndal,
+Swensson and Wretman 1992, Model Assisted Survey Sampling, chapter 6). The estimate is unbiased whatever the scores are
+worth. Better scores make the interval narrower.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from sentiment_core.analysis.records import Estimate
+
+# Errors that are added to the labelled rows of a group when variances are estimated. Few rows without an error do not
+# show that there is none; Agresti and Coull (1998) add rows to proportions for the same reason. benchmarks/shares.py
+# simulates corpora with shifted shares: with this number, intervals of 95 % held 93.5 to 98.5 % of the shares.
+PSEUDO_ERRORS = 0.4
+
+
+@dataclass(frozen=True)
+class Design:
+    """The rows of a sample that were labelled, and how they stand for the corpus.
+
+    In a stratum the labelled rows are a simple random sample of its rows.
+    """
+
+    stratum: np.ndarray  # (n,) int, index of each row's stratum
+    rows: np.ndarray  # (strata,) float, rows of the corpus in each stratum; each has a labelled row
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(strata,) int: labelled rows of each stratum."""
+        return np.bincount(self.stratum, minlength=len(self.rows))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(n,) float: rows of the corpus that each labelled row stands for."""
+        return (self.rows / self.sizes)[self.stratum]
+
+
+def tune_power(design: Design, truth: np.ndarray, scores: np.ndarray) -> float:
+    """Choose how much to rely on scores, from 0 (not at all) to 1.
+
+    It is the factor of the scores that makes the variance least, the same for all labels and groups, so that the shares
+    of all labels sum up to 1.
+
+    Args:
+        design: The labelled rows.
+        truth: (n, m) values to average, such as 1 where a row has a label.
+        scores: (n, m) their expectations by the model.
+    """
+    covariance = variance = 0.0
+    for stratum, (rows, size) in enumerate(zip(design.rows, design.sizes, strict=True)):
+        if size < 2:
+            continue
+        members = design.stratum == stratum
+        y, f = truth[members] - truth[members].mean(axis=0), scores[members] - scores[members].mean(axis=0)
+        factor = rows**2 / size / (size - 1)
+        covariance += factor * float((y * f).sum())
+        variance += factor * float((f * f).sum())
+    return float(np.clip(covariance / variance, 0, 1)) if variance > 0 else 1.0
+
+
+def estimate_mean(
+    design: Design,
+    truth: np.ndarray,
+    scores: np.ndarray,
+    members: np.ndarray,
+    mean_score: float,
+    power: float,
+    certainty: float,
+) -> Estimate:
+    """Estimate the mean of 0/1 values over a group of the corpus's rows.
+
+    Where the group cuts strata, the mean error is a ratio of weighted sums (Hájek) whose variance comes from its
+    linearization (Särndal et al. 1992, 5.6). Where it is made of whole strata that is the stratified estimate. The
+    interval is Student's, with as many degrees of freedom as labelled rows less strata.
+
+    Args:
+        design: The labelled rows of the sample, those outside the group too.
+        truth: (n,) values of the labelled rows.
+        scores: (n,) their expectations by the model.
+        members: (n,) bool, labelled rows in the group; there must be one.
+        mean_score: Mean of the scores over all of the group's rows in the corpus.
+        power: Factor of the scores, see `tune_power`.
+        certainty: Of the interval to hold the mean, such as 0.95.
+
+    Returns:
+        The mean and its interval, from 0 to 1.
+    """
+    weights = np.where(members, design.weights, 0.0)
+    total, labelled = float(weights.sum()), int(members.sum())
+    errors = truth - power * scores
+    mean_error = float((weights * errors).sum() / total)
+    influence = np.where(members, errors - mean_error, 0.0) / total
+    strata = np.unique(design.stratum[members])
+    variance = 0.0
+    for stratum in strata:
+        own = design.stratum == stratum
+        size, rows = int(own.sum()), float(design.rows[stratum])
+        squares = float(((influence[own] - influence[own].mean()) ** 2).sum()) / max(1, size - 1)
+        pseudo = PSEUDO_ERRORS / labelled * float(members[own].mean()) / total**2
+        variance += rows**2 * (squares + pseudo) / size * max(0.0, 1 - size / rows)
+    half = float(stats.t.ppf((1 + certainty) / 2, max(1, labelled - len(strata)))) * variance**0.5
+    value = power * mean_score + mean_error
+    low, value, high = np.clip([value - half, value, value + half], 0, 1).tolist()
+    return Estimate(value, low, high)
