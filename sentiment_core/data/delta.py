@@ -8,7 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from sentiment_core.data.snapshot import Snapshot, TableColumn, TableColumns, TableFile, normalize, relative_to
+from sentiment_core.data.snapshot import (
+    Snapshot,
+    TableColumn,
+    TableColumns,
+    TableFile,
+    describe_missing_extra,
+    normalize,
+    relative_to,
+)
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import describe_error
@@ -35,9 +43,7 @@ def open_table(path: str, version: int | None) -> Snapshot:
     try:
         from deltalake import DeltaTable
     except ImportError:
-        raise UserError(
-            f"{path} is a table of {KIND}; reading it needs the extra tables: pip install 'sentiment-core[tables]'"
-        ) from None
+        raise describe_missing_extra(path, KIND) from None
     root = storage.absolute(path)
     try:
         table = DeltaTable(root, storage_options=_storage_options(root))

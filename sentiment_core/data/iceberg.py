@@ -10,7 +10,15 @@ from typing import Any
 
 import pyarrow.fs
 
-from sentiment_core.data.snapshot import Snapshot, TableColumn, TableColumns, TableFile, normalize, relative_to
+from sentiment_core.data.snapshot import (
+    Snapshot,
+    TableColumn,
+    TableColumns,
+    TableFile,
+    describe_missing_extra,
+    normalize,
+    relative_to,
+)
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import describe_error
@@ -84,9 +92,7 @@ def _load(path: str, load: Callable[[], Any], remedy: str) -> Any:
             raise UserError(
                 f"{path} cannot be opened: {describe_error(error)}; install what the catalog needs"
             ) from None
-        raise UserError(
-            f"{path} is an Iceberg table; reading it needs the extra tables: pip install 'sentiment-core[tables]'"
-        ) from None
+        raise describe_missing_extra(path, KIND) from None
     except Exception as error:  # of catalogs and their clients, of many kinds
         raise UserError(f"{path} cannot be opened as an Iceberg table: {describe_error(error)}; {remedy}") from None
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from sentiment_core.data.types import canonical_type, to_canonical
+from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.storage import FileStamp
 from sentiment_core.text.arrow import is_text
@@ -218,6 +219,13 @@ class Snapshot:
         if self.order is None:
             return self.version < version
         return self.is_pinned and self.order[self.version] < self.order.get(version, 0)
+
+
+def describe_missing_extra(path: str, kind: str) -> UserError:
+    """Return the error for a table whose library is not installed."""
+    return UserError(
+        f"{path} is a table of {kind}; reading it needs the extra tables: pip install 'sentiment-core[tables]'"
+    )
 
 
 def values_to_json(values: Values) -> str:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+import sys
 from decimal import Decimal
 
 import pyarrow as pa
@@ -239,3 +240,10 @@ def test_a_partitioned_table_with_other_names_in_the_files(tmp_path):
 
     edit_delta_log(folder, rename)
     assert to_rows(read_rows(folder)) == [{"text": "a", "day": "x"}, {"text": "b", "day": "y"}]
+
+
+def test_the_missing_library_is_named_by_its_extra(tmp_path, monkeypatch):
+    write_delta(tmp_path / "t", text=["a"])
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(UserError, match=r"/t is a table of Delta Lake; .* pip install 'sentiment-core\[tables\]'$"):
+        read_rows(tmp_path / "t")

@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -196,3 +197,10 @@ def test_damaged_metadata_are_named(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match=r"cannot be opened as an Iceberg table: .*; check the file"):
         read_rows(path)
+
+
+def test_the_missing_library_is_named_by_its_extra(tmp_path, monkeypatch):
+    table = make_iceberg(tmp_path, text=["a"])
+    monkeypatch.setitem(sys.modules, "pyiceberg.table", None)
+    with pytest.raises(UserError, match=r" is a table of Iceberg; .* pip install 'sentiment-core\[tables\]'$"):
+        read_rows(table.metadata_location)
