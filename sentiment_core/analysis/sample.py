@@ -24,7 +24,6 @@ from sentiment_core.scoring.outputs import Output
 
 SHOWN_STRATA = 10
 ROWS_FOR_GROUP = 10  # rows of a sample for each group that it is drawn from
-CANDIDATES = 5  # for each row of a sample for training, among which diverse ones are chosen
 SPREADSHEET_CHARACTERS = 32_767  # of a cell; spreadsheets cut off the rest
 
 
@@ -228,22 +227,21 @@ def _draw_for_training(
         confidence = batch.confidence[rows].view(np.uint32).astype(np.uint64) << np.uint64(32)
         return confidence | draw.hash_rows(settings.seed, batch)[rows] >> np.uint64(32), np.zeros(len(rows), int), rows
 
-    wanted = CANDIDATES * settings.rows
+    most_candidates = wanted = uncertain.CANDIDATES * settings.rows
     while True:
         draws, population = draw.draw_smallest(current, find_rows, np.array([wanted]))
         if not population[0]:
             raise UserError(f"--scored {opened.folder} holds no row with text; there is nothing to label")
         rows, texts = _read_drawn(opened, scored_input, current, draws)
-        fresh, labelled_rows = _find_fresh(input_texts.join_columns(texts), labelled_before)
-        if len(fresh) >= CANDIDATES * settings.rows or wanted >= population[0]:
+        joined = input_texts.join_columns(texts)
+        candidates, labelled_rows = uncertain.find_candidates(joined, labelled_before, settings.rows)
+        if len(candidates) == most_candidates or wanted >= population[0]:
             break
         wanted *= 4
-    if not fresh:
+    if not len(candidates):
         raise UserError(f"all texts of --scored {opened.folder} have labels already; there is nothing left to draw")
-    candidates = np.array(fresh[: CANDIDATES * settings.rows])
     confidence = (draws.key[candidates] >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    joined = input_texts.join_columns([texts[i] for i in candidates])
-    chosen = uncertain.choose_diverse(joined, confidence, settings.rows, settings.seed)
+    chosen = uncertain.choose_diverse([joined[i] for i in candidates], confidence, settings.rows, settings.seed)
     in_order = np.random.default_rng(settings.seed).permutation(candidates[chosen])
     remarks = [
         f"their confidence is {confidence[chosen].min():.3f} to {confidence[chosen].max():.3f}; they were chosen from "
@@ -256,20 +254,6 @@ def _draw_for_training(
     if len(chosen) < settings.rows:
         remarks.append(f"there are only {len(chosen):,} different texts without labels")
     return _Drawn([DrawnRow(*rows[i]) for i in in_order], [texts[i] for i in in_order], int(population[0]), {}, remarks)
-
-
-def _find_fresh(texts: Sequence[str], labelled_before: set[bytes]) -> tuple[list[int], int]:
-    """Return the indices of texts that have no labels, each text once; and how many rows have labels."""
-    seen: set[bytes] = set()
-    fresh, labelled_rows = [], 0
-    for i, text in enumerate(texts):
-        text_hash = known_texts.hash_text(text)
-        if text_hash in labelled_before:
-            labelled_rows += 1
-        elif text_hash not in seen:
-            seen.add(text_hash)
-            fresh.append(i)
-    return fresh, labelled_rows
 
 
 def _describe_outputs(opened: OpenedOutput, scored_input: ScoredInput, gone: Sequence[Output]) -> list[str]:

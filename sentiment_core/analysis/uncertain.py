@@ -4,11 +4,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sentiment_core.analysis import known_texts
+
+CANDIDATES = 5  # for each text that is wanted, among which diverse ones are chosen
 FEATURES = 1 << 14  # hashed n-grams; 16 times as many take 20 times as long to reduce
 DIMENSIONS = 64  # that the n-grams are reduced to
 TEXT_CHARACTERS = 2_000  # of a text that are compared
 NGRAMS = (2, 4)  # characters, within words
 ITERATIONS = 50
+
+
+def find_candidates(texts: Sequence[str], labelled_before: set[bytes], number: int) -> tuple[np.ndarray, int]:
+    """Find the least confident texts that have no labels yet, each text once.
+
+    Args:
+        texts: Of scored rows, the least confident first.
+        labelled_before: Hashes of texts with labels, as `known_texts.hash_text` makes them.
+        number: Of texts that `choose_diverse` is to choose.
+
+    Returns:
+        Indices of at most `CANDIDATES` times as many texts, int64, and how many of all `texts` have labels.
+    """
+    seen: set[bytes] = set()
+    fresh, labelled_rows = [], 0
+    for i, text in enumerate(texts):
+        text_hash = known_texts.hash_text(text)
+        if text_hash in labelled_before:
+            labelled_rows += 1
+        elif text_hash not in seen:
+            seen.add(text_hash)
+            fresh.append(i)
+    return np.array(fresh[: CANDIDATES * number], np.int64), labelled_rows
 
 
 def choose_diverse(texts: Sequence[str], confidence: np.ndarray, number: int, seed: int) -> np.ndarray:
