@@ -101,5 +101,5 @@ def test_the_table_compares_the_arms_within_each_seed():
         for (arm, labels), values in accuracies.items()
     ]
     _, first, second = format_table(lines).splitlines()
-    assert first.split() == "50 0.6000 ± 0.1414 0.6000 ± 0.1414 0.0000 ± 0.0000".split()
-    assert second.split() == "100 0.7000 ± 0.1414 0.8000 ± 0.1414 0.1000 ± 0.0000".split()
+    assert " ".join(first.split()) == "50 0.6000 ± 0.1414 0.6000 ± 0.1414 0.0000 ± 0.0000"
+    assert " ".join(second.split()) == "100 0.7000 ± 0.1414 0.8000 ± 0.1414 0.1000 ± 0.0000"
