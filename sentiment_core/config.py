@@ -223,16 +223,24 @@ def _load_yaml(text: str) -> tuple[Any, Any]:
     return yaml.safe_load(text), yaml.load(text, _TextLoader)
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Load each value as it is written. Refuse a name that a mapping has twice."""
+class _TextLoader(yaml.SafeLoader):
+    """Load each value as it is written, and follow merge keys. Refuse a name that a mapping has twice.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    Merge keys: https://yaml.org/type/merge.html. A mapping's own names win over merged ones.
+    """
+
+    # all but merge keys are texts
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping as it is written, before names are merged into it."""
+        node = super().compose_mapping_node(anchor)
         names: set[str] = set()
         for key, _ in node.value:
             if key.value in names:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1} has the name {key.value} for the second time")
             names.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def _read_yaml(path: str) -> tuple[dict, dict]:

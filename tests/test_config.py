@@ -21,6 +21,24 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
     assert settings.label_names == ("no", "yes")  # as written, though YAML makes false and true of them
 
 
+def test_merge_keys_of_yaml_are_followed(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("<<: {label_names: [no, yes], epochs: 3}\nepochs: 5\n")
+    settings = parse(TrainSettings, "", [*NEEDED, "--config", str(config)])
+    assert (settings.label_names, settings.epochs) == (("no", "yes"), 5)
+    config.write_text(
+        "<<: {model: &base {<<: {a: models/w, b: models/x}, b: 01}, out: p}\n"
+        "model:\n  c: models/c\n  <<: [*base, {b: models/y, c: models/z, no: 2026-11-30}]\n"
+        "input: i\nout: o\n"
+    )
+    settings = parse(ScoreSettings, "", ["--config", str(config)])
+    assert settings.model == {"a": "models/w", "b": "01", "c": "models/c", "no": "2026-11-30"}
+    assert settings.out == "o"
+    config.write_text('"<<": {epochs: 3}\n')  # a name, for its quotes
+    with pytest.raises(UserError, match="unknown setting '<<'"):
+        parse(TrainSettings, "", [*NEEDED, "--config", str(config)])
+
+
 def test_keep_tells_nothing_from_default():
     needed = ["--model", "m", "--input", "i", "--out", "o"]
     assert parse(ScoreSettings, "", needed).keep is None

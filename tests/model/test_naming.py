@@ -83,7 +83,10 @@ def test_settings_have_names_from_flags_yaml_and_python(tmp_path):
     [
         ("model:\n  a: x\n  a: y\n", "is not YAML: line 3 has the name a for the second time"),
         ("model: {a: ~}\n", "model has nothing under 'a'; expected a text for each name"),
-        ("model: {<<: {a: x}, b: y}\n", "model has .* under '<<'; expected a text for each name"),
+        ("model:\n  <<: {a: x, b: y,\n  a: z}\n", "is not YAML: line 3 has the name a for the second time"),
+        ("model:\n  <<: {a: x}\n  <<: {b: y}\n", "is not YAML: line 3 has the name << for the second time"),
+        ("model: {<<: x, b: y}\n", "is not YAML: .*expected a mapping or list of mappings for merging"),
+        ("model: {<<: {a: [x]}, b: y}\n", r"model has \['x'\] under 'a'; expected a text for each name"),
         ("keep: [a]\nkeep: [b]\n", "is not YAML: line 2 has the name keep for the second time"),
         ("model: {a: [x, y]}\n", r"model has \['x', 'y'\] under 'a'; expected a text for each name"),
         ("model: [x, y]\n", "model is .* expected a text"),
