@@ -56,7 +56,12 @@ class AdoptSettings:
         ("text",), "column with the text, or several whose texts are joined (default: text)", "A,B", group="data"
     )
     label_column: str = setting(
-        "label", "column with the label: a label name of the model, or its number", group="data"
+        "label", "column with the label: a label name of the model, or its number; or a list of them", group="data"
+    )
+    label_separator: str | None = setting(
+        None,
+        "separator of the labels in a text that holds several; a row with the separator alone has none",
+        group="data",
     )
     label_map: tuple[str, ...] = setting(
         (), "labels of the data, and the model's names for them, such as pos=positive,neg=negative", "A=B", group="data"
@@ -67,7 +72,13 @@ class AdoptSettings:
     @property
     def columns(self) -> Columns:
         """The columns of labelled files to read."""
-        return Columns(self.text_column, self.label_column, self.csv_separator, self.csv_encoding)
+        return Columns(
+            self.text_column,
+            self.label_column,
+            self.csv_separator,
+            self.csv_encoding,
+            label_separator=self.label_separator,
+        )
 
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""

@@ -121,6 +121,22 @@ def ask_pipeline_for_each_label(path: str, texts: list[str]) -> tuple[np.ndarray
     return probabilities, [[label for label, p in zip(LABELS, row, strict=True) if p >= 0.5] for row in probabilities]
 
 
+def test_a_classifier_of_several_labels_is_adopted_with_labels_in_one_text(several, tmp_path):
+    path = tmp_path / "several.csv"
+    rows = zip(sentences(60, seed=6)["text"].to_pylist(), 15 * ["good", "bad|so so", "good|bad", "|"], strict=True)
+    path.write_text("text,label\n" + "".join(f"{text},{labels}\n" for text, labels in rows))
+    with pytest.raises(UserError, match=r"has the label 'bad\|so so'"):
+        adopt(AdoptSettings(model=several, out=str(tmp_path / "b"), data=str(path)))
+    made = adopt(AdoptSettings(model=several, out=str(tmp_path / "b"), data=str(path), label_separator="|"))
+    rows_by_label = {name: label.rows for name, label in made.info.metrics.by_label.items()}
+    assert rows_by_label == {"good": 30, "bad": 30, "so so": 15}
+    assert made.info.training.eval_data.eval_rows == 60
+    metrics = evaluate(model=str(tmp_path / "b"), data=str(path))  # which takes the bundle's separator
+    assert metrics["micro_f1"] == pytest.approx(made.info.metrics.micro_f1, abs=0.01)
+    with pytest.raises(UserError, match="--label-separator is ' '"):
+        AdoptSettings(model=several, out=str(tmp_path / "c"), label_separator=" ")
+
+
 def test_a_classifier_of_several_labels_is_used_and_adopted(several, data, tmp_path):
     path, texts = several, pq.read_table(data)["text"].to_pylist()[:20]
     expected, chosen = ask_pipeline_for_each_label(path, texts)
