@@ -123,6 +123,7 @@ SHARES = (
     ),
     Share(REPEATED, "text", 0.2, _repeated_texts),
 )
+OF_TEXTS = {statistic.name for statistic in (*DISTRIBUTIONS, *SHARES) if statistic.decided_by != "model"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.job import claim_output_folder, score
-from sentiment_core.scoring.models import PassModel
+from sentiment_core.scoring.models import PassModel, tokenizing_models
 from sentiment_core.scoring.statistics import Counts, PassCounts
 from sentiment_core.scoring.summary import Summary, nonzero
 from sentiment_core.scoring.verify import FAULTS, VerifySettings, verify
@@ -204,10 +204,30 @@ def _verify_and_compare(plan: NightPlan, night: Night, has_units_left: bool, has
         counts_of_partitions = {name: part.models[model.name] for name, part in partitions.items()}
         part = _compare_model(plan, night.of_model(model.name), model, total.models[model.name], counts_of_partitions)
         night.set_model(model.name, part)
-        night.alarms += [f"drift: {with_name(model.name, str(c))}" for c in part.comparisons if c.drifted]
+    night.alarms += describe_drift(plan.scoring.models, night)
     night.tokens = total.tokens
     if night.alarms and night.exit_code == EXIT_OK:
         night.exit_code = EXIT_ATTENTION
+
+
+def describe_drift(models: Sequence[PassModel], night: Night) -> list[str]:
+    """Describe what drifted in a night, as alarms.
+
+    Models that tokenize alike share the alarm that their texts are unlike those of past nights. It begins with the
+    first such model's name, or without a name if these are all models. Evaluation rows belong to one bundle.
+    """
+    all_alike = len(tokenizing_models(models)) == 1
+    alarms: dict[tuple[str, ...], str] = {}
+    for model in models:
+        for comparison in night.of_model(model.name).comparisons:
+            if not comparison.drifted:
+                continue
+            owner = name = model.name
+            if comparison.statistic in drift.OF_TEXTS and comparison.against != REFERENCE:
+                owner, name = model.tokenizer, "" if all_alike else name
+            key = (owner, comparison.statistic, comparison.rows, comparison.against)
+            alarms.setdefault(key, f"drift: {with_name(name, str(comparison))}")
+    return list(alarms.values())
 
 
 def _verify(plan: NightPlan, night: Night, has_units_left: bool, has_orphans: bool) -> None:

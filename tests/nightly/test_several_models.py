@@ -9,12 +9,15 @@ import pytest
 from sentiment_core.config import parse
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
+from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.registry import PromoteSettings, promote
 from sentiment_core.nightly import record
-from sentiment_core.nightly.job import describe_night, nightly
+from sentiment_core.nightly.drift import LABELS, LENGTHS, Comparison
+from sentiment_core.nightly.job import describe_drift, describe_night, nightly
 from sentiment_core.nightly.plan import make_plan
-from sentiment_core.nightly.record import ModelNight, Night
+from sentiment_core.nightly.record import PAST, REFERENCE, WHOLE, ModelNight, Night
 from sentiment_core.nightly.settings import NightlySettings
+from sentiment_core.scoring.models import PassModel
 from sentiment_core.scoring.outputs import ORIGIN_KEY
 from sentiment_core.scoring.verify import VerifySettings, verify
 from tests.conftest import shard
@@ -67,18 +70,45 @@ def test_a_night_has_a_part_for_each_model(played, models, multi_label_bundle):
     assert lines[0]["models"]["tone"]["labels"] == ["negative", "positive"]
 
 
-def test_drift_is_told_by_model(played):
+def test_drift_of_texts_is_told_once_for_models_that_tokenize_alike(played):
     _, records = played
     alarms = describe_night(records["n2"])
-    for name in ("tone", "emotion"):
-        assert f"alarm: drift: {name}: text length: this night is unlike past nights" in alarms
+    assert alarms.count("text length: this night is unlike past nights") == 1
+    assert "alarm: drift: text length: this night is unlike past nights" in alarms
     assert records["n2"].drifted
+    assert records["n2"].of_model("emotion").drifted
     assert records["n2"].of_model("tone").drifted
     past = {
         name: [c for c in part.comparisons if c.against == record.PAST] for name, part in records["n3"].models.items()
     }
     assert past["emotion"]  # with n1 only, since n2 drifted
     assert not any(comparison.drifted for comparison in [*past["emotion"], *past["tone"]])
+
+
+def test_alarms_name_the_first_of_the_models_that_tokenize_alike():
+    def drifted(statistic: str, rows: str = WHOLE, against: str = PAST, value: float = 0.3) -> Comparison:
+        return Comparison.of_distribution(statistic, rows, against, value, 0.25, 0.1)
+
+    def alarms(**tokenizers: str) -> list[str]:
+        models = [PassModel(name, name, SingleLabel(), ["a", "b"], tokens) for name, tokens in tokenizers.items()]
+        night = Night("n", models={model.name: parts[model.name] for model in models})
+        return [alarm.removeprefix("drift: ").partition(" (")[0] for alarm in describe_drift(models, night)]
+
+    of_model = [drifted(LABELS), drifted(LENGTHS, against=REFERENCE)]
+    parts = {
+        "x": ModelNight(comparisons=[drifted(LENGTHS, value=0.2), *of_model]),
+        "y": ModelNight(comparisons=[drifted(LENGTHS), drifted(LENGTHS, "date=1", "date=1 in past nights")]),
+        "z": ModelNight(comparisons=[drifted(LENGTHS, value=0.4), *of_model]),
+    }
+    of_past = "this night is unlike past nights"
+    of_reference = f"text length: this night is unlike {REFERENCE}"
+    of_partition = "text length: date=1 is unlike date=1 in past nights"
+    own = [f"x: labels: {of_past}", f"x: {of_reference}"], [f"z: labels: {of_past}", f"z: {of_reference}"]
+    assert alarms(x="x", y="x", z="x") == [*own[0], f"text length: {of_past}", of_partition, *own[1]]
+    assert alarms(x="x", y="x", z="z") == [
+        *own[0], f"y: text length: {of_past}", f"y: {of_partition}", f"z: text length: {of_past}", *own[1],
+    ]  # fmt: skip
+    assert alarms(y="y") == [f"text length: {of_past}", of_partition]
 
 
 def test_pages_show_each_model(played):
