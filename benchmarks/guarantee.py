@@ -106,6 +106,7 @@ def simulate(
         "draws": draws,
         "without_threshold": 1 - len(held) / draws,
         "held": float(held.mean()) if len(held) else None,  # of the draws with a threshold
+        "held_of_all_draws": float(held.sum() / draws),
         "least_accuracy": float(min(accuracies)) if accuracies else None,
         "mean_share_labelled": float(np.mean(shares)) if shares else None,  # of the draws with a threshold
         "best_share_labelled": find_best_share(confidence, is_right, target),

@@ -5,7 +5,7 @@ python benchmarks/shares.py scan --rows 100000000 --folder /tmp/scored
 
 `coverage` simulates corpora of five groups whose shares of a label are 10 to 90 %, scored by a model that was
 calibrated where half of the rows have the label. It draws samples as `sentiment-core sample` does. `scan` sums up an
-output folder of files with a million rows each, which it writes first.
+output folder of as many files as a corpus of that size has, which it writes first.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sentiment_core.scoring.statistics import PassCounts
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 Z = 1.959964  # of a 95 % interval
-FILE_ROWS = 1_000_000
+FILE_ROWS = 32_768  # of a work unit, at most
 
 
 def make_corpus(rng: np.random.Generator, rows: int, strength: float, bias: float) -> tuple[np.ndarray, ScoredBatch]:
@@ -103,7 +103,7 @@ def measure_coverage(corpora: int, rows: int, labelled: int, strength: float, bi
 
 
 def write_copies(folder: Path, rows: int) -> None:
-    """Write an output folder of `rows` rows, the same million again and again."""
+    """Write an output folder of `rows` rows, the same file again and again."""
     rng = np.random.default_rng(0)
     positive = rng.beta(0.5, 0.5, FILE_ROWS).astype(np.float32)
     probabilities = np.stack([1 - positive, positive], axis=1)

@@ -22,7 +22,7 @@ from sentiment_core.model import bundle, classifier, encoder, fitness, guarantee
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
-from sentiment_core.model.records import EvaluationRows, Int8Check
+from sentiment_core.model.records import EvaluationRows, GuaranteeGrid, Int8Check
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.text.tokenizer import Tokenizer
 from sentiment_core.training.data import tokenize_part
@@ -167,7 +167,8 @@ def _evaluate(
         training=replace(info.training, eval_data=origin),
         reference=reference_statistics(objective, tokens, probabilities, info.labels, tokenizer.unknown_id),
         int8=int8,
-        guarantee=guarantee.make_grid(objective, probabilities, data.labels),
+        # rows of a sample were not drawn evenly, and promise nothing
+        guarantee=GuaranteeGrid() if data.samples else guarantee.make_grid(objective, probabilities, data.labels),
     )
     return info, int8_files
 

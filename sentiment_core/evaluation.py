@@ -18,7 +18,7 @@ from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.model import guarantee, registry, source
 from sentiment_core.model.bundle import BundleInfo
-from sentiment_core.model.records import Evaluation, Guarantee, LabelledRowsMetrics
+from sentiment_core.model.records import Evaluation, EvaluationRows, Guarantee, LabelledRowsMetrics, TrainingRows
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.precision import Precision, precision_setting
 
@@ -181,7 +181,12 @@ def _weigh(sample: Sample, data: LabelledTexts) -> tuple[np.ndarray, list[str]]:
         f"{uncovered:,.0f} of {sample.weight.sum():,.0f} rows of the corpus are in strata without a labelled row, and "
         "the metrics leave them out; label a row of each stratum"
     )
-    return weights_of_lines[data.positions], [remark] * (uncovered > 0)
+    skipped = (
+        f"{sample.skipped_rows:,} rows of the sample stand before the last labelled one and have no label; if they "
+        "were left out because they are hard, or the file was sorted, the metrics are biased: label them too"
+    )
+    remarks = [remark] * (uncovered > 0) + [skipped] * (sample.skipped_rows > 0)
+    return weights_of_lines[data.positions], remarks
 
 
 def _write_suspects(path: str, info: BundleInfo, data: LabelledTexts, probabilities: np.ndarray) -> list[str]:
@@ -190,10 +195,7 @@ def _write_suspects(path: str, info: BundleInfo, data: LabelledTexts, probabilit
     decisions, _ = info.objective.decide(probabilities)
     storage.write_file(path, suspects.format_suspects(suspected, data, info.objective, decisions))
     lines = [f"{len(suspected.rows):,} of {len(data):,} labels are suspected to be wrong, the worst first in {path}"]
-    trained_on = [rows for rows in (info.training.data, info.training.eval_data) if rows.place]
-    fingerprints = {rows.fingerprint for rows in trained_on}
-    same_path = any(source.absolute(rows.place) == source.absolute(data.origin.place) for rows in trained_on)
-    if same_path or data.fingerprint() in fingerprints:
+    if any(_is_same_data(rows, data) for rows in (info.training.data, info.training.eval_data)):
         lines.append(
             "the model was made with this data, and repeats wrong labels that it has seen; suspects of rows that it "
             "has not seen are better"
@@ -201,15 +203,21 @@ def _write_suspects(path: str, info: BundleInfo, data: LabelledTexts, probabilit
     return lines
 
 
+def _is_same_data(rows: TrainingRows | EvaluationRows, data: LabelledTexts) -> bool:
+    """Return whether a part of a training is the data or of the data, by its path or by its content."""
+    is_same_path = bool(rows.place) and source.absolute(rows.place) == source.absolute(data.origin.place)
+    return is_same_path or rows.fingerprint == data.fingerprint()
+
+
 def _count_comparisons(settings: EvaluateSettings, info: BundleInfo, data: LabelledTexts) -> int:
     """Count the models that were compared on the data. Raises `UserError` if the model was trained on it."""
-    fingerprint, training = data.fingerprint(), info.training
-    if fingerprint == training.data.fingerprint:
+    training = info.training
+    if _is_same_data(training.data, data):
         raise UserError(
             f"--target-accuracy: the model was trained on --data {settings.data}, which promises nothing for other "
             "rows. Give labelled rows that it has not seen."
         )
-    chose_epoch = fingerprint == training.eval_data.fingerprint
+    chose_epoch = _is_same_data(training.eval_data, data)
     return max(1, training.epochs, info.guarantee.comparisons) if chose_epoch else 1
 
 

@@ -74,6 +74,8 @@ def test_rows_of_a_sample_count_as_their_weights_say(tiny_bundle, tmp_path, rows
     assert f"{len(rows)} rows, weighted to stand for 1,110: accuracy" in describe_evaluation(result)
     unreached = [remark for remark in result.remarks if "have no label yet" in remark]
     assert len(unreached) == (len(rows) < 40)
+    skipped = [remark for remark in result.remarks if "rows of the sample stand before the last labelled one" in remark]
+    assert [remark.partition(" ")[0] for remark in skipped] == ["3"] * (len(rows) < 40)
 
 
 def test_equal_weights_change_nothing(tiny_bundle, tmp_path):

@@ -120,6 +120,28 @@ def test_rows_that_made_the_model_promise_less_or_nothing(tiny_bundle, data, tmp
     assert "needs at least 57" in reason("others.parquet")
 
 
+def test_a_path_that_the_model_was_trained_or_chosen_on_counts_as_its_rows(tiny_bundle, data, tmp_path):
+    """The bundle notes the fingerprint of a part after the split; the path is that of all rows."""
+    trained = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, trained)
+
+    def note(**parts: str) -> None:
+        card = json.loads((trained / bundle.CARD).read_text())
+        rows = {name: {"place": path, "rows": 600, "fingerprint": "of a part"} for name, path in parts.items()}
+        (trained / bundle.CARD).write_text(json.dumps(card | {"training": {"epochs": 4, **rows}}))
+
+    few = str(tmp_path / "few.parquet")
+    pq.write_table(pq.read_table(data).slice(0, 40), few)
+    settings = EvaluateSettings(model=str(trained), data=few, target_accuracy=0.9)
+    note(data=few, eval_data=few)
+    with pytest.raises(UserError, match="the model was trained on --data"):
+        evaluate(settings)
+    note(data=data, eval_data=few)
+    assert "needs at least 71" in evaluate(settings).guarantee.reason  # of four epochs
+    note(data=data, eval_data=data)
+    assert "needs at least 57" in evaluate(settings).guarantee.reason
+
+
 def test_wrong_requests_are_refused():
     with pytest.raises(UserError, match="--guarantee-labels needs --target-accuracy"):
         EvaluateSettings(model="m", data="d", guarantee_labels=True)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from sentiment_core.data import labelled
+from sentiment_core.data import files, iceberg, labelled
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
@@ -42,7 +42,7 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     paths = list(dict.fromkeys(path for path in (training.data.place, training.eval_data.place) if path))
     if not paths:
         return set(), f"the bundle that scored does not say what it was trained on: {unread}"
-    absent = next((path for path in paths if not storage.exists(path)), None)
+    absent = next((path for path in paths if _is_absent(path)), None)
     if absent is not None:
         return set(), f"the bundle's training data {absent} is not at hand: {unread}"
     settings = training.settings
@@ -62,3 +62,8 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
             return set(), f"the bundle's training data cannot be read ({error}): {unread}"
         hashes.update(map(hash_text, texts))
     return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
+
+
+def _is_absent(path: str) -> bool:
+    """Return whether there is nothing at a path. Of globs and catalogs only reading tells."""
+    return not (files.is_glob(path) or path.startswith(iceberg.SCHEME) or storage.exists(path))

@@ -9,9 +9,10 @@ import numpy as np
 from sentiment_core.analysis.sample_file import Sample
 from sentiment_core.analysis.scored_rows import NO_LABEL, Group, OpenedOutput, ScoredBatch, map_outputs, read_batch
 from sentiment_core.data.partitions import partition_values
+from sentiment_core.data.sample_columns import TEXT_HASH_BYTES
 from sentiment_core.errors import UserError
 from sentiment_core.model.objective import Objective
-from sentiment_core.scoring.outputs import Output
+from sentiment_core.scoring.outputs import Output, read_output
 from sentiment_core.text.status import ABSTAINED, STATUS_NAMES
 
 MAX_GROUPS = 10_000
@@ -81,7 +82,7 @@ def sum_up(
 ) -> Population:
     """Sum up an output folder by group.
 
-    Without a sample, and by partition keys alone, footers tell everything unless rows abstained.
+    Without a sample, and by folders of all outputs' paths alone, footers tell everything unless rows abstained.
 
     Args:
         opened: The output folder.
@@ -92,16 +93,18 @@ def sum_up(
     Raises:
         UserError: An output cannot be read, there are too many groups, or a row of the sample is not in the output.
     """
-    if sample is None and all(key in opened.partition_keys for key in keys) and not _abstained(opened):
+    abstained = _abstained(opened)
+    if sample is None and not abstained and all({*keys} <= {*partition_values(o.path)} for o in opened.outputs):
         return Population(_merge(keys, (_sum_footer(opened, output, keys) for output in opened.outputs)))
     wanted = _rows_by_source(sample) if sample else {}
 
     def read(output: Output) -> _Part:
-        batch = read_batch(opened, output, keys, with_probabilities=True)
+        batch = read_batch(opened, output, keys, with_probabilities=sample is not None or abstained)
         scores = estimate_scores(batch, len(opened.labels))
         positions, rows = _find_rows(batch, wanted.get(batch.source, {}))
         sampled = None
-        if len(positions):
+        if sample is not None and len(positions):
+            _check_texts(opened, output, sample, positions, rows)
             groups = [batch.groups[i] for i in batch.group_of[rows]]
             sampled = SampledRows(
                 groups, scores[rows], batch.labels[rows], batch.has_label[rows], batch.confidence[rows]
@@ -212,6 +215,24 @@ def _find_rows(batch: ScoredBatch, wanted: Mapping[int, int]) -> tuple[np.ndarra
     pairs = [(position, index) for position, index in pairs if batch.has_text[index]]
     positions, indices = np.array(pairs, np.int64).reshape(-1, 2).T
     return positions, indices
+
+
+def _check_texts(opened: OpenedOutput, output: Output, sample: Sample, positions: np.ndarray, rows: np.ndarray) -> None:
+    """Refuse a sample whose rows had other texts than the output's. Raises UserError.
+
+    Outputs without texts' hashes, of older versions or of --no-reuse, cannot be checked.
+    """
+    if not output.has_text_hash:
+        return
+    name = opened.run_file.run.text_hash_column
+    hashes = read_output(opened.folder, output.path, [name])[name].combine_chunks()
+    for position, row in zip(positions.tolist(), rows.tolist(), strict=True):
+        value = hashes[row].as_py()
+        if value is not None and value[:TEXT_HASH_BYTES].hex() != sample.text_hashes[position]:
+            raise UserError(
+                f"{sample.path} was drawn from other texts: {sample.source[position]} row {sample.row[position]} of "
+                f"{opened.folder} holds another one now; give the output that it was drawn from, or draw a new sample"
+            )
 
 
 def _join(opened: OpenedOutput, sample: Sample, parts: Sequence[_Part]) -> SampledRows:

@@ -22,7 +22,7 @@ class Share:
     rows: int  # with text, abstained ones included
     counted: float  # share of the rows that the model gave the label
     estimate: float | None  # null where it cannot be estimated
-    low: float | None  # of the interval; null without a sample
+    low: float | None  # of the interval; null where the sample does not give one
     high: float | None
     method: str
     labelled_rows: int = 0  # of the sample, in the group

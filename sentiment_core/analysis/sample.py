@@ -24,6 +24,7 @@ from sentiment_core.scoring.outputs import Output
 
 SHOWN_STRATA = 10
 ROWS_FOR_GROUP = 10  # rows of a sample for each group that it is drawn from
+MOST_CANDIDATES = 200_000  # texts that are read for them: copies and texts with labels do not make that any number
 SPREADSHEET_CHARACTERS = 32_767  # of a cell; spreadsheets cut off the rest
 
 
@@ -121,7 +122,7 @@ def sample(settings: SampleSettings) -> SampleResult:
         result.population,
         result.strata,
         [*remarks, *result.remarks, *_describe_long(texts)],
-        _describe_next(settings, opened),
+        _describe_next(settings, opened, result.keys),
     )
 
 
@@ -134,6 +135,7 @@ class _Drawn:
     population: int
     strata: dict[str, tuple[int, int]]
     remarks: list[str]
+    keys: tuple[str, ...] = ()  # of the groups that they were drawn from
 
 
 def _draw_for_shares(
@@ -168,7 +170,7 @@ def _draw_for_shares(
         for (source, row), part in zip(rows, draws.part.tolist(), strict=True)
     ]
     sizes = {name: (stratum.rows, stratum.drawn) for name, stratum in zip(names, design, strict=True)}
-    return _Drawn(drawn_rows, texts, int(rows_of_strata.sum()), sizes, remarks)
+    return _Drawn(drawn_rows, texts, int(rows_of_strata.sum()), sizes, remarks, keys)
 
 
 def _choose_keys(
@@ -228,6 +230,7 @@ def _draw_for_training(
         return confidence | draw.hash_rows(settings.seed, batch)[rows] >> np.uint64(32), np.zeros(len(rows), int), rows
 
     most_candidates = wanted = uncertain.CANDIDATES * settings.rows
+    most = max(MOST_CANDIDATES, wanted)
     while True:
         draws, population = draw.draw_smallest(current, find_rows, np.array([wanted]))
         if not population[0]:
@@ -235,11 +238,12 @@ def _draw_for_training(
         rows, texts = _read_drawn(opened, scored_input, current, draws)
         joined = input_texts.join_columns(texts)
         candidates, labelled_rows = uncertain.find_candidates(joined, labelled_before, settings.rows)
-        if len(candidates) == most_candidates or wanted >= population[0]:
+        if len(candidates) == most_candidates or wanted >= min(population[0], most):
             break
-        wanted *= 4
+        wanted = min(4 * wanted, most)
     if not len(candidates):
-        raise UserError(f"all texts of --scored {opened.folder} have labels already; there is nothing left to draw")
+        which = "all" if wanted >= population[0] else f"the {wanted:,} least confident"
+        raise UserError(f"{which} texts of --scored {opened.folder} have labels already; there is nothing left to draw")
     confidence = (draws.key[candidates] >> np.uint64(32)).astype(np.uint32).view(np.float32)
     chosen = uncertain.choose_diverse([joined[i] for i in candidates], confidence, settings.rows, settings.seed)
     in_order = np.random.default_rng(settings.seed).permutation(candidates[chosen])
@@ -252,13 +256,19 @@ def _draw_for_training(
         remarks.append(f"texts of {', '.join(settings.exclude)} were left out")
     remarks.append(f"{labelled_rows:,} of the {len(texts):,} least confident rows have labels already")
     if len(chosen) < settings.rows:
-        remarks.append(f"there are only {len(chosen):,} different texts without labels")
+        among = "" if wanted >= population[0] else f" among the {wanted:,} least confident rows; the rest was not read"
+        remarks.append(f"there are only {len(chosen):,} different texts without labels{among}")
     return _Drawn([DrawnRow(*rows[i]) for i in in_order], [texts[i] for i in in_order], int(population[0]), {}, remarks)
 
 
 def _describe_outputs(opened: OpenedOutput, scored_input: ScoredInput, gone: Sequence[Output]) -> list[str]:
     """Say which rows of the corpus could not be drawn."""
     remarks = []
+    if opened.run_file.run.limit:
+        remarks.append(
+            f"the output holds the first {opened.run_file.run.limit:,} rows of the corpus only (--limit), and so does "
+            "the sample"
+        )
     scored = {output.origin.unit.source for output in opened.outputs if output.origin}
     unscored = 0 if opened.run_file.run.limit else len(scored_input.stamps.keys() - scored)
     if unscored:
@@ -284,8 +294,8 @@ def _describe_long(texts: Sequence[tuple[str | None, ...]]) -> list[str]:
     )
 
 
-def _describe_next(settings: SampleSettings, opened: OpenedOutput) -> list[str]:
-    """Say how to label the rows, and what to do then."""
+def _describe_next(settings: SampleSettings, opened: OpenedOutput, keys: Sequence[str]) -> list[str]:
+    """Say how to label the rows, and what to do then. `keys`: of the groups that they were drawn from."""
     shown = ", ".join(opened.labels[:SHOWN_LABELS]) + " ..." * (len(opened.labels) > SHOWN_LABELS)
     if opened.several:
         how = (
@@ -300,8 +310,9 @@ def _describe_next(settings: SampleSettings, opened: OpenedOutput) -> list[str]:
     )
     if settings.for_ == "training":
         return [f"next: {how}; then sentiment-core train --data {settings.to}{flags} ..."]
+    same_groups = f" --name {settings.name}" * bool(settings.name) + f" --by {','.join(keys)}" * bool(keys)
     return [
         f"next: {how}; rows that nobody reaches stay empty; then",
-        f"  sentiment-core shares --scored {settings.scored} --labelled {settings.to}",
+        f"  sentiment-core shares --scored {settings.scored} --labelled {settings.to}{same_groups}",
         f"  sentiment-core evaluate --data {settings.to}{flags} ...",
     ]

@@ -1,7 +1,8 @@
 """Write a sample as CSV for people to label, and read it when it comes back from a spreadsheet.
 
 The weights make estimates from a sample unbiased, so it must be the sample that was drawn. Each row's id therefore
-holds a checksum of the row, a checksum of the sample, and the sample's size. Nothing of this guards against intent.
+holds checksums of the row and of the sample, the sample's size, and the start of the text's hash, by which the row is
+known again in an output. Nothing of this guards against intent.
 """
 
 import csv
@@ -11,21 +12,32 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from sentiment_core.data import labels, sample_columns
-from sentiment_core.data.labels import FileLabels, Label, LabelScheme
+from sentiment_core.data.labels import FileLabels, Label, LabelScheme, UnknownLabel
 from sentiment_core.data.readers import CsvText, open_csv
-from sentiment_core.data.sample_columns import COLUMNS, ID, LABEL, ROW, SAMPLE_ID, SOURCE, STRATUM, WEIGHT
+from sentiment_core.data.sample_columns import (
+    COLUMNS,
+    ID,
+    LABEL,
+    ROW,
+    SAMPLE_ID,
+    SOURCE,
+    STRATUM,
+    TEXT_HASH_BYTES,
+    WEIGHT,
+)
 from sentiment_core.errors import UserError
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import UNREADABLE
+from sentiment_core.text.arrow import join_fields
+from sentiment_core.text.text_hash import hash_texts
 
-SUFFIXES = (".csv", ".tsv", ".txt")  # of files that may be samples
 WEIGHT_DIGITS = 10  # significant ones, which spreadsheets show and so save
 LABEL_SEPARATOR = "|"  # of several labels in a cell, as people are asked to write them
 SHOWN_ROWS = 5  # in a message
@@ -53,6 +65,7 @@ class Sample:
     stratum: np.ndarray  # (n,) object
     weight: np.ndarray  # (n,) float64, rows of the stratum by drawn rows of the stratum
     line: np.ndarray  # (n,) int64, number among the rows of the file, empty lines left out
+    text_hashes: list[str]  # first `TEXT_HASH_BYTES` of the hash of each row's text as it was scored, hexadecimal
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,6 +74,15 @@ class Sample:
     def is_labelled(self) -> np.ndarray:
         """(n,) bool: rows that were reached."""
         return np.array([label is not None for label in self.labels], bool)
+
+    @cached_property
+    def skipped_rows(self) -> int:
+        """Rows without a label before the last labelled one, by the random order in which they were drawn.
+
+        If there are any, somebody chose what to label, and the labelled rows may be no random sample.
+        """
+        order = np.array([int(sample_id.partition("of")[0].removeprefix("row")) for sample_id in self.ids], np.int64)
+        return int((~self.is_labelled & (order < order[self.is_labelled].max(initial=0))).sum())
 
     @cached_property
     def strata(self) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +123,15 @@ class Sample:
         """
         cells = labels.split_cells(self.labels, separator)
         file_labels = FileLabels(self.path, cells, None, several=separator is not None)
-        numbers = labels.number_labels([file_labels], self.path, LABEL, scheme)
+        try:
+            numbers = labels.number_labels([file_labels], self.path, LABEL, scheme)
+        except UnknownLabel as error:
+            has_label = (str(error.label) in map(str, labels.flatten([cell])) for cell in cells)
+            rows = itertools.compress(self.ids, has_label)
+            raise UserError(
+                f"{self.path} has the label {error.label!r} in row {next(rows, '?')}; expected one of "
+                f"{labels.shorten(scheme.names or [])}; correct it, or leave the cell empty"
+            ) from None
         return numbers.labels, numbers.is_labelled
 
 
@@ -120,14 +150,19 @@ def format_sample(rows: Sequence[DrawnRow], texts: Mapping[str, Sequence[str | N
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow([SAMPLE_ID, SOURCE, ROW, *texts, LABEL, STRATUM, WEIGHT])
     weights = [None if row.weight is None else _format_weight(row.weight) for row in rows]
-    design = _hash([(row.source, row.row, row.stratum, weight) for row, weight in zip(rows, weights, strict=True)])
-    for i, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+    hashes = hash_texts(join_fields(fields) or "" for fields in zip(*texts.values(), strict=True)).to_pylist()
+    keys = [text_hash[:TEXT_HASH_BYTES].hex() for text_hash in hashes]
+    drawn = [
+        (row.source, row.row, row.stratum.strip(), weight, key)
+        for row, weight, key in zip(rows, weights, keys, strict=True)
+    ]
+    design = _hash(drawn)
+    for i, (source, row, stratum, weight, key) in enumerate(drawn):
         cells = [sample_columns.escape(column[i] or "") for column in texts.values()]
-        source, stratum = sample_columns.escape(row.source), sample_columns.escape(row.stratum)
-        check = _hash((i + 1, design, row.source, row.row, row.stratum, weight))
-        writer.writerow(
-            [f"row{i + 1}of{len(rows)}-{design}-{check}", source, row.row, *cells, "", stratum, weight or ""]
-        )
+        number = str(i + 1).zfill(len(str(len(rows))))  # sorting by ids restores the order
+        sample_id = f"row{number}of{len(rows)}-{design}-{_hash((i + 1, design, *drawn[i]))}-{key}"
+        ends = ["", sample_columns.escape(stratum), weight or ""]
+        writer.writerow([sample_id, sample_columns.escape(source), row, *cells, *ends])
     return buffer.getvalue().encode("utf-8-sig")
 
 
@@ -152,16 +187,6 @@ def _hash(content: object) -> str:
     return hashlib.blake2b(repr(content).encode(), digest_size=4).hexdigest()
 
 
-def is_sample_file(path: str) -> bool:
-    """Return whether there is a sample, for shares or for training, at a path or URI."""
-    if not path.lower().endswith(SUFFIXES) or not storage.exists(path) or storage.is_folder(path):
-        return False
-    try:
-        return open_csv(storage.read_file(path), path, COLUMNS).is_sample
-    except OSError:
-        return False
-
-
 def read_sample(path: str, separator: str | None = None, encoding: str | None = None) -> Sample:
     """Read a sample for shares that came back, and check that it is the one that was drawn.
 
@@ -180,21 +205,22 @@ def read_sample(path: str, separator: str | None = None, encoding: str | None = 
         cells = {name: table[name].to_pylist() for name in COLUMNS if name != LABEL}
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as CSV: {' '.join(str(error).split())}; save it again") from None
-    label_cells = labels.read_labels(table[LABEL], path, LABEL)
+    label_cells = [
+        label.strip() if isinstance(label, str) else label for label in labels.read_labels(table[LABEL], path, LABEL)
+    ]
     lines = [
         i
         for i in range(len(table))
         if label_cells[i] is not None or any((column[i] or "").strip() for column in cells.values())
     ]
-    columns = {name: [(column[i] or "").strip() for i in lines] for name, column in cells.items()}
+    columns = {name: [column[i] or "" for i in lines] for name, column in cells.items()}
+    columns |= {name: [cell.strip() for cell in columns[name]] for name in columns if name != SOURCE}
     ids = columns[SAMPLE_ID]
     _check_ids(path, ids)
+    cells_of_rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     if not any(columns[WEIGHT]) and not any(columns[STRATUM]):
-        raise UserError(
-            f"{path} is a sample for training, whose rows do not stand for the corpus; draw one with sentiment-core "
-            "sample --for shares"
-        )
-    rows = [_check_row(path, dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+        raise _describe_without_weights(path, cells_of_rows)
+    rows = [_check_row(path, cells) for cells in cells_of_rows]
     strata = Counter(row.stratum for row in rows)
     # of rows without fractions, which the written weights may have lost
     exact = [round((row.weight or 0) * strata[row.stratum]) / strata[row.stratum] for row in rows]
@@ -207,6 +233,7 @@ def read_sample(path: str, separator: str | None = None, encoding: str | None = 
         np.array([row.stratum for row in rows], object),
         np.array(exact, np.float64),
         np.array(lines, np.int64),
+        [sample_id[-2 * TEXT_HASH_BYTES :] for sample_id in ids],
     )
 
 
@@ -255,18 +282,40 @@ def _check_ids(path: str, ids: Sequence[str]) -> None:
 
 def _check_row(path: str, cells: Mapping[str, str]) -> DrawnRow:
     """Read a row's cells. Raises `UserError` if they are not those that were drawn."""
-    match = ID.fullmatch(cells[SAMPLE_ID])
-    assert match is not None, "ids were checked"
+    row = _match_row(cells, _read_weight(cells[WEIGHT]))
+    if row is not None:
+        return row
     source, stratum = sample_columns.unescape(cells[SOURCE]), sample_columns.unescape(cells[STRATUM])
-    digits = re.sub(r"[\s.,'\u00a0\u202f]", "", cells[ROW])
-    for weight in _read_weight(cells[WEIGHT]):
-        row = int(digits) if digits.isdecimal() else -1
-        if _hash((int(match[1]), match[3], source, row, stratum, weight)) == match[4]:
-            return DrawnRow(source, row, stratum, float(weight))
     raise UserError(
         f"{path} has other values in row {cells[SAMPLE_ID]} than were drawn ({SOURCE} {source!r}, {ROW} "
         f"{cells[ROW]!r}, {STRATUM} {stratum!r}, {WEIGHT} {cells[WEIGHT]!r}); restore them, or copy the labels into "
         "the file as it was written"
+    )
+
+
+def _match_row(cells: Mapping[str, str], weights: Iterable[str | None]) -> DrawnRow | None:
+    """Return the drawn row that a row's cells are, with one of the weights; None if they are no drawn row."""
+    match = ID.fullmatch(cells[SAMPLE_ID])
+    assert match is not None, "ids were checked"
+    source, stratum = sample_columns.unescape(cells[SOURCE]), sample_columns.unescape(cells[STRATUM])
+    digits = re.sub(r"[\s.,'\u00a0\u202f]", "", cells[ROW])
+    row = int(digits) if digits.isdecimal() else -1
+    for weight in weights:
+        if _hash((int(match[1]), match[3], source, row, stratum, weight, match[5])) == match[4]:
+            return DrawnRow(source, row, stratum, None if weight is None else float(weight))
+    return None
+
+
+def _describe_without_weights(path: str, cells_of_rows: Sequence[Mapping[str, str]]) -> UserError:
+    """Say why a sample has neither strata nor weights: it was drawn without, or somebody emptied the columns."""
+    if any(_match_row(cells, [None]) for cells in cells_of_rows):
+        return UserError(
+            f"{path} is a sample for training, whose rows do not stand for the corpus; draw one with sentiment-core "
+            "sample --for shares"
+        )
+    return UserError(
+        f"{path} is a sample whose columns {STRATUM!r} and {WEIGHT!r} were emptied; restore them, or copy the labels "
+        "into the file as it was written"
     )
 
 

@@ -3,6 +3,7 @@
 Footers alone decide which files count, so that no row comes twice, and nothing here holds memory by rows.
 """
 
+import bisect
 import itertools
 import os
 import re
@@ -36,6 +37,10 @@ WITH_TEXT = (*LABELLED, ABSTAINED)  # status of the rows that have a score
 ASIDE = re.compile(r"(.*)\.replaced-[0-9a-f]{8}(\.[^.]*)")  # see `outputs.aside_path`
 NO_LABEL = -1
 MAX_THREADS = 16  # that read outputs: they decode more than they wait
+
+
+class NothingScored(UserError):
+    """An output folder has no rows yet."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def open_output(folder: str, model_name: str | None = None) -> OpenedOutput:
     existing = list(outputs.read_outputs(folder))
     counted = choose_outputs(existing, run_file)
     if not sum(output.rows for output in counted):
-        raise UserError(f"--scored {folder} holds no scored rows; run sentiment-core score first")
+        raise NothingScored(f"--scored {folder} holds no scored rows; run sentiment-core score first")
     several = run.models[model.model].multi_label if run.models else run.multi_label
     latest_first = sorted(counted, key=lambda output: bool(output.origin and output.origin.run.bundle != run.bundle))
     labels = dict.fromkeys(name for output in latest_first for name in _labels_of(output, model))
@@ -171,11 +176,12 @@ def _without_overlaps(candidates: list[tuple[Output, UnitOrigin]]) -> Iterator[O
     """Yield the outputs of a shard's latest scored version; of two with the same rows the newer one."""
     candidates = sorted(candidates, key=lambda pair: (-pair[0].mtime_ns, pair[0].path))
     latest = candidates[0][1]
-    taken: list[UnitOrigin] = []
+    taken: list[tuple[int, int]] = []  # first row and the one behind the last, in order, without overlaps
     for output, unit in candidates:
-        is_free = all(unit.stop <= newer.start or unit.start >= newer.stop for newer in taken)
+        before_stop = bisect.bisect_left(taken, (unit.stop,))
+        is_free = before_stop == 0 or taken[before_stop - 1][1] <= unit.start
         if unit.has_version(latest.size, latest.mtime_ns, latest.footer_hash) and is_free:
-            taken.append(unit)
+            taken.insert(before_stop, (unit.start, unit.stop))
             yield output
 
 
@@ -194,8 +200,21 @@ def check_keys(opened: OpenedOutput, keys: Sequence[str]) -> None:
         if key not in fields:
             names = ", ".join([*opened.partition_keys, *fields]) or "none"
             raise UserError(f"--by is {key!r}; expected a partition key or a kept column of the output: {names}")
-        if pa.types.is_nested(fields[key].type):
-            raise UserError(f"--by {key} holds {fields[key].type}; expected a column with one plain value a row")
+        if not _is_plain(fields[key].type):
+            raise UserError(
+                f"--by {key} holds {fields[key].type}; expected a column of texts, numbers, truth values or dates"
+            )
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Return whether each value of a type is written as a text that people read."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    is_time = types.is_date(kind) or types.is_timestamp(kind)
+    return is_text or is_number or is_time or types.is_boolean(kind) or types.is_null(kind)
 
 
 def _read_schema(opened: OpenedOutput, output: Output) -> pa.Schema:

@@ -1,7 +1,7 @@
 """Report the shares of labels in a scored corpus, with intervals from a labelled sample.
 
 Counting predicted labels is biased as soon as shares shift. With a sample for shares the bias is measured and removed,
-see `estimation`. Without one it is corrected by the errors on the model's evaluation rows, see `quantification`.
+see `labelled_sample`. Without one it is corrected by the errors on the model's evaluation rows, see `model_errors`.
 """
 
 import json
@@ -9,28 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from sentiment_core.analysis.estimation import Design, estimate_mean, tune_power
-from sentiment_core.analysis.population import GroupSums, Population, SampledRows, sum_up
-from sentiment_core.analysis.quantification import correct_binary, correct_counts
-from sentiment_core.analysis.records import Estimate, Share
+from sentiment_core.analysis import input_texts
+from sentiment_core.analysis.labelled_sample import LabelledSample
+from sentiment_core.analysis.model_errors import ModelErrors, find_model_errors
+from sentiment_core.analysis.population import GroupSums, sum_up
+from sentiment_core.analysis.records import Share
 from sentiment_core.analysis.sample_file import LABEL_SEPARATOR, Sample, read_sample
 from sentiment_core.analysis.scored_rows import Group, OpenedOutput, check_keys, open_output
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle
 from sentiment_core.model.bundle import BundleInfo
-from sentiment_core.model.multi_label_records import MultiLabelMetrics
+from sentiment_core.model.source import absolute
 from sentiment_core.runtime import preflight, storage
 
 SAMPLED = "prediction-powered, labelled sample"
 CORRECTED = "corrected by confusion of evaluation rows"
 NOT_ESTIMATED = "none"
-MIN_LABELLED = 10  # labelled rows of a group, below which it gets no interval
-FEW_LABELLED = 50  # below which a group's interval comes with a note
-LEAST_OF_STRATUM = 2  # labelled rows, without which it has no variance
 SHOWN_LINES = 30
 
 
@@ -139,121 +134,71 @@ def estimate_shares(
         UserError: The sample, the keys or the output cannot be used.
     """
     check_keys(opened, keys)
-    info = _read_info(opened)
+    opened, remarks = _leave_out_gone(opened)
+    errors = find_model_errors(opened)
     sample = read_sample(labelled) if labelled else None
-    population = sum_up(opened, keys, info.objective if info else None, sample)
-    groups = dict(sorted(population.groups.items(), key=lambda item: tuple(value or "" for value in item[0])))
-    named: list[tuple[Group, dict[str, str | None], GroupSums]] = [((), {}, population.total)]
+    _refuse_training_sample(sample, errors.info)
+    population = sum_up(opened, keys, errors.info.objective if errors.info else None, sample)
+    labelled_sample = None
+    if sample is not None:
+        scheme = errors.info.label_scheme if errors.info else LabelScheme(several=opened.several)
+        labelled_sample = LabelledSample.make(opened, sample, population, scheme, label_separator, certainty)
+        remarks += _describe_skipped(sample)
+    groups: list[tuple[Group, GroupSums]] = [((), population.total)]
     if keys:
-        named += [(group, dict(zip(keys, group, strict=True)), sums) for group, sums in groups.items()]
-    estimator = None
-    if sample is not None and population.sampled is not None:
-        estimator = _Estimator.make(opened, sample, population, info, label_separator, certainty)
-    result = [share for group, by, sums in named for share in _share_group(opened, info, estimator, group, by, sums)]
-    return Shares(result, certainty, _remarks(opened, info))
+        groups += sorted(population.groups.items(), key=lambda item: tuple(value or "" for value in item[0]))
+    result = []
+    for group, sums in groups:
+        by = dict(zip(keys, group, strict=True)) if group else {}
+        result += _share_group(opened, errors, labelled_sample, group, by, sums)
+    return Shares(result, certainty, [*remarks, *_describe_outputs(opened)])
 
 
-def _read_info(opened: OpenedOutput) -> BundleInfo | None:
-    """Read the record of the model that scored the output; None if it is no longer where it was, or is another one."""
-    path = opened.run_file.paths.get(opened.model.model)
-    if not path:
-        return None
+def _leave_out_gone(opened: OpenedOutput) -> tuple[OpenedOutput, list[str]]:
+    """Leave out the outputs of shards that are gone, as samples do; all stay where the input cannot be read."""
     try:
-        info = bundle.read_info(path)
+        shards = input_texts.open_input(opened.run_file.run.input, opened).stamps
     except UserError:
-        return None
-    return info if set(info.labels) == set(opened.labels) else None
+        return opened, []
+    current = [output for output in opened.outputs if output.origin and output.origin.unit.source in shards]
+    gone = opened.rows - sum(output.rows for output in current)
+    if not current or not gone:
+        return opened, []
+    return replace(opened, outputs=current), [f"{gone:,} rows are in no share, since their input files are gone"]
 
 
-def _remarks(opened: OpenedOutput, info: BundleInfo | None) -> list[str]:
-    earlier = sum(
-        output.rows
-        for output in opened.outputs
-        if output.origin and output.origin.run.bundle != opened.run_file.run.bundle
-    )
+def _refuse_training_sample(sample: Sample | None, info: BundleInfo | None) -> None:
+    """Refuse a sample that the model was trained on: it hides the errors that the model makes elsewhere."""
+    place = info.training.data.place if info else ""
+    if sample is not None and place and absolute(place) == absolute(sample.path):
+        raise UserError(f"the model was trained on {sample.path}, which hides its errors; label another sample")
+
+
+def _describe_skipped(sample: Sample) -> list[str]:
+    """Say that rows were skipped, so that the labelled ones may be no random sample."""
+    skipped = sample.skipped_rows
+    remark = f"{skipped:,} rows of {sample.path} were skipped; if they are the hard ones, the shares are biased"
+    return [remark] * (skipped > 0)
+
+
+def _describe_outputs(opened: OpenedOutput) -> list[str]:
+    """Say which rows of the corpus are not in the shares, and which were scored by earlier bundles."""
+    run = opened.run_file.run
+    earlier = sum(output.rows for output in opened.outputs if output.origin and output.origin.run.bundle != run.bundle)
     remarks = []
     if earlier:
         remarks.append(f"{earlier:,} of {opened.rows:,} rows were scored by earlier bundles")
     if opened.missing_rows:
         remarks.append(f"{opened.missing_rows:,} rows of the corpus are not scored yet; they are in no share")
+    if run.limit:
+        remarks.append(f"only the first {run.limit:,} rows were scored; the shares are theirs")
     return remarks
-
-
-@dataclass(frozen=True)
-class _Estimator:
-    """A labelled sample, ready to estimate shares from."""
-
-    sample: Sample
-    sampled: SampledRows
-    truth: np.ndarray  # (n, labels) float, 1 where a row has a label; 0 for rows without labels
-    right: np.ndarray  # (n,) float, 1 where the model's answer is right
-    is_labelled: np.ndarray  # (n,) bool: rows that people labelled
-    is_whole: bool  # the corpus has the rows that the sample was drawn from, and no others
-    power: float
-    certainty: float
-
-    @classmethod
-    def make(
-        cls,
-        opened: OpenedOutput,
-        sample: Sample,
-        population: Population,
-        info: BundleInfo | None,
-        separator: str,
-        certainty: float,
-    ) -> "_Estimator":
-        """Look the labels up, and choose how much to rely on the model. Raises UserError."""
-        assert population.sampled is not None
-        scheme = info.label_scheme if info else LabelScheme(opened.labels, several=opened.several)
-        scheme = replace(scheme, names=opened.labels)
-        numbers, is_labelled = sample.number_labels(scheme, separator if opened.several else None)
-        if not is_labelled.any():
-            raise UserError(f"{sample.path} has no label yet; fill in the column label, for as many rows as you like")
-        sampled = population.sampled
-        truth = numbers if numbers.ndim == 2 else numbers[:, None] == np.arange(len(opened.labels))
-        right = (sampled.labels == numbers) if numbers.ndim == 1 else (sampled.labels == numbers).all(axis=1)
-        truth = np.where(is_labelled[:, None], truth, 0).astype(float)
-        is_whole = round(float(sample.stratum_rows.sum())) == population.total.rows
-        made = cls(sample, sampled, truth, right.astype(float), is_labelled, is_whole, 1.0, certainty)
-        design, used, _ = made.design(np.ones(len(sample), bool))
-        return replace(made, power=tune_power(design, truth[used], sampled.scores[used]))
-
-    def members(self, group: Group) -> np.ndarray:
-        """Return which of the sample's rows (n,) bool are in a group; in () are all."""
-        return np.array([not group or own == group for own in self.sampled.groups], bool)
-
-    def covers(self, members: np.ndarray, rows: int) -> bool:
-        """Return whether the sample was drawn from all `rows` of a group, whose sampled rows are `members`."""
-        if self.is_whole:
-            return True
-        stratum = self.sample.strata[1]
-        own = np.unique(stratum[members])
-        is_apart = not np.isin(stratum[~members], own).any()
-        return is_apart and round(float(self.sample.stratum_rows[own].sum())) == rows
-
-    def design(self, members: np.ndarray) -> tuple[Design, np.ndarray, float]:
-        """Return the design of the strata that have `members`, its labelled rows, and the rows of strata without any.
-
-        A stratum with less than two labelled rows joins the one whose scores are most like its own.
-        """
-        stratum, rows = self.sample.strata[1].copy(), self.sample.stratum_rows.copy()
-        own = np.unique(stratum[members])
-        used = self.is_labelled & np.isin(stratum, own)
-        labelled = np.bincount(stratum[used], minlength=len(rows))
-        reached = own[labelled[own] >= min(LEAST_OF_STRATUM, labelled[own].max())]
-        means = {i: self.sampled.scores[stratum == i].mean(axis=0) for i in own.tolist()}
-        unlabelled_rows = float(rows[own[labelled[own] == 0]].sum())
-        for i in np.setdiff1d(own, reached).tolist():
-            nearest = min(reached.tolist(), key=lambda other: float(np.abs(means[other] - means[i]).sum()))
-            rows[nearest] += rows[i]
-            stratum[stratum == i] = nearest
-        return Design(np.searchsorted(reached, stratum[used]), rows[reached]), used, unlabelled_rows
 
 
 def _share_group(
     opened: OpenedOutput,
-    info: BundleInfo | None,
-    estimator: _Estimator | None,
+    errors: ModelErrors,
+    labelled_sample: LabelledSample | None,
     group: Group,
     by: dict[str, str | None],
     sums: GroupSums,
@@ -262,100 +207,27 @@ def _share_group(
     if not sums.rows:
         return []
     counted = (sums.counted / sums.rows).tolist()
-    note, labelled_rows = "", 0
-    if estimator is not None:
-        members = estimator.members(group)
-        labelled_rows = int((members & estimator.is_labelled).sum())
-        if not estimator.covers(members, sums.rows):
-            note = "the sample was not drawn from all of these rows; draw a new one for an interval"
-        elif labelled_rows < MIN_LABELLED:
-            note = f"{labelled_rows} labelled rows are too few for an interval; label {MIN_LABELLED} or more"
-        else:
-            return _share_sampled(opened, estimator, members, by, sums, labelled_rows)
-    corrected, reason = _correct(opened, info, sums)
-    note = "; ".join(filter(None, [note, reason]))
-    method = NOT_ESTIMATED if corrected is None else CORRECTED
-    values = [None] * len(counted) if corrected is None else corrected
+    labelled_rows = labelled_sample.count_labelled(group) if labelled_sample else 0
+    obstacle = labelled_sample.find_obstacle(group, sums.rows) if labelled_sample else ""
+    if labelled_sample and not obstacle:
+        estimates, accuracy, note = labelled_sample.estimate(group, sums)
+        return [
+            Share(by, label, sums.rows, share, made.value, made.low, made.high, SAMPLED, labelled_rows, accuracy, note)
+            for label, share, made in zip(opened.labels, counted, estimates, strict=True)
+        ]
+    corrected, notes = errors.correct(opened.labels, sums)
     return [
-        Share(by, label, sums.rows, counted[i], values[i], None, None, method, labelled_rows, None, note)
-        for i, label in enumerate(opened.labels)
+        Share(
+            by=by,
+            label=label,
+            rows=sums.rows,
+            counted=share,
+            estimate=value,
+            low=None,
+            high=None,
+            method=NOT_ESTIMATED if value is None else CORRECTED,
+            labelled_rows=labelled_rows,
+            note="; ".join(filter(None, [obstacle, note])),
+        )
+        for label, share, value, note in zip(opened.labels, counted, corrected, notes, strict=True)
     ]
-
-
-def _share_sampled(
-    opened: OpenedOutput,
-    estimator: _Estimator,
-    members: np.ndarray,
-    by: dict[str, str | None],
-    sums: GroupSums,
-    labelled_rows: int,
-) -> list[Share]:
-    design, used, unlabelled_rows = estimator.design(members)
-    notes = []
-    if labelled_rows < FEW_LABELLED:
-        notes.append(f"only {labelled_rows} labelled rows: the interval may miss the share more often than asked")
-    if unlabelled_rows:
-        notes.append(
-            f"{unlabelled_rows:,.0f} of the rows are in strata without a label yet; they count as similar ones"
-        )
-    note = "; ".join(notes)
-    sampled, own = estimator.sampled, members[used]
-
-    def estimate(truth: np.ndarray, scores: np.ndarray, own: np.ndarray, mean_score: float, power: float) -> Estimate:
-        return estimate_mean(design, truth, scores, own, mean_score, power, estimator.certainty)
-
-    accuracy = None
-    has_label = own & sampled.has_label[used]
-    if sums.labelled and has_label.sum() >= MIN_LABELLED:
-        mean_confidence, confidence = sums.confidence / sums.labelled, np.nan_to_num(sampled.confidence[used])
-        accuracy = estimate(estimator.right[used], confidence.astype(float), has_label, mean_confidence, 1.0)
-    result = []
-    for i, label in enumerate(opened.labels):
-        mean_score = float(sums.scores[i] / sums.rows)
-        share = estimate(estimator.truth[used, i], sampled.scores[used, i], own, mean_score, estimator.power)
-        result.append(
-            Share(
-                by,
-                label,
-                sums.rows,
-                float(sums.counted[i] / sums.rows),
-                share.value,
-                share.low,
-                share.high,
-                SAMPLED,
-                labelled_rows,
-                accuracy,
-                note,
-            )
-        )
-    return result
-
-
-def _correct(opened: OpenedOutput, info: BundleInfo | None, sums: GroupSums) -> tuple[list[float] | None, str]:
-    """Correct the counted shares of a group; or return None, and the reason."""
-    if info is None:
-        return None, "the model is no longer where it was, so that its errors are not known"
-    if np.isnan(sums.decided).any():
-        return None, "rows abstained; label a sample, or score with --probabilities"
-    decided, metrics = sums.decided / sums.rows, info.metrics
-    if not metrics.n:
-        return None, "the model has no evaluation rows; adopt it with --data, or label a sample"
-    order = [info.labels.index(name) for name in opened.labels]
-    if isinstance(metrics, MultiLabelMetrics):
-        rates = [metrics.by_label[name] for name in opened.labels]
-        return _correct_labels(decided, [(label.rows, label.predicted, label.recall) for label in rates], metrics.n)
-    confusion = np.array(metrics.confusion)[np.ix_(order, order)]
-    return correct_counts(decided, confusion.tolist()).tolist(), ""
-
-
-def _correct_labels(
-    decided: np.ndarray, rates: Sequence[tuple[int, int, float]], rows: int
-) -> tuple[list[float] | None, str]:
-    """Correct the shares of a multi-label model: `rates` are rows, predicted rows and recall of each label."""
-    values: list[float] = []
-    for counted, (true_rows, predicted, recall) in zip(decided.tolist(), rates, strict=True):
-        hits = recall * true_rows
-        false_rate = (predicted - hits) / max(1, rows - true_rows)
-        value = correct_binary(counted, recall, false_rate) if true_rows else None
-        values.append(counted if value is None else value)
-    return values, ""

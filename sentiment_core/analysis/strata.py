@@ -163,7 +163,10 @@ def allocate(total: int, shares: np.ndarray, least: int, most: np.ndarray) -> np
 
 
 def name_strata(strata: Sequence[Stratum], keys: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """Name strata for people: their groups, labels and confidences, as far as there are several."""
+    """Name strata for people: their groups, labels and confidences, as far as there are several.
+
+    Names differ: weights are known by them. They have no white space that spreadsheets or people may change.
+    """
     names = []
     for stratum in strata:
         parts = [
@@ -176,8 +179,17 @@ def name_strata(strata: Sequence[Stratum], keys: Sequence[str], labels: Sequence
         if (stratum.first_bin, stratum.stop_bin) != (0, BINS):
             first, stop = BAND_EDGES[stratum.first_bin], BAND_EDGES[stratum.stop_bin]
             parts.append(f"confidence {first:.3g} to {stop:.3g}")
-        names.append(SEPARATOR.join(filter(None, parts)) or "all")
-    return names
+        names.append(" ".join(SEPARATOR.join(filter(None, parts)).split()) or "all")
+    return _number_repeated(names)
+
+
+def _number_repeated(names: Sequence[str]) -> list[str]:
+    """Put a number behind names that stand before too, such as a group without a value and one called null."""
+    unique: dict[str, None] = {}
+    for name in names:
+        candidates = (f"{name} ({number})" if number > 1 else name for number in itertools.count(1))
+        unique[next(candidate for candidate in candidates if candidate not in unique)] = None
+    return list(unique)
 
 
 def make_lookup(strata: Sequence[Stratum]) -> Callable[[CellsOfRows], np.ndarray]:

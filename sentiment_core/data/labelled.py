@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -64,11 +65,14 @@ class LabelledTexts:
     def locate(self, row: int) -> tuple[str, int]:
         """Return the file of a row, and the row's number there from 0 on."""
         number = int(self.positions[row])
-        for path, rows in self.file_rows:
-            if number < rows:
-                return path, number
-            number -= rows
-        raise IndexError(row)
+        file = int(np.searchsorted(self._file_ends, number, side="right"))
+        path, rows = self.file_rows[file]
+        return path, number - int(self._file_ends[file]) + rows
+
+    @cached_property
+    def _file_ends(self) -> np.ndarray:
+        """(files,) int64: how many rows each file and those before it have."""
+        return np.cumsum([rows for _, rows in self.file_rows], dtype=np.int64)
 
     def fingerprint(self) -> str:
         """Return the sha256 over texts and label names, in order."""

@@ -24,6 +24,14 @@ Label = str | int | bool | None  # None: the row has none
 Cell = Label | tuple[Label, ...]  # of a label column; None: the row is not labelled
 
 
+class UnknownLabel(UserError):
+    """A label without a class."""
+
+    def __init__(self, message: str, label: Label = None) -> None:
+        super().__init__(message)
+        self.label = label
+
+
 @dataclass(frozen=True)
 class LabelScheme:
     """The classes that labels are looked up in, and how."""
@@ -204,7 +212,7 @@ def number_labels(files: Sequence[FileLabels], path: str, column: str, scheme: L
             index = {number: number for number in range(len(names))}
     unknown = [value for value in distinct if value not in index]
     if unknown:
-        raise UserError(_describe_unknown(unknown[0], files, path, column, names))
+        raise UnknownLabel(_describe_unknown(unknown[0], files, path, column, names), unknown[0])
     index[None] = -1
     used = {label: name for label, name in mapping.items() if label != name}
     classes = np.array([index[value] for value in values], np.int64)
@@ -266,7 +274,7 @@ def _check_numbering(files: Sequence[FileLabels], column: str) -> None:
         if declaring and number is not None and not file.declared:
             raise UserError(
                 f"column {column!r} of {file.path} has the number {number} without a name, and {declaring.path} names "
-                f"its numbers {_shorten(declaring.declared or [])}; read them apart, or write names into both"
+                f"its numbers {shorten(declaring.declared or [])}; read them apart, or write names into both"
             )
 
 
@@ -287,8 +295,8 @@ def _map_declared(files: Sequence[FileLabels], names: list[str]) -> dict[str, st
     for path, declared in declarations.items():
         if declared != first:
             raise UserError(
-                f"{first_path} names the labels 0, 1, ... {_shorten(first)}, and {path} names them "
-                f"{_shorten(declared)}; give --label-map {first[0]}={names[0]},... instead of --label-names"
+                f"{first_path} names the labels 0, 1, ... {shorten(first)}, and {path} names them "
+                f"{shorten(declared)}; give --label-map {first[0]}={names[0]},... instead of --label-names"
             )
     return dict(zip(first, names, strict=False))
 
@@ -306,15 +314,15 @@ def _read_truth_values(values: list[Label], scheme: LabelScheme, mapping: dict[s
 def _describe_unknown(value: Label, files: Sequence[FileLabels], path: str, column: str, names: list[str]) -> str:
     """Return the message about a label without a class."""
     declared = next((file.declared for file in files if file.declared and value in file.declared), None)
-    expected = f"expected one of {_shorten(names)}"
+    expected = f"expected one of {shorten(names)}"
     if declared:
         return (
-            f"column {column!r} of {path} has the labels {_shorten(declared)}, as the data names its numbers; "
+            f"column {column!r} of {path} has the labels {shorten(declared)}, as the data names its numbers; "
             f"{expected}; map them with --label-map {value}={names[0]},..."
         )
     return (
-        f"column {column!r} of {path} has the label {value!r}; {expected}; remove those rows, train with data that "
-        f"has this label, or map it with --label-map {value}={names[0]}"
+        f"column {column!r} of {path} has the label {value!r}; {expected}; leave those cells empty, train with "
+        f"data that has this label, or map it with --label-map {value}={names[0]}"
     )
 
 
@@ -329,7 +337,8 @@ def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
     return mapping
 
 
-def _shorten(names: Sequence[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
+    """Return a list of labels as it stands in a message, cut after `SHOWN_LABELS`."""
     return ", ".join(names[:SHOWN_LABELS]) + " ..." * (len(names) > SHOWN_LABELS)
 
 

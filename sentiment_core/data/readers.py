@@ -120,6 +120,8 @@ def read_csv(stream: pa.NativeFile, path: str, columns: Columns) -> pa.Table:
         if name in columns.texts:
             texts = [cell if cell is None else sample_columns.unescape(cell) for cell in table[name].to_pylist()]
             table = table.set_column(i, name, pa.array(texts, pa.string()))
+        elif name == columns.label and pa.types.is_string(table[name].type):  # as people type them
+            table = table.set_column(i, name, pc.utf8_trim_whitespace(table[name]))
     return table.replace_schema_metadata({SAMPLE_KEY: b""})
 
 

@@ -9,7 +9,9 @@ from collections.abc import Collection
 
 SAMPLE_ID, SOURCE, ROW, LABEL, STRATUM, WEIGHT = COLUMNS = ("sample", "source", "row", "label", "stratum", "weight")
 # Letters come first, so that no spreadsheet takes an id for a number or a date.
-ID = re.compile(r"row(\d+)of(\d+)-([0-9a-f]{8})-([0-9a-f]{8})")  # number of the row, rows, checksums of sample and row
+# Number of the row, rows, checksums of sample and row, start of the hash of the row's text.
+ID = re.compile(r"row(\d+)of(\d+)-([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8})")
+TEXT_HASH_BYTES = 4  # of `text_hash.hash_texts`, as ids have them
 APOSTROPHE = "'"
 FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 NUMBER_OR_DATE = re.compile(r"[\d\s.,:/%$€£()eE+\-]*\d[\d\s.,:/%$€£()eE+\-]*|true|false", re.IGNORECASE)

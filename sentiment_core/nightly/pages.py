@@ -86,8 +86,11 @@ def _show_shares(report: SharesReport) -> dict[str, Any]:
         groups.setdefault(name or "all rows", []).append(share)
     names = list(groups)[:1] + list(groups)[1:][-SHOWN_PARTITIONS:]
     shown = [(name, share) for name in names for share in groups[name]]
+    rows = {name: groups[name][0].rows for name in groups}
     return {
         "report": report,
+        "all_rows": rows.get("all rows", 0),
+        "open_rows": sum(rows[name] for name in (list(groups)[1:] or list(groups)) if groups[name][0].low is None),
         "rows": [
             (
                 name,

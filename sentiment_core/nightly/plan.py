@@ -89,13 +89,13 @@ class NightPlan:
 def make_plan(settings: NightlySettings) -> NightPlan:
     """Plan a night. Writes nothing. Raises UserError."""
     _refuse_renewal_of_several(settings)
-    shares.check_request(settings)
     decisions = {name: registry.history(path) for name, path in read_models(settings.model).items()}
     promoted = {
         name: {decision.digest for decision in history if decision.kind != "refused"}
         for name, history in decisions.items()
     }
     scoring = plan_scoring(settings, promoted)
+    shares.check_request(settings, scoring.output_folder)
     is_chosen = _choose_partitions(settings, scoring.corpus)
     units = [unit for unit in scoring.units_to_score if is_chosen(unit.source)]
     failed = [shard for shard in scoring.corpus.failed if is_chosen(shard.source)]

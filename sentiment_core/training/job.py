@@ -330,9 +330,10 @@ def _make_grid(
 ) -> GuaranteeGrid:
     """Return what the evaluation rows promise; nothing where the model was trained on them.
 
-    All planned epochs count as compared: how many of them early stopping left out depends on the same rows.
+    Rows of samples promise nothing either: they were not drawn evenly. All planned epochs count as compared: how many
+    of them early stopping left out depends on the same rows.
     """
-    if prepared.request["data_sha256"] == prepared.request["eval_data_sha256"]:
+    if prepared.eval_part.samples or prepared.request["data_sha256"] == prepared.request["eval_data_sha256"]:
         return GuaranteeGrid()
     comparisons = trials * prepared.recipe.epochs
     return guarantee.make_grid(objective, probabilities, prepared.eval_part.labels, comparisons)

@@ -28,16 +28,17 @@ def write_output(
     names: Sequence[str] = ("",),
     only: Callable[[shards.Unit], bool] = lambda unit: True,
     model: str = "",
+    digest: str = "digest",
     **settings: object,
 ) -> Run:
     """Write what scoring the folder or table `root` would write, if models gave the probabilities of `predict`.
 
     Null texts and those without letters get no score. `names`: of the models, all alike. `only`: the units to write.
-    `model`: the path of the bundle to note.
+    `model`: the path of the bundle to note, `digest`: its digest.
     """
-    by_name = {name: ModelRun("digest", objective.several) for name in names if name}
+    by_name = {name: ModelRun(digest, objective.several) for name in names if name}
     settings = {"text_column": "text", "probabilities": objective.several} | settings
-    run = Run(str(root), "digest", multi_label=objective.several and not by_name, models=by_name, **settings)
+    run = Run(str(root), digest, multi_label=objective.several and not by_name, models=by_name, **settings)
     corpus = shards.plan(str(root), run.text_columns, None, run.scored_columns)
     table = corpus.columns
     version = corpus.table.version if corpus.table else None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sentiment_core.analysis import strata
-from sentiment_core.analysis.estimation import Design, estimate_mean, tune_power
+from sentiment_core.analysis.estimation import Design, effective_rows, estimate_mean, tune_power
 from sentiment_core.analysis.scored_rows import ScoredBatch
 
 CORPORA, ROWS = 500, 4_000
@@ -109,3 +109,24 @@ def test_certainty_widens_the_interval():
     widths = [result.high - result.low for result in results]
     assert widths == sorted(widths)
     assert widths[0] < widths[2]
+
+
+def test_a_stratum_with_one_labelled_row_keeps_its_weight():
+    rng, values, held = np.random.default_rng(4), [], []
+    rates, rows = np.array([0.02, 0.5]), np.array([20_000.0, 450.0])
+    stratum = np.array([0] + [1] * 11)
+    true = float((rates * rows).sum() / rows.sum())
+    for _ in range(2_000):
+        truth = (rng.random(12) < rates[stratum]).astype(float)
+        result = estimate_mean(Design(stratum, rows), truth, np.zeros(12), np.ones(12, bool), 0.0, 0.0, 0.95)
+        values.append(result.value)
+        held.append(result.low <= true <= result.high)
+    assert np.mean(values) == pytest.approx(true, abs=0.01)
+    assert np.mean(held) > 0.93
+
+
+def test_rows_with_very_different_weights_count_as_few():
+    stratum = np.array([0] * 60 + [1] * 3)
+    design, members = Design(stratum, np.array([600.0, 4_000.0])), np.ones(63, bool)
+    assert effective_rows(design, members) < 5
+    assert effective_rows(design, stratum == 0) == pytest.approx(60)

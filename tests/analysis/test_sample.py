@@ -19,6 +19,7 @@ from sentiment_core.data.sample_columns import unescape
 from sentiment_core.errors import UserError
 from sentiment_core.model.objective import MultiLabel
 from tests.analysis.outputs import write_output
+from tests.lake import make_catalog
 from tests.scoring.conftest import ODD_TEXTS
 from tests.scoring.runs import score_folder, write_shard
 
@@ -211,6 +212,21 @@ def test_rows_of_a_table_come_from_the_version_that_was_scored(tmp_path):
     assert {row["stratum"].partition(" |")[0] for row in rows} == {"day=1"}
 
 
+def test_partition_columns_of_tables_are_groups_only_if_they_are_named(tmp_path):
+    rows = pa.table({"day": ["1", "2"] * 30, "text": texts_of("a", 60)})
+    write_deltalake(tmp_path / "delta", rows, partition_by=["day"])
+    table = make_catalog(tmp_path).create_table("ns.t", rows.schema)
+    with table.update_spec() as update:
+        update.add_identity("day")
+    table.append(rows)
+    for name, root in (("delta", tmp_path / "delta"), ("iceberg", table.metadata_location)):
+        write_output(root, tmp_path / name / "out", predict)
+        result = draw(tmp_path / name / "out", tmp_path / f"{name}.csv", rows=40)
+        assert not any("day" in stratum for stratum in result.strata)
+        result = draw(tmp_path / name / "out", tmp_path / f"{name} by.csv", rows=40, by=("day",))
+        assert {stratum.partition(" ")[0] for stratum in result.strata} == {"day=1", "day=2"}
+
+
 def test_one_of_several_models_and_several_labels(root, tmp_path):
     def several(texts):
         return np.array([[number_of(f"{text}{i}") % 1000 / 1000 for i in range(3)] for text in texts])
@@ -218,6 +234,7 @@ def test_one_of_several_models_and_several_labels(root, tmp_path):
     write_output(root, tmp_path / "out", several, "abc", MultiLabel(), names=("mood", "topic"))
     result = draw(tmp_path / "out", tmp_path / "s.csv", name="topic")
     assert result.next_steps[0].startswith("next: fill the column label with any of: a, b, c; write | between several")
+    assert result.next_steps[1].endswith("s.csv --name topic --by day")
     assert "--label-separator '|'" in result.next_steps[2]
     assert read_sample(str(tmp_path / "s.csv")).weight.sum() == pytest.approx(1598)
     training = draw(tmp_path / "out", tmp_path / "t.csv", name="mood", for_="training", rows=20)
@@ -246,6 +263,27 @@ def test_a_sample_for_training_holds_uncertain_texts_once(tmp_path):
     confidence = np.abs(predict([row["text"] for row in rows])[:, 1] - 0.5)
     assert confidence.max() <= np.quantile(np.abs(predict(texts_of("a", 200))[:, 1] - 0.5), 0.6)
     assert "chosen from the 100 least confident texts, each once" in result.report()
+
+
+def test_copies_do_not_make_a_sample_for_training_read_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr("sentiment_core.analysis.sample.MOST_CANDIDATES", 200)
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["the same text"] * 300 + texts_of("a", 10)})
+    same = predict(["the same text"])[0]
+    write_output(tmp_path / "in", tmp_path / "out", lambda texts: [same if t[0] == "t" else [0, 1] for t in texts])
+    result = draw(tmp_path / "out", tmp_path / "s.csv", rows=5, for_="training")
+    assert [row["text"] for row in cells_of(tmp_path / "s.csv")] == ["the same text"]
+    sentence = (
+        "there are only 1 different texts without labels among the 200 least confident rows; the rest was not read"
+    )
+    assert sentence in result.remarks
+    with pytest.raises(UserError, match=r"the 200 least confident texts of .* have labels already"):
+        draw(tmp_path / "out", tmp_path / "t.csv", rows=5, for_="training", exclude=(str(tmp_path / "s.csv"),))
+
+
+def test_a_look_at_the_first_rows_is_no_corpus(root, tmp_path):
+    write_output(root, tmp_path / "out", predict, limit=1_600)
+    result = draw(tmp_path / "out", tmp_path / "s.csv")
+    assert any(line.startswith("the output holds the first 1,600 rows of the corpus only") for line in result.remarks)
 
 
 def test_texts_with_labels_are_not_drawn_for_training(tmp_path):
@@ -279,6 +317,17 @@ def test_the_training_data_of_the_bundle_is_left_out(tmp_path):
     result = draw(tmp_path / "out", tmp_path / "s.csv", rows=60, for_="training")
     assert {row["text"] for row in cells_of(tmp_path / "s.csv")} == {*texts_of("a", 60)[40:]}
     assert f"texts of the bundle's training data were left out ({tmp_path / 'train.parquet'})" in result.remarks
+
+    def trained_on(path):
+        record["training"]["data"]["place"] = str(path)
+        (tmp_path / "bundle/sentiment.json").write_text(json.dumps(record))
+
+    trained_on(tmp_path / "tr*.parquet")
+    assert draw(tmp_path / "out", tmp_path / "glob.csv", rows=60, for_="training").rows == 20
+    trained_on("iceberg://absent/name.of_table")
+    result = draw(tmp_path / "out", tmp_path / "iceberg.csv", rows=60, for_="training")
+    assert any("training data cannot be read (iceberg://absent/name.of_table" in line for line in result.remarks)
+    trained_on(tmp_path / "train.parquet")
     (tmp_path / "train.parquet").unlink()
     result = draw(tmp_path / "out", tmp_path / "t.csv", rows=60, for_="training")
     assert result.rows == 60
@@ -307,6 +356,7 @@ def test_the_command_prints_strata_and_what_to_do_next(out, tmp_path, capsys, ow
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"50 of 1,598 rows with text were drawn into {tmp_path / 's.csv'}"
     assert "next: fill the column label with one of: no, yes; rows that nobody reaches stay empty; then" in lines
+    assert f"  sentiment-core shares --scored {out} --labelled {tmp_path / 's.csv'} --by day" in lines
 
 
 def test_unreadable_text_is_named(tmp_path):

@@ -12,6 +12,7 @@ from sentiment_core.data import labelled
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
+from sentiment_core.text.text_hash import hash_texts
 
 TEXTS = [
     "plain",
@@ -139,15 +140,15 @@ def change(cells: list[list[str]], row: int, column: str, value: str) -> list[li
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda c: change(c, 3, "weight", ""), "has other values in row row3of15-.*weight ''"),
-        (lambda c: change(c, 3, "weight", "12.May"), "has other values in row row3of15-"),
-        (lambda c: change(c, 3, "weight", "7"), "has other values in row row3of15-"),
-        (lambda c: change(c, 3, "stratum", "mine"), "has other values in row row3of15-.*stratum 'mine'"),
-        (lambda c: change(c, 3, "row", "1"), "has other values in row row3of15-"),
-        (lambda c: change(c, 3, "source", "b.parquet"), "has other values in row row3of15-"),
+        (lambda c: change(c, 3, "weight", ""), "has other values in row row03of15-.*weight ''"),
+        (lambda c: change(c, 3, "weight", "12.May"), "has other values in row row03of15-"),
+        (lambda c: change(c, 3, "weight", "7"), "has other values in row row03of15-"),
+        (lambda c: change(c, 3, "stratum", "mine"), "has other values in row row03of15-.*stratum 'mine'"),
+        (lambda c: change(c, 3, "row", "1"), "has other values in row row03of15-"),
+        (lambda c: change(c, 3, "source", "b.parquet"), "has other values in row row03of15-"),
         (lambda c: change(c, 3, "sample", "17"), "has the id '17' in column 'sample'"),
         (lambda c: c[:7] + c[9:], r"has 13 of the 15 rows that were drawn \(missing: 7, 8\).*leave the label"),
-        (lambda c: [*c, c[3]], "has the row row3of15-.* more than once"),
+        (lambda c: [*c, c[3]], "has the row row03of15-.* more than once"),
         (lambda c: [row[:-1] for row in c], "has no column 'weight'"),
         (lambda c: [row[1:] for row in c], "has no column 'sample'"),
         (lambda c: [*c, ["", "x", "1", "my own text", "positive", "", ""]], "has the id '' in column 'sample'"),
@@ -173,6 +174,13 @@ def test_a_sample_for_training_has_no_weights(tmp_path):
     path.write_bytes(format_sample(rows, {"text": TEXTS}))
     with pytest.raises(UserError, match="is a sample for training, whose rows do not stand for the corpus"):
         read_sample(str(path))
+
+
+def test_a_sample_whose_weights_were_emptied_is_none_for_training(tmp_path):
+    cells = drawn()
+    emptied = [cells[0], *([*row[:5], "", ""] for row in cells[1:])]
+    with pytest.raises(UserError, match="is a sample whose columns 'stratum' and 'weight' were emptied; restore them"):
+        read_sample(save(tmp_path / "s.csv", emptied))
 
 
 def test_what_is_no_csv_file_is_refused(tmp_path):
@@ -204,8 +212,53 @@ def test_labels_are_looked_up_among_those_of_the_model(tmp_path):
     sample = read_sample(save(tmp_path / "s.csv", drawn()))
     numbers, is_labelled = sample.number_labels(LabelScheme(["negative", "positive"]))
     assert numbers[is_labelled].tolist() == [1, 0] * 5
-    with pytest.raises(UserError, match="has the label 'negative'; expected one of good, positive"):
+    sentence = (
+        r"s.csv has the label 'negative' in row row02of15-[-0-9a-f]+; expected one of good, positive; correct it, or "
+        "leave the cell empty$"
+    )
+    with pytest.raises(UserError, match=sentence):
         sample.number_labels(LabelScheme(["good", "positive"]))
+
+
+def test_spaces_around_a_label_do_not_count(tmp_path):
+    cells = drawn()
+    for row in cells[1:]:
+        row[4] = f" {row[4]} "
+    path = save(tmp_path / "s.csv", cells)
+    numbers, is_labelled = read_sample(path).number_labels(LabelScheme(["negative", "positive"]))
+    assert numbers[is_labelled].tolist() == [1, 0] * 5
+    assert labelled.read(path).label_names == ["negative", "positive"]
+
+
+def test_an_untouched_sample_is_read_whatever_its_names(tmp_path):
+    rows = [DrawnRow(" a/b.parquet", 0, "lang=en ", 2.0), DrawnRow(" a/b.parquet", 1, " lang=de", 3.0)]
+    (tmp_path / "s.csv").write_bytes(format_sample(rows, {"text": ["a", "b"]}))
+    sample = read_sample(str(tmp_path / "s.csv"))
+    assert sample.stratum.tolist() == ["lang=en", "lang=de"]
+    assert sample.source.tolist() == [" a/b.parquet"] * 2
+
+
+def test_ids_hold_the_hashes_that_outputs_have(tmp_path):
+    columns = {"title": ["=a", None], "body": ["b", "c"]}
+    (tmp_path / "s.csv").write_bytes(format_sample(ROWS[:2], columns))
+    expected = [text_hash[:4].hex() for text_hash in hash_texts(["=a\nb", "c"]).to_pylist()]
+    assert read_sample(str(tmp_path / "s.csv")).text_hashes == expected
+    other_texts = cells_of(format_sample(ROWS[:2], columns | {"body": ["b", "d"]}))
+    path = save(tmp_path / "t.csv", [*cells_of((tmp_path / "s.csv").read_bytes())[:2], other_texts[2]])
+    with pytest.raises(UserError, match="holds rows of 2 samples"):
+        read_sample(path)
+
+
+@pytest.mark.parametrize(
+    ("labelled_rows", "skipped"), [([], 0), ([0, 1, 2], 0), ([0, 3], 2), ([14], 14), (range(15), 0)]
+)
+def test_rows_that_somebody_passed_over_are_counted_in_any_order(tmp_path, labelled_rows, skipped):
+    cells = drawn()
+    for i, row in enumerate(cells[1:]):
+        row[4] = "positive" if i in labelled_rows else ""
+    assert sorted(cells[1:], key=lambda row: row[0]) == cells[1:]
+    for order in (cells, [cells[0], *sorted(cells[1:], key=lambda row: row[3])]):
+        assert read_sample(save(tmp_path / "s.csv", order)).skipped_rows == skipped
 
 
 def test_several_labels_stand_in_one_cell(tmp_path):

@@ -1,12 +1,16 @@
 """Scored rows are read as columns, each row once, by what footers say."""
 
+import dataclasses
+import datetime
+import decimal
 import os
+import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from sentiment_core.analysis.scored_rows import check_keys, map_outputs, open_output, read_batch
+from sentiment_core.analysis.scored_rows import check_keys, choose_outputs, map_outputs, open_output, read_batch
 from sentiment_core.data.shards import Unit
 from sentiment_core.errors import UserError
 from sentiment_core.model.objective import MultiLabel
@@ -98,6 +102,25 @@ def test_unknown_and_nested_keys_are_refused(root, tmp_path):
         check_keys(opened, ["tags"])
 
 
+def test_keys_hold_plain_values(tmp_path):
+    now, cents = datetime.datetime(2026, 1, 2, 3), decimal.Decimal("1.50")
+    plain = {
+        "lang": pa.array(["en"]).dictionary_encode(), "n": [1], "half": [0.5], "yes": [True], "at": [now],
+        "day": [now.date()], "price": [cents], "nothing": pa.nulls(1), "large": pa.array(["x"], pa.large_string()),
+    }  # fmt: skip
+    odd = {"raw": pa.array([b"\xff"]), "took": pa.array([7], pa.duration("ms")), "pair": [{"a": 1}]}
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["a"], **plain, **odd})
+    write_output(tmp_path / "in", tmp_path / "out", by_length)
+    opened = open_output(str(tmp_path / "out"))
+    check_keys(opened, list(plain))
+    (batch,) = batches(opened, keys=tuple(plain))
+    assert batch.groups[0][:4] == ("en", "1", "0.5", "true")
+    assert batch.groups[0][6:] == ("1.50", None, "x")
+    for name, kind in (("raw", "binary"), ("took", "duration"), ("pair", "struct")):
+        with pytest.raises(UserError, match=rf"--by {name} holds {kind}.*; expected a column of texts, numbers"):
+            check_keys(opened, [name])
+
+
 def test_a_column_that_an_output_lacks_is_null(root, tmp_path):
     write_shard(root, "day=2/c.parquet", {"text": ["a"], "shop": [7]})
     write_output(root, tmp_path / "out", by_length)
@@ -138,6 +161,24 @@ def test_of_overlapping_outputs_of_a_shard_the_newer_counts(root, tmp_path):
     opened = open_output(str(out))
     assert part.output in [output.path for output in opened.outputs]
     assert (opened.rows, opened.missing_rows, opened.ignored) == (6, 1, 1)
+
+
+def test_many_units_of_a_shard_are_compared_quickly(root, tmp_path):
+    write_output(root, tmp_path / "out", by_length, only=lambda unit: "b.parquet" in unit.source)
+    run_file = outputs.read_run_file(str(tmp_path / "out"))
+    (output,) = outputs.read_outputs(str(tmp_path / "out"))
+
+    def cover(start, stop, age):
+        unit = dataclasses.replace(output.origin.unit, start=start, stop=stop)
+        origin = dataclasses.replace(output.origin, unit=unit)
+        return dataclasses.replace(output, path=f"{start:09}-{stop}.parquet", mtime_ns=-age, origin=origin)
+
+    units = [cover(10 * i, 10 * i + 10, i % 7) for i in range(30_000)]
+    older = [cover(10 * i + 5, 10 * i + 15, 100) for i in range(30_000)] + [cover(0, 300_000, 100)]
+    started = time.monotonic()
+    chosen = choose_outputs([*older, *units, cover(300_010, 300_020, 200)], run_file)
+    assert time.monotonic() - started < 10
+    assert [o.path for o in chosen] == [o.path for o in [*units, cover(300_010, 300_020, 0)]]
 
 
 def test_outputs_of_other_settings_and_files_of_others_do_not_count(root, tmp_path):

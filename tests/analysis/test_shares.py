@@ -23,7 +23,7 @@ from sentiment_core.model import bundle
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.multi_label_records import LabelMetrics, MultiLabelMetrics
 from sentiment_core.model.objective import MultiLabel
-from sentiment_core.model.records import Metrics
+from sentiment_core.model.records import Metrics, TrainingRecord, TrainingRows
 from tests.analysis.outputs import write_output
 from tests.scoring.runs import write_shard
 
@@ -54,13 +54,14 @@ def predict(texts):
 def model(tmp_path):
     """The record of a bundle whose evaluation rows show `RATES`."""
     metrics = Metrics(n=200, labels=list(LABELS), accuracy=0.85, confusion=[[80, 20], [10, 90]])
-    write_info(tmp_path / "model", BundleInfo("standard", list(LABELS), 64, metrics=metrics))
-    return str(tmp_path / "model")
+    return write_info(tmp_path / "model", BundleInfo("standard", list(LABELS), 64, metrics=metrics))
 
 
 def write_info(folder, info):
+    """Write the record of a bundle; return what `write_output` notes of it."""
     folder.mkdir()
     (folder / bundle.CARD).write_text(json.dumps(info.to_json()))
+    return {"model": str(folder), "digest": bundle.digest_of(bundle.read_files(str(folder))[1])}
 
 
 def true_labels(root):
@@ -103,7 +104,7 @@ def by_group(result, label="yes"):
 
 
 def test_intervals_come_from_the_sample_for_groups_that_are_strata(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     sample = write_sample(corpus, tmp_path / "s.csv", 60, np.random.default_rng(0))
     result = estimate_shares(open_output(str(tmp_path / "out")), ("day",), sample)
     groups = by_group(result)
@@ -128,7 +129,7 @@ def all_texts(root):
 
 
 def test_intervals_for_kept_columns_that_cut_strata(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     sample = write_sample(corpus, tmp_path / "s.csv", 150, np.random.default_rng(2))
     groups = by_group(estimate_shares(open_output(str(tmp_path / "out")), ("lang",), sample))
     for lang in ("de", "en"):
@@ -138,7 +139,7 @@ def test_intervals_for_kept_columns_that_cut_strata(corpus, model, tmp_path):
 
 
 def test_without_a_sample_counts_are_corrected_without_an_interval(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     groups = by_group(estimate_shares(open_output(str(tmp_path / "out")), ("day",)))
     for (*day,), share in groups.items():
         truth = share_of(corpus, "yes", *day)
@@ -149,7 +150,7 @@ def test_without_a_sample_counts_are_corrected_without_an_interval(corpus, model
 def test_rows_scored_after_the_sample_are_corrected_and_the_others_have_intervals(corpus, model, tmp_path):
     sample = write_sample(corpus, tmp_path / "s.csv", 50, np.random.default_rng(2))
     write_shard(corpus, "day=3/a.parquet", {"text": ["no yes 1"] * 30, "lang": ["en"] * 30})
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     groups = by_group(estimate_shares(open_output(str(tmp_path / "out")), ("day",), sample))
     assert {key: share.method for key, share in groups.items()} == {
         (): CORRECTED,
@@ -161,7 +162,7 @@ def test_rows_scored_after_the_sample_are_corrected_and_the_others_have_interval
 
 
 def test_groups_with_few_labels_say_so(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     opened = open_output(str(tmp_path / "out"))
     sample = write_sample(corpus, tmp_path / "s.csv", 20, np.random.default_rng(4))
     share = by_group(estimate_shares(opened, ("day",), sample))[("1",)]
@@ -174,15 +175,64 @@ def test_groups_with_few_labels_say_so(corpus, model, tmp_path):
 
 
 def test_who_stops_early_still_has_a_sample(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     sample = write_sample(corpus, tmp_path / "s.csv", 100, np.random.default_rng(5), labelled=90)
     share = by_group(estimate_shares(open_output(str(tmp_path / "out")), (), sample))[()]
     assert share.labelled_rows == 90
     assert share.low <= share_of(corpus, "yes") <= share.high
 
 
+def test_strata_that_nobody_reached_give_no_interval(corpus, model, tmp_path):
+    write_output(corpus, tmp_path / "out", predict, **model)
+
+    def label_one_day(rows):
+        return [row | {"label": row["label"] if row["stratum"] == "day=1" else ""} for row in rows]
+
+    sample = write_sample(corpus, tmp_path / "s.csv", 60, np.random.default_rng(8), change=label_one_day)
+    groups = by_group(estimate_shares(open_output(str(tmp_path / "out")), ("day",), sample))
+    assert (groups[()].method, groups[()].low) == (CORRECTED, None)
+    assert "50 % of the rows are in strata without a label" in groups[()].note
+    assert groups[("1",)].method == SAMPLED
+
+
+def test_skipped_rows_are_told(corpus, model, tmp_path):
+    write_output(corpus, tmp_path / "out", predict, **model)
+
+    def skip(rows):
+        return [row | {"label": "" if i < 20 else row["label"]} for i, row in enumerate(rows)]
+
+    sample = write_sample(corpus, tmp_path / "s.csv", 60, np.random.default_rng(9), change=skip)
+    result = estimate_shares(open_output(str(tmp_path / "out")), (), sample)
+    assert any(remark.startswith("20 rows of ") and "were skipped" in remark for remark in result.remarks)
+
+
+def test_outputs_of_gone_shards_are_left_out_as_samples_leave_them_out(corpus, model, tmp_path):
+    write_output(corpus, tmp_path / "out", predict, **model)
+    (corpus / "day=2" / "a.parquet").unlink()
+    result = estimate_shares(open_output(str(tmp_path / "out")), ("day",))
+    assert list(by_group(result)) == [(), ("1",)]
+    assert f"{ROWS} rows are in no share, since their input files are gone" in result.remarks
+
+
+def test_errors_of_another_bundle_at_the_same_path_are_not_used(corpus, model, tmp_path):
+    write_output(corpus, tmp_path / "out", predict, model=model["model"], digest="another")
+    share = by_group(estimate_shares(open_output(str(tmp_path / "out"))))[()]
+    assert (share.estimate, share.method) == (None, NOT_ESTIMATED)
+    assert "is not the one that scored the output" in share.note
+
+
+def test_a_sample_that_the_model_was_trained_on_is_refused(corpus, tmp_path):
+    sample = write_sample(corpus, tmp_path / "s.csv", 20, np.random.default_rng(0))
+    metrics = Metrics(n=200, labels=list(LABELS), accuracy=0.85, confusion=[[80, 20], [10, 90]])
+    training = TrainingRecord(data=TrainingRows(place=sample, rows=40))
+    noted = write_info(tmp_path / "model", BundleInfo("standard", list(LABELS), 64, metrics=metrics, training=training))
+    write_output(corpus, tmp_path / "out", predict, **noted)
+    with pytest.raises(UserError, match="the model was trained on"):
+        estimate_shares(open_output(str(tmp_path / "out")), (), sample)
+
+
 def test_abstained_rows_are_in_the_shares(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model, min_confidence=0.9)
+    write_output(corpus, tmp_path / "out", predict, **model, min_confidence=0.9)
     opened = open_output(str(tmp_path / "out"))
     bare = by_group(estimate_shares(opened))[()]
     assert (bare.rows, bare.counted, bare.estimate, bare.method) == (2 * ROWS, 0.0, None, NOT_ESTIMATED)
@@ -194,7 +244,7 @@ def test_abstained_rows_are_in_the_shares(corpus, model, tmp_path):
 
 
 def test_abstained_rows_with_probabilities_can_be_corrected(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model, min_confidence=0.9, probabilities=True)
+    write_output(corpus, tmp_path / "out", predict, **model, min_confidence=0.9, probabilities=True)
     share = by_group(estimate_shares(open_output(str(tmp_path / "out"))))[()]
     assert share.method == CORRECTED
     assert abs(share.estimate - share_of(corpus, "yes")) < 0.08
@@ -214,14 +264,14 @@ def test_several_labels(corpus, tmp_path):
     }
     metrics = MultiLabelMetrics(n=200, labels=["long", "yes"], by_label=by_label)
     info = BundleInfo("standard", ["long", "yes"], 64, metrics=metrics, problem_type=MultiLabel.problem_type)
-    write_info(tmp_path / "several", info)
+    noted = write_info(tmp_path / "several", info)
     write_output(
         corpus,
         tmp_path / "out",
         lambda texts: np.array([[0.9, predict([text])[0, 1]] for text in texts]),
         ("long", "yes"),
         MultiLabel(),
-        model=str(tmp_path / "several"),
+        **noted,
     )
     opened = open_output(str(tmp_path / "out"))
     corrected = by_group(estimate_shares(opened))[()]
@@ -239,7 +289,7 @@ def test_several_labels(corpus, tmp_path):
 
 
 def test_the_file_is_a_list_of_shares(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     sample = write_sample(corpus, tmp_path / "s.csv", 60, np.random.default_rng(0))
     settings = SharesSettings(str(tmp_path / "out"), sample, ("day",), to=str(tmp_path / "shares.json"))
     report = shares(settings).report()
@@ -260,7 +310,7 @@ def test_the_file_is_a_list_of_shares(corpus, model, tmp_path):
     ],
 )
 def test_bad_samples_are_refused(corpus, model, tmp_path, change, sentence):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     sample = write_sample(corpus, tmp_path / "s.csv", 20, np.random.default_rng(0), change=change)
     with pytest.raises(UserError, match=sentence):
         estimate_shares(open_output(str(tmp_path / "out")), (), sample)
@@ -268,12 +318,12 @@ def test_bad_samples_are_refused(corpus, model, tmp_path, change, sentence):
 
 def test_a_sample_of_another_output_is_refused(corpus, model, tmp_path):
     sample = write_sample(corpus, tmp_path / "s.csv", 20, np.random.default_rng(0))
-    write_output(corpus, tmp_path / "out", predict, model=model, only=lambda unit: unit.source.startswith("day=1"))
+    write_output(corpus, tmp_path / "out", predict, **model, only=lambda unit: unit.source.startswith("day=1"))
     with pytest.raises(UserError, match="not among the scored rows"):
         estimate_shares(open_output(str(tmp_path / "out")), (), sample)
 
 
 def test_unknown_keys_are_refused(corpus, model, tmp_path):
-    write_output(corpus, tmp_path / "out", predict, model=model)
+    write_output(corpus, tmp_path / "out", predict, **model)
     with pytest.raises(UserError, match="day, lang"):
         estimate_shares(open_output(str(tmp_path / "out")), ("month",))

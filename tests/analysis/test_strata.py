@@ -80,6 +80,22 @@ def test_strata_are_named_by_what_differs():
     assert strata.name_strata(design({((), 0): histogram(b150=50)}, 5), (), ["no"]) == ["all"]
 
 
+def test_different_strata_have_different_names():
+    groups = [(("null", "a"), 0), ((None, "a"), 0), (("null (2)", "a"), 0), (("x, y=a", "b"), 0), (("x", "a, y=b"), 0)]
+    parts = design({cell: histogram(b150=100) for cell in groups}, 50)
+    names = strata.name_strata(parts, ("x", "y"), ["no"])
+    assert len(set(names)) == len(parts) == 5
+    assert {"x=null, y=a", "x=null, y=a (2)", "x=x, y=a, y=b", "x=x, y=a, y=b (2)"} < set(names)
+    labels = {((), -1): histogram(b150=100), ((), 0): histogram(b150=100)}
+    assert strata.name_strata(design(labels, 10), (), ["no label"]) == ["no label", "no label (2)"]
+
+
+def test_names_have_no_white_space_at_their_ends():
+    cells = {((value,), 0): histogram(b150=100) for value in ("en", "en ", "a\r\nb")}
+    names = strata.name_strata(design(cells, 30), ("lang",), ["no"])
+    assert names == ["lang=a b", "lang=en", "lang=en (2)"]
+
+
 def test_too_many_groups_are_refused():
     cells = [{((str(i),), 0): histogram(b150=1)} for i in range(4)]
     assert len(strata.merge_counts(cells, 4)) == 4

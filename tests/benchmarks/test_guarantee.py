@@ -29,9 +29,11 @@ def test_draws_without_a_threshold_do_not_count_as_held():
     is_right = rng.random(20_000) < confidence
     few = simulate(confidence, is_right, 20, 0.9, 0.95, 20, 0)
     assert (few["without_threshold"], few["held"], few["mean_share_labelled"]) == (1, None, None)
+    assert few["held_of_all_draws"] == 0
     many = simulate(confidence, is_right, 2000, 0.9, 0.95, 100, 0)
     assert many["without_threshold"] < 0.5
     assert many["held"] >= 0.95
+    assert many["held_of_all_draws"] == pytest.approx(many["held"] * (1 - many["without_threshold"]))
     assert 0 < many["mean_share_labelled"] < many["best_share_labelled"] == pytest.approx(0.4, abs=0.05)
 
 

@@ -36,6 +36,17 @@ def test_each_file_format_gives_the_same_rows(tmp_path, kind):
     assert data.labels.tolist() == [1, 0, 0, 1]
 
 
+def test_rows_are_located_in_their_files(tmp_path):
+    for name, texts in (("a", ["x", None, "y"]), ("b", [None]), ("c", ["z", "x"])):
+        pq.write_table(
+            pa.table({"text": pa.array(texts, pa.string()), "label": [1] * len(texts)}), tmp_path / f"{name}.parquet"
+        )
+    data = labelled.read(str(tmp_path)).take(np.array([2, 3, 0, 1]))
+    assert [data.locate(i) for i in range(4)] == [
+        (str(tmp_path / f"{name}.parquet"), row) for name, row in (("c", 0), ("c", 1), ("a", 0), ("a", 2))
+    ]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_text_of_ten_megabytes_is_read(tmp_path, kind):
     columns = {"text": ["good " * 2_000_000, "bad"], "label": ["pos", "neg"]}
@@ -157,7 +168,7 @@ def test_the_fingerprint_differs_with_the_content():
         ({"text": ["a"], "label": [0.5]}, None, ["'label'", "0.5", "whole numbers"]),
         ({"text": ["a"], "label": [[True]]}, None, ["'label'", "lists of bool", "label names or numbers"]),
         ({"text": [None, " "], "label": ["x", "y"]}, None, ["no row", "2 rows, 2 without text"]),
-        ({"text": ["a"], "label": ["z"]}, ["x", "y"], ["'z'", "x, y", "remove those rows"]),
+        ({"text": ["a"], "label": ["z"]}, ["x", "y"], ["'z'", "x, y", "leave those cells empty"]),
         ({"text": ["a"], "label": [7]}, ["x", "y"], ["7", "x, y"]),
         ({"text": ["a"], "label": [float("inf")]}, None, ["'label'", "inf", "whole numbers"]),
     ],

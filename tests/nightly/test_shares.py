@@ -22,11 +22,13 @@ def add_day(corpus, day: str, rows: int = ROWS) -> None:
     write_shard(corpus, f"day={day}/a.parquet", {"text": sentences(rows, seed=int(day))["text"]})
 
 
-def write_sample(path, day: str) -> str:
-    """Write a labelled sample of half of a day's rows."""
+def write_sample(path, day: str, of_day: str = "") -> str:
+    """Write a labelled sample of half of a day's rows; `of_day`: with the texts of another one."""
+    texts = sentences(ROWS, seed=int(of_day or day))["text"].to_pylist()
     labels = sentences(ROWS, seed=int(day))["label"].to_pylist()
     drawn = [DrawnRow(f"day={day}/a.parquet", i, f"day={day}", 2.0) for i in range(0, ROWS, 2)]
-    rows = list(csv.DictReader(io.StringIO(format_sample(drawn, {"text": ["t"] * len(drawn)}).decode("utf-8-sig"))))
+    content = format_sample(drawn, {"text": texts[::2]}).decode("utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(content)))
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -66,8 +68,18 @@ def test_a_night_whose_sample_no_longer_fits_is_done_and_says_so(in_process, mod
     sample = write_sample(tmp_path / "sample.csv", "1")
     flags = {"model": str(models), "input": str(corpus), "out": str(out)}
     night = nightly(NightlySettings(night="n1", shares_sample=sample, **flags))
-    assert (night.state, night.exit_code) == ("done", 4)
-    assert any("not among the scored rows" in alarm for alarm in night.alarms)
+    assert (night.state, night.exit_code, night.alarms) == ("done", 0, [])
+    assert "not among the scored rows" in night.shares.due
+    assert {share.low for share in night.shares.shares} == {None}
+
+
+def test_a_sample_of_other_texts_is_not_used(in_process, models, tmp_path):
+    add_day(tmp_path / "in", "1")
+    sample = write_sample(tmp_path / "sample.csv", "1", of_day="2")
+    flags = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    night = nightly(NightlySettings(night="n1", shares_sample=sample, **flags))
+    assert "was drawn from other texts" in night.shares.due
+    assert {share.low for share in night.shares.shares} == {None}
 
 
 def test_a_damaged_sample_or_a_wrong_model_is_refused_before_the_night(models, tmp_path):
@@ -78,4 +90,16 @@ def test_a_damaged_sample_or_a_wrong_model_is_refused_before_the_night(models, t
         nightly(NightlySettings(shares_sample=str(tmp_path / "sample.csv"), **flags))
     with pytest.raises(UserError, match="--shares-model is topic; leave it out"):
         nightly(NightlySettings(shares_by=("day",), shares_model="topic", **flags))
+    unlabelled = format_sample([DrawnRow("a.parquet", 0, "all", 1.0)], {"text": ["t"]})
+    (tmp_path / "empty.csv").write_bytes(unlabelled)
+    with pytest.raises(UserError, match="has no label yet"):
+        nightly(NightlySettings(shares_sample=str(tmp_path / "empty.csv"), **flags))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_key_is_refused_before_a_night_that_continues_others(in_process, models, tmp_path):
+    add_day(tmp_path / "in", "1")
+    flags = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    nightly(NightlySettings(night="n1", **flags))
+    with pytest.raises(UserError, match="--by is 'month'"):
+        nightly(NightlySettings(night="n2", shares_by=("month",), **flags))

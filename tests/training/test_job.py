@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
 import sentiment_core
+from sentiment_core.analysis.sample_file import DrawnRow, format_sample
 from sentiment_core.data import labelled as dataset
 from sentiment_core.data.readers import Columns
 from sentiment_core.evaluation import EvaluateSettings, evaluate
@@ -20,10 +21,24 @@ from sentiment_core.inference.engine import Engine
 from sentiment_core.inference.int8_layers import unpack_layers
 from sentiment_core.model import bundle, metrics
 from sentiment_core.model.records import GuaranteeGrid
-from sentiment_core.training import tracking
+from sentiment_core.training import job, tracking
 from sentiment_core.training.job import TrainResult, train
 from sentiment_core.training.settings import TrainSettings
 from tests.conftest import sentences
+
+
+def test_rows_of_a_sample_promise_nothing(tiny_bundle, tmp_path):
+    table = sentences(60, seed=1)
+    rows = [DrawnRow("a.parquet", i, "all", 2.0) for i in range(60)]
+    content = format_sample(rows, {"text": table["text"].to_pylist()}).decode("utf-8-sig")
+    (tmp_path / "s.csv").write_text(content.replace(",,all,", ",positive,all,").replace("positive", "negative", 30))
+    pq.write_table(table, tmp_path / "plain.parquet")
+    sample, plain = str(tmp_path / "s.csv"), str(tmp_path / "plain.parquet")
+    for data, eval_data, rows_of_grid in ((sample, None, 0), (plain, sample, 0), (sample, plain, 60)):
+        settings = TrainSettings(data=data, eval_data=eval_data, model=tiny_bundle, out=str(tmp_path / "b"))
+        prepared = job.prepare(settings, settings.out)
+        probabilities = np.full((len(prepared.eval_part), 2), 0.5)
+        assert job._make_grid(prepared, prepared.objective, probabilities, 1).rows == rows_of_grid
 
 
 def test_training_learns_and_leaves_a_whole_bundle(ray_here, short_encoder, labelled, tmp_path, monkeypatch):
