@@ -10,7 +10,7 @@ worth. Better scores make the interval narrower.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from sentiment_core.analysis.records import Estimate
 
@@ -114,7 +114,7 @@ def estimate_mean(
             spread = float((influence[members] ** 2).mean())
         pseudo = PSEUDO_ERRORS / effective * float(members[own].mean()) / total**2
         variance += rows**2 * (spread + pseudo) / size * max(0.0, 1 - size / rows)
-    half = float(stats.t.ppf((1 + certainty) / 2, max(1.0, effective - len(strata)))) * variance**0.5
+    half = float(special.stdtrit(max(1.0, effective - len(strata)), (1 + certainty) / 2)) * variance**0.5
     value = power * mean_score + mean_error
     low, value, high = np.clip([value - half, value, value + half], 0, 1).tolist()
     return Estimate(value, low, high)

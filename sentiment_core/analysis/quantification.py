@@ -8,7 +8,6 @@ evaluation rows: a label is taken for another one as often, however the shares h
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import nnls
 
 SUM_WEIGHT = 1e3  # by which least squares hold the shares to the sum of 1
 
@@ -23,6 +22,8 @@ def correct_counts(counted: np.ndarray, confusion: Sequence[Sequence[int]]) -> n
         counted: (classes,) share of the rows that the model gave each label; their sum is 1.
         confusion: Evaluation rows by their true label (rows) and the predicted one (columns).
     """
+    from scipy.optimize import nnls  # a second, which nights without corrections need not spend
+
     table = np.array(confusion, float)
     rows = table.sum(axis=1, keepdims=True)
     rates = np.where(rows > 0, table / np.maximum(rows, 1), np.eye(len(table)))  # of predictions, by the true label
