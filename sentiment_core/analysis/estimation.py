@@ -16,7 +16,8 @@ from sentiment_core.analysis.records import Estimate
 
 # Errors that are added to the labelled rows of a group when variances are estimated. Few rows without an error do not
 # show that there is none; Agresti and Coull (1998) add rows to proportions for the same reason. benchmarks/shares.py
-# simulates corpora with shifted shares: with this number, intervals of 95 % held 93.5 to 98.5 % of the shares.
+# simulates corpora with shifted shares: with this number and 50 labelled rows, intervals of 95 % held the share in 91.6
+# to 98.6 % of the corpora, in 95.4 % on average, where the model was 77 or 89 % accurate.
 PSEUDO_ERRORS = 0.35
 
 
