@@ -169,8 +169,8 @@ def _leave_out_gone(opened: OpenedOutput) -> tuple[OpenedOutput, list[str]]:
 
 def _refuse_training_sample(sample: Sample | None, info: BundleInfo | None) -> None:
     """Refuse a sample that the model was trained on: it hides the errors that the model makes elsewhere."""
-    place = info.training.data.place if info else ""
-    if sample is not None and place and absolute(place) == absolute(sample.path):
+    trained_on = info.training.data.place if info else ""
+    if sample is not None and trained_on and absolute(trained_on) == absolute(sample.path):
         raise UserError(f"the model was trained on {sample.path}, which hides its errors; label another sample")
 
 
