@@ -116,7 +116,7 @@ def write_copies(folder: Path, rows: int) -> None:
     kept = pa.table({"lang": pa.array(rng.choice(["de", "en", "fr"], FILE_ROWS))})
     counts = zero.add_unit({"": scored})
     for number in range(-(-rows // FILE_ROWS)):
-        unit = Unit(f"month={number % 12 + 1}/part-{number}.parquet", 0, FILE_ROWS, FILE_ROWS, 1, number)
+        unit = Unit(f"month={number % 12 + 1}/part-{number}.parquet", 0, FILE_ROWS, FILE_ROWS, 1, number, 0)
         path = folder / unit.output
         path.parent.mkdir(exist_ok=True)
         table = outputs.scored_table(unit, kept, {"": scored}, run)
