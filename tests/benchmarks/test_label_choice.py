@@ -77,6 +77,7 @@ def test_texts_of_the_evaluation_rows_are_not_in_the_pool(small_settings):
         read_rows(replace(small_settings, pool_rows=200, rounds=15))
 
 
+@pytest.mark.journey
 def test_trainings_that_have_a_line_are_skipped_and_others_come_out_the_same(small_settings, ray_here, capsys):
     first = measure(small_settings)
     assert [(line["arm"], line["labels"]) for line in first] == [("both", 12), ("random", 18), ("chosen", 18)]
