@@ -67,7 +67,7 @@ def find_model_errors(opened: OpenedOutput) -> ModelErrors:
     try:
         info = bundle.read_info(path)
     except UserError:
-        return ModelErrors(None, f"there is no bundle at {path}; label a sample, or adopt the model with --data")
+        return ModelErrors(None, f"{path} is not a bundle; label a sample, or adopt the model with --data")
     if set(info.labels) != set(opened.labels):
         return ModelErrors(None, f"the bundle at {path} has other labels than the output; label a sample")
     if not info.metrics.n:

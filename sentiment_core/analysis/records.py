@@ -1,7 +1,13 @@
 """Records of estimated shares, as JSON files and nights hold them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+
+def name_group(by: Mapping[str, str | None]) -> str:
+    """Name a group of rows by the values of its keys; without keys the name is empty."""
+    return ", ".join(f"{key}={'null' if value is None else value}" for key, value in by.items())
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class Share:
     labelled_rows: int = 0  # of the sample, in the group
     accuracy: Estimate | None = None  # of the model's labels in the group, the same for all labels; null without sample
     note: str = ""  # what to know before the numbers are reported
+
+    @property
+    def group(self) -> str:
+        """The name of the group, for people."""
+        return name_group(self.by) or "all rows"
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Share":

@@ -5,7 +5,7 @@ see `labelled_sample`. Without one it is corrected by the errors on the model's 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -75,7 +75,7 @@ class Shares:
         if accuracy is not None:
             between = f"{_percent(accuracy.low)} to {_percent(accuracy.high)}"
             lines.append(f"the model's labels: {_percent(accuracy.value)} % are right ({between})")
-        notes = dict.fromkeys(f"{_name_group(share.by)}: {share.note}" for share in shown if share.note)
+        notes = dict.fromkeys(f"{share.group}: {share.note}" for share in shown if share.note)
         return "\n".join([*lines, *notes, *self.remarks])
 
 
@@ -83,12 +83,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _name_group(by: Mapping[str, str | None]) -> str:
-    return ", ".join(f"{key}={'null' if value is None else value}" for key, value in by.items()) or "all rows"
-
-
 def _describe(share: Share, certainty: float) -> str:
-    line = f"{_name_group(share.by)}: "
+    line = f"{share.group}: "
     counted = f"counting the model's labels gives {_percent(share.counted)} %"
     if share.estimate is None:
         return f"{line}{share.label}: no estimate for {share.rows:,} rows; {counted}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sentiment_core.analysis.records import name_group
 from sentiment_core.analysis.scored_rows import NO_LABEL, Group, ScoredBatch
 from sentiment_core.errors import UserError
 
@@ -169,11 +170,7 @@ def name_strata(strata: Sequence[Stratum], keys: Sequence[str], labels: Sequence
     """
     names = []
     for stratum in strata:
-        parts = [
-            ", ".join(
-                f"{key}={'null' if value is None else value}" for key, value in zip(keys, stratum.group, strict=True)
-            )
-        ]
+        parts = [name_group(dict(zip(keys, stratum.group, strict=True)))]
         if stratum.label is not None and any(cell.label not in (None, stratum.label) for cell in strata):
             parts.append("no label" if stratum.label == NO_LABEL else labels[stratum.label])
         if (stratum.first_bin, stratum.stop_bin) != (0, BINS):

@@ -82,8 +82,7 @@ def _show_shares(report: SharesReport) -> dict[str, Any]:
     """Return what a night's page shows of the shares: of all rows, and of the last groups by their names."""
     groups: dict[str, list[Share]] = {}
     for share in report.shares:
-        name = ", ".join(f"{key}={'null' if value is None else value}" for key, value in share.by.items())
-        groups.setdefault(name or "all rows", []).append(share)
+        groups.setdefault(share.group, []).append(share)
     names = list(groups)[:1] + list(groups)[1:][-SHOWN_PARTITIONS:]
     shown = [(name, share) for name in names for share in groups[name]]
     rows = {name: groups[name][0].rows for name in groups}

@@ -34,7 +34,7 @@ def check_request(settings: NightlySettings, folder: str) -> None:
         raise UserError(f"--shares-model {chosen}; {expected}")
     if settings.shares_sample and not read_sample(settings.shares_sample).is_labelled.any():
         raise UserError(f"--shares-sample {settings.shares_sample} has no label yet; fill in the column label")
-    if read_run_file(folder) is not None:
+    if settings.shares_by and read_run_file(folder) is not None:
         with contextlib.suppress(NothingScored):
             check_keys(open_output(folder, settings.shares_model), settings.shares_by)
 

@@ -46,7 +46,7 @@ def texts_of(name: str, rows: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two days, of which one is much larger, with rows that have no text."""
+    """Write a small day and a large one. Some rows have no text."""
     root = tmp_path_factory.mktemp("sample") / "in"
     write_shard(root, "day=1/a.parquet", {"text": [None, " ", *texts_of("a", 798)], "shop": ["x", None] * 400})
     write_shard(root, "day=1/b.parquet", {"text": texts_of("b", 700), "shop": ["y"] * 700}, row_group_size=100)
