@@ -8,15 +8,17 @@
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
 # make chaos    kills what scores at random, with one and with two models, for MINUTES each into a folder and into a store,
 #               what trains and what searches, and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there;
-#               scores corpora made at random for MINUTES
+#               scores corpora made at random for MINUTES; CHAOS chooses some of these files
 #
 # Each sets up what it needs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
 
 PYTHON ?= python3
 MINUTES ?= 10
+CHAOS ?= tests/chaos tests/scoring/test_fuzz.py
 LOCK ?= constraints.txt
 RULES = tests/test_structure.py tests/test_words.py
 # one process for each core; the tests that need Ray keep to two of them, see tests/conftest.py
+# and with a thread each: threads of two processes that wait for each other take thrice the time
 SIDE_BY_SIDE = -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -26,7 +28,7 @@ demo: .venv/.demo
 	.venv/bin/python jobs/demo.py
 
 test: .venv/.test
-	.venv/bin/python -m pytest $(SIDE_BY_SIDE) -p no:randomly --durations=15 -m "not journey" $(RULES:%=--ignore=%)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(SIDE_BY_SIDE) -p no:randomly --durations=15 -m "not journey" $(RULES:%=--ignore=%)
 
 unit: .venv/.test
 	.venv/bin/python -m pytest -n 0 -m "not ray and not slow and not journey and not chaos" $(RULES:%=--ignore=%)
@@ -35,7 +37,7 @@ journeys: .venv/.test
 	.venv/bin/python -m pytest -p no:randomly --durations=15 -m journey $(RULES:%=--ignore=%)
 
 chaos: .venv/.test
-	.venv/bin/python -m pytest -p no:randomly -s --chaos-minutes=$(MINUTES) tests/chaos tests/scoring/test_fuzz.py
+	.venv/bin/python -m pytest -p no:randomly -s --chaos-minutes=$(MINUTES) $(CHAOS)
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

@@ -117,9 +117,9 @@ def test_lone_surrogates_are_scored_as_question_marks(service):
 
 
 def test_a_client_above_its_rate_gets_429(service):
-    codes = [ask(service + "score", {"texts": ["x"] * 64})[0] for _ in range(12)]
-    assert codes[0] == 200
-    assert 429 in codes
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:  # at once: one by one a slow machine keeps to the rate
+        codes = list(pool.map(lambda _: ask(service + "score", {"texts": ["x"] * 64})[0], range(24)))
+    assert set(codes) == {200, 429}
     time.sleep(2.5)
     assert ask(service + "score", {"texts": ["x"]})[0] == 200
 
