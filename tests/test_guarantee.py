@@ -116,8 +116,8 @@ def test_rows_that_made_the_model_promise_less_or_nothing(tiny_bundle, data, tmp
         evaluate(EvaluateSettings(model=str(trained), data=data, target_accuracy=0.9))
     assert evaluate(EvaluateSettings(model=str(trained), data=data)).guarantee is None
     # the logarithms of 0.05 / (20 * 4) and of 0.05 / 20 over that of 0.9
-    assert "needs at least 71" in reason("few.parquet")
-    assert "needs at least 57" in reason("others.parquet")
+    assert "needs at least 57" in reason("few.parquet")
+    assert "needs at least 44" in reason("others.parquet")
 
 
 def test_a_path_that_the_model_was_trained_or_chosen_on_counts_as_its_rows(tiny_bundle, data, tmp_path):
@@ -137,9 +137,9 @@ def test_a_path_that_the_model_was_trained_or_chosen_on_counts_as_its_rows(tiny_
     with pytest.raises(UserError, match="the model was trained on --data"):
         evaluate(settings)
     note(data=data, eval_data=few)
-    assert "needs at least 71" in evaluate(settings).guarantee.reason  # of four epochs
+    assert "needs at least 57" in evaluate(settings).guarantee.reason  # of four epochs
     note(data=data, eval_data=data)
-    assert "needs at least 57" in evaluate(settings).guarantee.reason
+    assert "needs at least 44" in evaluate(settings).guarantee.reason
 
 
 def test_wrong_requests_are_refused():

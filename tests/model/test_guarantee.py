@@ -10,6 +10,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.guarantee import (
     COVERAGES,
+    STARTS,
     check_settings,
     count_above,
     derive_threshold,
@@ -69,7 +70,7 @@ def test_the_least_threshold_whose_bound_reaches_the_target_is_taken():
     confidence, is_right = population(4000, seed=1)
     grid = count_above(confidence, is_right, comparisons=3)
     bounds = stats.beta.ppf(
-        0.05 / (COVERAGES * 3), grid.right_above, np.array(grid.rows_above) - np.array(grid.right_above) + 1
+        0.05 / (len(STARTS) * 3), grid.right_above, np.array(grid.rows_above) - np.array(grid.right_above) + 1
     )
     promised = promise(grid, 0.9, 0.95)
     best = int(np.flatnonzero(bounds >= 0.9)[-1])
@@ -88,12 +89,30 @@ def test_the_least_threshold_whose_bound_reaches_the_target_is_taken():
     assert repr(promised.min_confidence) in promised.describe()
 
 
-@pytest.mark.parametrize(("rows", "comparisons"), [(0, 1), (1, 1), (7, 1), (116, 1), (117, 1), (138, 3), (139, 3)])
+def test_thresholds_are_tested_from_each_start_up_to_the_first_that_fails():
+    """Else one of the many that fail would be taken by chance."""
+    rows = np.arange(1, COVERAGES + 1) * 500
+
+    def least(failing: set[int]) -> float | None:
+        right = [n - (n // 5 if i in failing else n // 100) for i, n in enumerate(rows)]
+        grid = GuaranteeGrid(10_000, 1, (1 - np.arange(COVERAGES) / 100).tolist(), rows.tolist(), right)
+        return promise(grid, 0.95, 0.95).min_confidence
+
+    assert least(set()) == 0.81
+    assert least({7}) == 0.81
+    assert least({15, 19}) == 0.86  # the last before it
+    assert least({7, 14, 19}) == 0.87
+    assert least({6, 9, 14, 19}) == 0.95  # 7 and 8 are right, but no sequence reaches them
+    assert least({0, 4, 9, 14}) == 0.81  # all rows together
+    assert least({*STARTS}) is None
+
+
+@pytest.mark.parametrize(("rows", "comparisons"), [(0, 1), (1, 1), (7, 1), (89, 1), (90, 1), (111, 3), (112, 3)])
 def test_too_few_rows_promise_nothing_and_say_how_many_would(rows, comparisons):
     """All rows are right, so that the least number for 0.95 is the logarithm of the level over that of 0.95."""
     grid = count_above(np.linspace(0.6, 0.9, rows, dtype=np.float32), np.ones(rows, bool), comparisons)
     promised = promise(grid, 0.95, 0.95)
-    least = {1: 117, 3: 139}[comparisons]
+    least = {1: 90, 3: 112}[comparisons]
     if rows >= least:
         assert (promised.min_confidence, promised.share_labelled, promised.reason) == (0, 1, None)
     else:
