@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sentiment_core.model.objective import Objective
 
 COVERAGES = 20  # of the grid, from 5 % of the rows to all of them
-# Sequences of coverages begin at 5, 25, 50, 75 and 100 % of the rows. Testing each coverage by itself (Bonferroni) labels
-# 46 % of AG News instead of 54 % at target 0.95 with 2,000 evaluation rows, see benchmarks/guarantee.py.
+# Sequences of coverages begin at 5, 25, 50, 75 and 100 % of the rows. Testing each coverage by itself (Bonferroni)
+# labels 46 % of AG News instead of 54 % at target 0.95 with 2,000 evaluation rows, see benchmarks/guarantee.py.
 STARTS = (0, 4, 9, 14, 19)
 CERTAINTY = 0.95  # unless the user demands another one
 
