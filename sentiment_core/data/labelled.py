@@ -142,6 +142,16 @@ def read_texts(path: str, columns: Columns) -> list[str]:
     return [text for text in texts if text is not None and _is_usable(text)]
 
 
+def read_tables(path: str, columns: Columns) -> Iterator[tuple[str, pa.Table, list[str | None]]]:
+    """Yield of each file at a path its path, the columns as they stand in it, and the joined texts of its rows.
+
+    Texts that cannot be used are None. Raises `UserError`.
+    """
+    for file in _read_files(path, columns)[0]:
+        texts = _join_texts(file.table, file.path, columns)
+        yield file.path, file.table, [text if _is_usable(text) else None for text in texts]
+
+
 def _is_usable(text: str | None) -> bool:
     return text is not None and text != "" and not text.isspace()
 

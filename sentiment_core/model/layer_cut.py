@@ -38,7 +38,9 @@ def cut_layers(encoder: Encoder, number: int | None) -> Iterator[Encoder]:
     config = read_config(encoder, number)
     with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
         try:
-            _copy_with_layers(encoder.folder, folder, _find_list(config), choose_layers(config.num_hidden_layers, number))
+            _copy_with_layers(
+                encoder.folder, folder, _find_list(config), choose_layers(config.num_hidden_layers, number)
+            )
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise _describe_damage(encoder, error) from None
         config.num_hidden_layers = number

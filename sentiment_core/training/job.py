@@ -330,7 +330,7 @@ def finish(
 
     mistakes = worst_mistakes(objective, probabilities, prepared.eval_part)
     extra = training_report.make_files(
-        info, log, command_line("train", replace(settings, **asdict(prepared.recipe))), mistakes
+        info, log, command_line(settings.command, replace(settings, **asdict(prepared.recipe))), mistakes
     )
     extra[bundle.LOG] = "".join(json.dumps(record.to_json()) + "\n" for record in log).encode()
     extra |= int8_files

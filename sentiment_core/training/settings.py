@@ -1,7 +1,7 @@
 """Settings of `sentiment-core train`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data.csv_settings import csv_encoding_setting, csv_separator_setting
@@ -13,6 +13,8 @@ from sentiment_core.text.preprocessing import Clean, Truncation
 @dataclass(frozen=True)
 class TrainSettings:
     """Settings of a training: data, model, optimization, and the path of the bundle."""
+
+    command: ClassVar[str] = "train"  # that has these settings
 
     data: str = setting(
         REQUIRED,
@@ -71,7 +73,10 @@ class TrainSettings:
         "standard", "standard: the encoder's own classification head; mlp: two layers on the first token", group="model"
     )
     layers: int | None = setting(
-        None, "use so many of the encoder's layers, evenly spread, the last among them; default: all", "N", group="model"
+        None,
+        "use so many of the encoder's layers, evenly spread, the last among them; default: all",
+        "N",
+        group="model",
     )
     dropout: float | None = setting(
         None, "dropout inside the encoder; default: see --recipe, mostly the encoder's own", "P", group="model"
