@@ -76,6 +76,6 @@ class Distillation(Record):
 
 
 def _describe_model(model: ComparedModel) -> str:
-    parts = [f"accuracy {model.accuracy:.4f}"] * (model.accuracy is not None)
-    parts += [f"calibration error {model.ece:.4f}"] * (model.ece is not None)
+    parts = [] if model.accuracy is None else [f"accuracy {model.accuracy:.4f}"]
+    parts += [] if model.ece is None else [f"calibration error {model.ece:.4f}"]
     return ", ".join([*parts, f"{model.rows_per_second:,.1f} rows/s"])
