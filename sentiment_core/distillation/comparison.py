@@ -41,14 +41,14 @@ def compare(student: OpenedModel, teacher: OpenedModel | None, rows: LabelledTex
         objective, scored = classifier.info.objective, own[has_score]
         decisions.append(objective.decide(scored)[0])
         metrics = None if is_by_teacher else objective.evaluate(scored, rows.labels[has_score], rows.label_names)
-        speed = _time(classifier, rows.texts)
+        speed = measure_speed(classifier, rows.texts)
         shown.append(ComparedModel(metrics and metrics.accuracy, metrics and metrics.ece, speed))
     others = decisions[-1] if teacher else rows.labels[has_score] if is_by_teacher else None
     agreement = None if others is None else float(student.info.objective.is_right(decisions[0], others).mean())
     return Comparison(int(has_score.sum()), agreement, shown[0], shown[-1] if teacher else None)
 
 
-def _time(classifier: Classifier, texts: list[str]) -> float:
+def measure_speed(classifier: Classifier, texts: list[str]) -> float:
     """Measure how many texts a second a model classifies, tokenizing included; it has computed before."""
     timed, passes, started = texts[:TIMED_ROWS], 0, time.perf_counter()
     while not passes or time.perf_counter() - started < LEAST_SECONDS:
