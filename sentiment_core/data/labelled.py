@@ -92,7 +92,7 @@ class LabelledTexts:
             digest.update(b"%d:%s:%s," % (len(content), content, numbers.encode()))
         digest.update(json.dumps(self.label_names).encode())
         if self.soft_labels is not None:
-            digest.update(np.ascontiguousarray(self.soft_labels))
+            digest.update(self.soft_labels.tobytes())
         return digest.hexdigest()
 
 

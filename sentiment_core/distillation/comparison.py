@@ -16,7 +16,7 @@ LEAST_SECONDS = 1.0  # for which a model is timed
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a student and its teacher do on the same rows."""
+    """A comparison of a student and its teacher on the same rows."""
 
     rows: int
     agreement: float | None  # None: the teacher was not at hand

@@ -1,7 +1,6 @@
 """Settings of `sentiment-core distill`."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.errors import UserError
@@ -11,8 +10,6 @@ from sentiment_core.training.settings import TrainSettings
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(TrainSettings):
     """Settings of a distillation: those of a training, the teacher, and the texts that it answers."""
-
-    command: ClassVar[str] = "distill"
 
     texts: str = setting(
         REQUIRED,
@@ -44,6 +41,11 @@ class DistillSettings(TrainSettings):
         "A,B",
         group="data",
     )
+
+    @property
+    def command(self) -> str:
+        """The command that has these settings."""
+        return "distill"
 
     def __post_init__(self) -> None:
         """Check the values. Raises UserError."""

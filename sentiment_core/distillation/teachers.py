@@ -27,7 +27,7 @@ from sentiment_core.text.arrow import join_texts
 
 @dataclass(frozen=True)
 class Teacher:
-    """Who answers the texts."""
+    """A teacher: a model, or someone who left answers."""
 
     name: str  # path of its bundle, name on the hub and revision, or the file of its answers
     scheme: LabelScheme  # by which labelled data meets its labels
@@ -44,7 +44,7 @@ class Teacher:
 
     @property
     def kind_of_answers(self) -> Answers:
-        """Whether it says how probable labels are."""
+        """Labels, or how probable labels are."""
         return "labels" if self.answers is not None and self.answers.soft_labels is None else "probabilities"
 
 

@@ -10,7 +10,7 @@ Answers = Literal["probabilities", "labels"]
 
 @dataclass(frozen=True)
 class ComparedModel(Record):
-    """What a student or its teacher shows on the evaluation rows."""
+    """Figures of a student or its teacher on the evaluation rows."""
 
     accuracy: float | None = None  # None: the rows have the teacher's labels
     ece: float | None = None  # expected calibration error; None as for the accuracy
@@ -32,7 +32,7 @@ class TaughtTexts(Record):
 
 @dataclass(frozen=True)
 class Distillation(Record):
-    """Who taught a bundle, on what, and how student and teacher compare. Empty: nobody did."""
+    """A bundle's teacher, the texts, and how student and teacher compare. Empty: nobody taught it."""
 
     teacher: str = ""  # path of its bundle, name on the hub and revision, or the file of its answers
     teacher_bundle: str | None = None  # digest; None: only its answers were there

@@ -1,7 +1,7 @@
 """Settings of `sentiment-core train`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data.csv_settings import csv_encoding_setting, csv_separator_setting
@@ -13,8 +13,6 @@ from sentiment_core.text.preprocessing import Clean, Truncation
 @dataclass(frozen=True)
 class TrainSettings:
     """Settings of a training: data, model, optimization, and the path of the bundle."""
-
-    command: ClassVar[str] = "train"  # that has these settings
 
     data: str = setting(
         REQUIRED,
@@ -158,6 +156,11 @@ class TrainSettings:
     max_failures: int = setting(10, "how often lost workers are replaced; training resumes from the last checkpoint")
     tensorboard: str | None = setting(None, "folder for TensorBoard files, written while it trains", "DIR")
     seed: int = setting(0, "seed of the split, the order of rows, the new head's weights and dropout")
+
+    @property
+    def command(self) -> str:
+        """The command that has these settings."""
+        return "train"
 
     @property
     def columns(self) -> Columns:
