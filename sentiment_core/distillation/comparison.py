@@ -1,7 +1,7 @@
 """Compare student and teacher on the evaluation rows: accuracy, agreement, calibration, speed."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,9 +40,12 @@ def compare(student: OpenedModel, teacher: OpenedModel | None, rows: LabelledTex
     for classifier, own in zip(classifiers, probabilities, strict=True):
         objective, scored = classifier.info.objective, own[has_score]
         decisions.append(objective.decide(scored)[0])
-        metrics = None if is_by_teacher else objective.evaluate(scored, rows.labels[has_score], rows.label_names)
-        speed = measure_speed(classifier, rows.texts)
-        shown.append(ComparedModel(metrics and metrics.accuracy, metrics and metrics.ece, speed))
+        speed = ComparedModel(rows_per_second=measure_speed(classifier, rows.texts))
+        if is_by_teacher:
+            shown.append(speed)
+            continue
+        metrics = objective.evaluate(scored, rows.labels[has_score], rows.label_names)
+        shown.append(replace(speed, accuracy=metrics.accuracy, ece=metrics.ece))
     others = decisions[-1] if teacher else rows.labels[has_score] if is_by_teacher else None
     agreement = None if others is None else float(student.info.objective.is_right(decisions[0], others).mean())
     return Comparison(int(has_score.sum()), agreement, shown[0], shown[-1] if teacher else None)
