@@ -77,7 +77,7 @@ def find_model_errors(opened: OpenedOutput) -> ModelErrors:
     if info.distillation.is_by_teacher:
         return ModelErrors(
             info,
-            f"the evaluation rows of the bundle at {path} have its teacher's labels, not true ones; label a sample",
+            f"the evaluation rows of the bundle at {path} have the labels of its teacher; label a sample",
         )
     if _digest_at(path) != opened.run_file.run.bundles[opened.model.model]:
         return ModelErrors(info, f"the bundle at {path} is not the one that scored the output; label a sample")

@@ -67,7 +67,7 @@ def test_a_student_agrees_with_its_teacher_and_its_bundle_says_so(in_process, te
     assert (record.texts.without_answer, record.labelled_rows, record.evaluated_on) == (2, 0, "labels")
     assert record.agreement > 0.95
     assert record.student.accuracy == pytest.approx(info.metrics.accuracy)
-    assert record.teacher_shows.accuracy > 0.95
+    assert record.teacher_shows.accuracy > 0.85
     assert min(record.student.rows_per_second, record.teacher_shows.rows_per_second) > 0
     assert info.guarantee.rows == 200
     assert info.training.data.train_rows == 700
@@ -86,11 +86,11 @@ def test_a_student_agrees_with_its_teacher_and_its_bundle_says_so(in_process, te
 
 
 def test_a_run_that_stopped_after_scoring_resumes_with_what_was_scored(
-    in_process, teacher, tiny_encoder, texts, labelled, tmp_path, monkeypatch
+    in_process, tiny_bundle, tiny_encoder, texts, labelled, tmp_path, monkeypatch
 ):
     out = str(tmp_path / "small")
     settings = DistillSettings(
-        teacher=teacher, texts=texts, data=labelled, model=tiny_encoder, out=out, epochs=1, **FAST
+        teacher=tiny_bundle, texts=texts, data=labelled, model=tiny_encoder, out=out, epochs=1, **FAST
     )
 
     def stop(*_: object, **__: object) -> None:
