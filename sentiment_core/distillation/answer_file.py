@@ -35,6 +35,12 @@ def read_answers(settings: DistillSettings) -> LabelledTexts:
         ) from None
 
 
+def describe_no_text(settings: DistillSettings) -> str:
+    """Return the sentence about texts that hold none."""
+    columns = ", ".join(map(repr, settings.text_column))
+    return f"--texts {settings.texts} has no row with text and an answer in {columns}. Give texts to learn from."
+
+
 def _read_probabilities(settings: DistillSettings, columns: Columns) -> LabelledTexts:
     """Read texts with probabilities; those without are counted and left out."""
     wanted = Columns(columns.texts, PROBABILITIES, columns.csv_separator, columns.csv_encoding)
@@ -54,6 +60,8 @@ def _read_probabilities(settings: DistillSettings, columns: Columns) -> Labelled
     _check_sums([(path, len(values)) for path, _, values in parts], probabilities)
     has_answer = ~np.isnan(probabilities).any(axis=1)
     rows = [i for i, text in enumerate(texts) if text is not None and has_answer[i]]
+    if not rows:
+        raise UserError(describe_no_text(settings))
     without_text = sum(text is None for text in texts)
     dropped = DroppedRows(without_text, len(texts) - without_text - len(rows))
     return LabelledTexts(

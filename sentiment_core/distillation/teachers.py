@@ -10,7 +10,7 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.data.origin import DataOrigin
 from sentiment_core.data.shards import read_metadata
-from sentiment_core.distillation.answer_file import PROBABILITIES, read_answers
+from sentiment_core.distillation.answer_file import PROBABILITIES, describe_no_text, read_answers
 from sentiment_core.distillation.settings import DistillSettings
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry, source
@@ -146,12 +146,6 @@ def answer_texts(settings: DistillSettings, teacher: Teacher, plan: ScorePlan | 
     except scored_rows.NothingScored:
         raise UserError(describe_no_text(settings)) from None
     return _read_scored(settings, teacher, opened, remarks)
-
-
-def describe_no_text(settings: DistillSettings) -> str:
-    """Return the sentence about texts that hold none."""
-    columns = ", ".join(map(repr, settings.text_column))
-    return f"--texts {settings.texts} has no row with text and an answer in {columns}. Give texts to learn from."
 
 
 def _read_scored(

@@ -92,7 +92,7 @@ def _folder_beside(out: str, prefix: str) -> str:
 def _has_distilled(folder: str) -> bool:
     """Return whether a teacher has scored texts, or a student has been trained, at least in part."""
     student = storage.join(folder, STUDENT)
-    is_begun = any(storage.exists(storage.join(folder, name)) for name in (SCORED, STUDENT))
+    is_begun = any(storage.is_occupied(storage.join(folder, name)) for name in (SCORED, STUDENT))
     return is_begun or ResumableRun.of_training(student).has_checkpoint
 
 

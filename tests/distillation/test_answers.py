@@ -119,6 +119,11 @@ def test_labels_of_someone_are_answers_that_are_certain(tmp_path, labelled):
             "column 'probabilities' of {path} holds struct<no: string, yes: string>; expected numbers for the labels",
         ),
         (
+            {"text": [" ", "a"], "probabilities": [{"no": 0.5, "yes": 0.5}, None]},
+            {},
+            "--texts {path} has no row with text and an answer in 'text'. Give texts to learn from.",
+        ),
+        (
             {"text": ["a"], "other": [1]},
             {},
             "--texts {path} has no answers: a file has neither the column 'probabilities' nor 'label'; it has text, "

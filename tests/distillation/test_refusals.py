@@ -124,6 +124,7 @@ def test_outputs_of_score_that_cannot_teach(in_process, tmp_path, texts, tiny_bu
 def test_a_stopped_run_is_not_resumed_for_another_teacher(tmp_path, texts, tiny_bundle, tiny_encoder):
     work = tmp_path / "_distilling-out"
     (work / "scored").mkdir(parents=True)
+    (work / "scored" / "_run.json").write_text("{}")
     request = {"teacher_sha256": "another"}
     (work / "request.json").write_text(json.dumps(request))
     sentence = refuse(tmp_path, teacher=tiny_bundle, texts=texts, model=tiny_encoder)
