@@ -39,10 +39,12 @@ def distill(settings: DistillSettings) -> DistillResult:
     teacher = teachers.open_teacher(settings)
     settings = _take_over(settings, teacher)
     rows = read_labelled(settings, teacher.scheme)
-    plan = teachers.plan_answers(settings, teacher, storage.join(run.folder, SCORED))
     with run.open(asdict(settings) | {"teacher_sha256": teacher.digest}, {}) as folder:
+        scored = storage.join(folder, SCORED)
+        plan = teachers.plan_answers(settings, teacher, scored)
+        remarks = teachers.score_texts(plan) if plan else []
         try:
-            parts = make_parts(settings, teachers.answer_texts(settings, teacher, plan), rows)
+            parts = make_parts(settings, teachers.collect_answers(settings, teacher, scored, remarks), rows)
         except UserError:
             storage.delete_folder(folder)  # a resumed run would end the same
             raise

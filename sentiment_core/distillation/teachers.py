@@ -125,24 +125,34 @@ def plan_answers(settings: DistillSettings, teacher: Teacher, folder: str) -> Sc
     return plan
 
 
-def answer_texts(settings: DistillSettings, teacher: Teacher, plan: ScorePlan | None) -> LabelledTexts:
-    """Return the texts with the teacher's answers; score what is not scored yet.
+def score_texts(plan: ScorePlan) -> list[str]:
+    """Score what is not scored yet, and return what to know about it. Raises `UserError` as scoring does."""
+    record = job.score(plan).record
+    if record.stopped:
+        raise RuntimeError(f"scoring --texts stopped: {record.stopped}; rerun the same command to resume")
+    return [f"{shard.source} of --texts could not be scored: {shard.reason}" for shard in record.failed_shards]
 
-    Rows without text or answer are left out and counted. Raises `UserError`.
+
+def collect_answers(
+    settings: DistillSettings, teacher: Teacher, scored_folder: str, remarks: list[str]
+) -> LabelledTexts:
+    """Return the texts with the teacher's answers; rows without text or answer are left out and counted.
+
+    Args:
+        settings: The request.
+        teacher: The teacher.
+        scored_folder: Output folder of its scoring, if it has scored for this run.
+        remarks: What to know about that scoring.
+
+    Raises:
+        UserError: There is no text with an answer.
     """
     if teacher.answers is not None:
         return teacher.answers
-    if plan is None:
-        assert teacher.scored is not None, "a teacher has a plan, answers or an output"
+    if teacher.scored is not None:
         return _read_scored(settings, teacher, teacher.scored, [])
-    result = job.score(plan)
-    if result.record.stopped:
-        raise RuntimeError(f"scoring --texts stopped: {result.record.stopped}; rerun the same command to resume")
-    remarks = [
-        f"{shard.source} of --texts could not be scored: {shard.reason}" for shard in result.record.failed_shards
-    ]
     try:
-        opened = scored_rows.open_output(result.place)
+        opened = scored_rows.open_output(scored_folder)
     except scored_rows.NothingScored:
         raise UserError(describe_no_text(settings)) from None
     return _read_scored(settings, teacher, opened, remarks)
