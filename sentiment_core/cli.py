@@ -160,6 +160,13 @@ def _tune(settings: Any) -> int:
     return EXIT_OK
 
 
+def _distill(settings: Any) -> int:
+    from sentiment_core.distillation.job import distill
+
+    print(distill(settings).summary())
+    return EXIT_OK
+
+
 def _evaluate(settings: Any) -> int:
     from sentiment_core.evaluation import describe_evaluation, evaluate
 
@@ -281,6 +288,17 @@ what is not searched. If a search is killed, rerun the same command to resume it
 confidences, and the statistics from which `nightly` measures drift.""",
         "sentiment_core.adoption:AdoptSettings",
         _adopt,
+    ),
+    "distill": Command(
+        "Train a small, fast student by a teacher's answers on texts without labels.",
+        """\
+  sentiment-core distill --teacher models/large --texts corpus/ --model distilbert-base-uncased --out models/small
+  sentiment-core distill --texts answers.jsonl --model distilbert-base-uncased --layers 3 --out models/small
+
+The teacher scores the texts, and the student learns its probabilities, with --data labels, too. Answers may also be
+there already, such as those of an LLM. If it is killed, rerun the same command to resume it.""",
+        "sentiment_core.distillation.settings:DistillSettings",
+        _distill,
     ),
     "evaluate": Command(
         "Evaluate a bundle on labelled text: accuracy, F1, calibration, confusion matrix.",

@@ -32,14 +32,20 @@ def hash_texts_of(paths: Iterable[str], text_columns: Sequence[str]) -> set[byte
 def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     """Hash the texts that a bundle was trained and chosen on, if they are still where they were.
 
+    Texts that a teacher answered have no labels of people, and are not among them.
+
     Returns:
         The hashes, and a sentence that says what was read, or why nothing was.
     """
     unread = "its training data was not left out; give it with --exclude"
     if not bundle_path or not storage.exists(storage.join(bundle_path, bundle.CARD)):
         return set(), f"the bundle that scored is not at hand ({bundle_path or 'no path noted'}): {unread}"
-    training = bundle.read_info(bundle_path).training
+    info = bundle.read_info(bundle_path)
+    training, taught = info.training, info.distillation.texts.place
     paths = list(dict.fromkeys(path for path in (training.data.place, training.eval_data.place) if path))
+    paths = [path for path in paths if path != taught]
+    if taught and not paths:
+        return set(), "the bundle that scored learned from a teacher, without labels: no text was left out"
     if not paths:
         return set(), f"the bundle that scored does not say what it was trained on: {unread}"
     absent = next((path for path in paths if _is_absent(path)), None)

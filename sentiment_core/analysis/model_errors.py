@@ -74,6 +74,11 @@ def find_model_errors(opened: OpenedOutput) -> ModelErrors:
         return ModelErrors(
             info, f"the bundle at {path} has no evaluation rows; label a sample, or adopt it with --data"
         )
+    if info.distillation.is_by_teacher:
+        return ModelErrors(
+            info,
+            f"the evaluation rows of the bundle at {path} have the labels of its teacher; label a sample",
+        )
     if _digest_at(path) != opened.run_file.run.bundles[opened.model.model]:
         return ModelErrors(info, f"the bundle at {path} is not the one that scored the output; label a sample")
     return ModelErrors(info)

@@ -40,9 +40,15 @@ class LabelledTexts:
     positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) int64, among all rows read
     file_rows: list[tuple[str, int]] = field(default_factory=list)  # paths of the files, and how many rows each has
     samples: list[str] = field(default_factory=list)  # paths of the files that `sentiment-core sample` wrote
+    soft_labels: np.ndarray | None = None  # (n, classes) float32: a teacher's probabilities, to learn instead of labels
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The labels to learn: `soft_labels` if there are any, else `labels`."""
+        return self.labels if self.soft_labels is None else self.soft_labels
 
     @property
     def scheme(self) -> LabelScheme:
@@ -60,7 +66,10 @@ class LabelledTexts:
         """Select rows."""
         texts, groups = ([values[i] for i in rows] if values else [] for values in (self.texts, self.groups))
         positions = self.positions[rows] if len(self.positions) else self.positions
-        return replace(self, texts=texts, labels=self.labels[rows], groups=groups, positions=positions)
+        soft_labels = None if self.soft_labels is None else self.soft_labels[rows]
+        return replace(
+            self, texts=texts, labels=self.labels[rows], groups=groups, positions=positions, soft_labels=soft_labels
+        )
 
     def locate(self, row: int) -> tuple[str, int]:
         """Return the file of a row, and the row's number there from 0 on."""
@@ -75,13 +84,15 @@ class LabelledTexts:
         return np.cumsum([rows for _, rows in self.file_rows], dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """Return the sha256 over texts and label names, in order."""
+        """Return the sha256 over texts, labels and label names, in order."""
         digest = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
             content = text.encode("utf-8", "surrogatepass")
             numbers = "+".join(map(str, np.flatnonzero(label))) if self.several else str(label)
             digest.update(b"%d:%s:%s," % (len(content), content, numbers.encode()))
         digest.update(json.dumps(self.label_names).encode())
+        if self.soft_labels is not None:
+            digest.update(self.soft_labels.tobytes())
         return digest.hexdigest()
 
 
@@ -129,6 +140,16 @@ def read_texts(path: str, columns: Columns) -> list[str]:
     files_read, _ = _read_files(path, replace(columns, label=columns.texts[0]))
     texts = (text for file in files_read for text in _join_texts(file.table, file.path, columns))
     return [text for text in texts if text is not None and _is_usable(text)]
+
+
+def read_tables(path: str, columns: Columns) -> Iterator[tuple[str, pa.Table, list[str | None]]]:
+    """Yield of each file at a path its path, the columns as they stand in it, and the joined texts of its rows.
+
+    Texts that cannot be used are None. Raises `UserError`.
+    """
+    for file in _read_files(path, columns)[0]:
+        texts = _join_texts(file.table, file.path, columns)
+        yield file.path, file.table, [text if _is_usable(text) else None for text in texts]
 
 
 def _is_usable(text: str | None) -> bool:

@@ -27,6 +27,14 @@ SAMPLE_KEY = b"sentiment_core.sample"  # in the metadata of a table that was rea
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # endings that may follow those of text formats
 
 
+class MissingColumn(UserError):
+    """A file lacks a column."""
+
+    def __init__(self, message: str, column: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.column, self.names = column, list(names)  # of the file's columns
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns to read, and how CSV files write them."""
@@ -80,7 +88,8 @@ class Columns:
         """
         for column, flag in self.flags.items():
             if column not in names and column in self.in_file:
-                raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}; choose with {flag}")
+                sentence = f"{path} has no column {column!r}; it has {', '.join(names)}; choose with {flag}"
+                raise MissingColumn(sentence, column, names)
             if names.count(column) > 1:
                 raise UserError(f"{path} has {names.count(column)} columns {column!r}; expected one; rename the others")
         return [column for column in self.names if column in names]

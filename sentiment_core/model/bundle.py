@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from sentiment_core import __version__
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
+from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.multi_label_records import LabelCalibration, MultiLabelMetrics
 from sentiment_core.model.objective import OBJECTIVES, Objective, SingleLabel
 from sentiment_core.model.records import (
@@ -64,6 +65,7 @@ class BundleInfo:
     reference: ReferenceStatistics = field(default_factory=ReferenceStatistics)
     int8: Int8Check = field(default_factory=Int8Check)
     guarantee: GuaranteeGrid = field(default_factory=GuaranteeGrid)  # of accuracy, from the evaluation rows
+    distillation: Distillation = field(default_factory=Distillation)
     truncation: Truncation = "head"  # of a text over max_length
     clean: Clean = "none"
     problem_type: ProblemType = "single_label_classification"
@@ -130,6 +132,7 @@ RECORDS: dict[str, type[Record]] = {
     "reference": ReferenceStatistics,
     "int8": Int8Check,
     "guarantee": GuaranteeGrid,
+    "distillation": Distillation,
 }
 
 

@@ -13,6 +13,8 @@ ENCODER_DROPOUTS = (
 )  # fmt: skip
 # families whose attention is the plain one; others may have fewer keys than queries, caps, sinks, ...
 PLAIN_ATTENTION = ("albert", "bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+# families whose layers are alike and stand in one list, so that some of them make an encoder, too
+PLAIN_LAYERS = ("bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 # families some of whose layers attend to a window on both sides, as transformers' flash attention counts it
 WINDOWED_ATTENTION = ("modernbert",)
 # families that number positions from behind the padding id, so that no token takes the first two

@@ -77,18 +77,10 @@ class SingleLabel:
         label_smoothing: float = 0.0,
         focal_gamma: float = 0.0,
     ) -> "torch.Tensor":
-        """Compute the loss of each row, (n,).
+        """Compute the loss of each row, (n,); see `losses.single_label_losses`."""
+        from sentiment_core.model import losses
 
-        Cross entropy with smoothed labels, times the weight of the row's class. With `focal_gamma` above 0 it is the
-        focal loss (Lin et al. 2017), which counts a row less the more probable its label already is.
-        """
-        from torch.nn.functional import cross_entropy
-
-        losses = cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
-        if focal_gamma:
-            target_probability = logits.softmax(dim=1).gather(1, targets[:, None])[:, 0]
-            losses = losses * (1 - target_probability).clamp(min=1e-6) ** focal_gamma
-        return losses * class_weights[targets]
+        return losses.single_label_losses(logits, targets, class_weights, label_smoothing, focal_gamma)
 
     def score_epoch(self, logits: np.ndarray, targets: np.ndarray, label_names: list[str]) -> EvaluationScores:
         """Compute the metrics by which epochs are compared; the loss without weights or smoothing."""
@@ -260,21 +252,10 @@ class MultiLabel:
         label_smoothing: float = 0.0,
         focal_gamma: float = 0.0,
     ) -> "torch.Tensor":
-        """Compute the loss of each row, (n,): the mean over the labels, as transformers computes it.
+        """Compute the loss of each row, (n,); see `losses.multi_label_losses`."""
+        from sentiment_core.model import losses
 
-        Binary cross entropy with smoothed labels, times the label's weight where the row has it. With `focal_gamma`
-        above 0 a label counts less the more certain the model already is of the right answer (Lin et al. 2017).
-        """
-        import torch
-        from torch.nn.functional import binary_cross_entropy_with_logits
-
-        truth = targets.to(logits.dtype)
-        smoothed = truth * (1 - label_smoothing) + label_smoothing / 2
-        losses = binary_cross_entropy_with_logits(logits, smoothed, pos_weight=class_weights, reduction="none")
-        if focal_gamma:
-            wrong_probability = torch.where(targets.bool(), -logits, logits).sigmoid()
-            losses = losses * wrong_probability.clamp(min=1e-6) ** focal_gamma
-        return losses.mean(dim=1)
+        return losses.multi_label_losses(logits, targets, class_weights, label_smoothing, focal_gamma)
 
     def score_epoch(self, logits: np.ndarray, targets: np.ndarray, label_names: list[str]) -> MultiLabelScores:
         """Compute the metrics by which epochs are compared, with the thresholds that the bundle would have."""

@@ -22,7 +22,10 @@ from sentiment_core.training.resume import RESUME_MAY_CHANGE
 from sentiment_core.training.settings import TrainSettings
 
 # settings that 27de93b did not have: at their defaults they name no other candidate than before
-ADDED_LATER = ("label_map", "min_label_rows", "csv_separator", "csv_encoding", "label_separator", "precision", "recipe")
+ADDED_LATER = (
+    *("label_map", "min_label_rows", "csv_separator", "csv_encoding", "label_separator"),
+    *("precision", "recipe", "layers"),
+)
 MAX_P_VALUE = 0.05  # above, chance may explain that a candidate looks better
 PERMUTATIONS, PERMUTATIONS_AT_ONCE = 10_000, 500  # of the test on micro-F1
 

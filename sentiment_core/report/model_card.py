@@ -59,9 +59,12 @@ def _list_promises(info: "BundleInfo") -> list[Guarantee]:
 
 
 def list_results(info: "BundleInfo") -> list[EvalResult]:
-    """List a bundle's metrics on its evaluation rows, if there are any, for the hub's `model-index`."""
+    """List a bundle's metrics on its evaluation rows, if there are any, for the hub's `model-index`.
+
+    Agreement with a teacher is none of the hub's metrics.
+    """
     metrics, origin = info.metrics, info.training.eval_data
-    if not metrics.n:
+    if not metrics.n or info.distillation.is_by_teacher:
         return []
     is_on_hub = bool(origin.revision)
     # a part of the training data, kept from training

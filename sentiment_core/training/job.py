@@ -19,7 +19,7 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import label_shares
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
-from sentiment_core.model import bundle, classifier, encoder, fitness, guarantee
+from sentiment_core.model import bundle, classifier, encoder, fitness, guarantee, layer_cut
 from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
 from sentiment_core.model.records import (
     EncoderOrigin,
@@ -102,7 +102,7 @@ class PreparedTraining:
     recipe: Recipe
     path: str  # of the new bundle
     run: ResumableRun
-    encoder: encoder.Encoder
+    encoder: encoder.Encoder  # whose folder may be gone
     encoder_files: dict[str, bytes]
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -190,6 +190,19 @@ def prepare(
     bundle.check_free(path, resumable.has_checkpoint)
     start_from = encoder.fetch(settings.model)
     train_part, eval_part = parts or read_parts(settings)
+    with layer_cut.cut_layers(start_from, settings.layers) as start_from:
+        return _prepare_from(settings, path, resumable, start_from, train_part, eval_part)
+
+
+def _prepare_from(
+    settings: TrainSettings,
+    path: str,
+    resumable: ResumableRun,
+    start_from: encoder.Encoder,
+    train_part: LabelledTexts,
+    eval_part: LabelledTexts,
+) -> PreparedTraining:
+    """Check an encoder for the rows, and tokenize these. Raises `UserError`."""
     labels, objective = train_part.label_names, choose_objective(settings, train_part)
     try:
         encoder_config = classifier.make_config(start_from.folder, labels)
@@ -244,7 +257,7 @@ def run(prepared: PreparedTraining, folder: str, track: Callable[[int, dict[str,
     keep = max(pad_id, getattr(model_config, "pad_token_id", None) or 0)
     token_ids = vocabulary.ids_in(keep, prepared.train_tokens, prepared.eval_tokens)
     parts = [
-        TokenizedPart(vocabulary.remap(prepared.train_tokens, token_ids), prepared.train_part.labels),
+        TokenizedPart(vocabulary.remap(prepared.train_tokens, token_ids), prepared.train_part.targets),
         TokenizedPart(vocabulary.remap(prepared.eval_tokens, token_ids), prepared.eval_part.labels),
     ]
     task = TrainingTask(
@@ -317,7 +330,7 @@ def finish(
 
     mistakes = worst_mistakes(objective, probabilities, prepared.eval_part)
     extra = training_report.make_files(
-        info, log, command_line("train", replace(settings, **asdict(prepared.recipe))), mistakes
+        info, log, command_line(settings.command, replace(settings, **asdict(prepared.recipe))), mistakes
     )
     extra[bundle.LOG] = "".join(json.dumps(record.to_json()) + "\n" for record in log).encode()
     extra |= int8_files

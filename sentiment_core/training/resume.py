@@ -11,6 +11,8 @@ from sentiment_core.runtime import storage
 
 # In the run's folder: its settings, and what Ray writes of its checkpoints.
 REQUEST, SNAPSHOT = "request.json", "checkpoint_manager_snapshot.json"
+# In the folder of a distillation: the texts as the teacher scored them, and the student until it is compared.
+SCORED, STUDENT = "scored", "student"
 # Settings that do not affect the result: they may differ when a run is resumed.
 RESUME_MAY_CHANGE = ("out", "device", "checkpoint_minutes", "max_failures", "tensorboard")
 
@@ -31,6 +33,11 @@ class ResumableRun:
     def of_search(cls, out: str) -> "ResumableRun":
         """Return the run of a search that writes its best bundle to `out`."""
         return cls(_folder_beside(out, "_tuning-"), lambda folder: storage.exists(storage.join(folder, "run")))
+
+    @classmethod
+    def of_distillation(cls, out: str) -> "ResumableRun":
+        """Return the run of a distillation that writes its bundle to `out`."""
+        return cls(_folder_beside(out, "_distilling-"), _has_distilled)
 
     @property
     def has_checkpoint(self) -> bool:
@@ -80,6 +87,13 @@ class ResumableRun:
 
 def _folder_beside(out: str, prefix: str) -> str:
     return storage.join(storage.parent(out), prefix + storage.absolute(out).rpartition("/")[2])
+
+
+def _has_distilled(folder: str) -> bool:
+    """Return whether a teacher has scored texts, or a student has been trained, at least in part."""
+    student = storage.join(folder, STUDENT)
+    is_begun = any(storage.is_occupied(storage.join(folder, name)) for name in (SCORED, STUDENT))
+    return is_begun or ResumableRun.of_training(student).has_checkpoint
 
 
 def _has_training_checkpoint(folder: str) -> bool:

@@ -70,6 +70,12 @@ class TrainSettings:
     head: Literal["standard", "mlp"] = setting(
         "standard", "standard: the encoder's own classification head; mlp: two layers on the first token", group="model"
     )
+    layers: int | None = setting(
+        None,
+        "use so many of the encoder's layers, evenly spread, the last among them; default: all",
+        "N",
+        group="model",
+    )
     dropout: float | None = setting(
         None, "dropout inside the encoder; default: see --recipe, mostly the encoder's own", "P", group="model"
     )
@@ -152,6 +158,11 @@ class TrainSettings:
     seed: int = setting(0, "seed of the split, the order of rows, the new head's weights and dropout")
 
     @property
+    def command(self) -> str:
+        """The command that has these settings."""
+        return "train"
+
+    @property
     def columns(self) -> Columns:
         """The columns of labelled files to read."""
         return Columns(
@@ -163,7 +174,7 @@ class TrainSettings:
         )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "workers", "patience", "max_length"):
+        for name in ("epochs", "batch_size", "workers", "patience", "max_length", "layers"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more")
         for name in ("lr", "head_lr", "max_grad_norm", "checkpoint_minutes"):

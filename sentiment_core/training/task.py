@@ -18,7 +18,7 @@ class TokenizedPart:
     """Tokens and labels of the training rows, or of the evaluation rows."""
 
     tokens: TokenLists
-    labels: np.ndarray  # (n,) int64, or (n, labels) bool
+    labels: np.ndarray  # (n,) int64, or (n, labels) bool; of training rows perhaps (n, labels) float32, probabilities
 
     def __len__(self) -> int:
         return len(self.labels)

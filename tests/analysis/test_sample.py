@@ -327,6 +327,13 @@ def test_the_training_data_of_the_bundle_is_left_out(tmp_path):
     trained_on("iceberg://absent/name.of_table")
     result = draw(tmp_path / "out", tmp_path / "iceberg.csv", rows=60, for_="training")
     assert any("training data cannot be read (iceberg://absent/name.of_table" in line for line in result.remarks)
+    record["distillation"] = {"teacher": "t", "texts": {"place": str(tmp_path / "train.parquet")}}
+    trained_on(tmp_path / "train.parquet")
+    result = draw(tmp_path / "out", tmp_path / "taught.csv", rows=60, for_="training")
+    assert result.rows == 60
+    told = "the bundle that scored learned from a teacher, without labels: no text was left out"
+    assert told in result.remarks
+    del record["distillation"]
     trained_on(tmp_path / "train.parquet")
     (tmp_path / "train.parquet").unlink()
     result = draw(tmp_path / "out", tmp_path / "t.csv", rows=60, for_="training")

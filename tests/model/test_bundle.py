@@ -192,7 +192,7 @@ def test_a_record_is_written_as_it_was_read(tmp_path):
     info = bundle.BundleInfo.from_json(content)
     assert info.label_scheme.numbered
     # which older versions do not write
-    own = {"problem_type": "single_label_classification", "thresholds": [], "guarantee": {}}
+    own = {"problem_type": "single_label_classification", "thresholds": [], "guarantee": {}, "distillation": {}}
     assert json.dumps(info.to_json(), sort_keys=True) == json.dumps(content | own, sort_keys=True)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sentiment_core.model import calibration, metrics
-from sentiment_core.model.objective import SingleLabel
+from sentiment_core.model.objective import MultiLabel, SingleLabel
 
 PROBABILITIES = np.array([[0.2, 0.8], [np.nan, np.nan], [0.6, 0.4], [0.5, 0.5]], np.float32)
 
@@ -102,3 +102,22 @@ def test_a_folded_calibration_gives_the_calibrated_logits():
         objective.fold_calibration(layer, fitted)
         folded = layer(torch.from_numpy(states)).numpy()
     np.testing.assert_allclose(folded, objective.calibrate(logits, fitted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}])
+def test_certain_probabilities_lose_what_labels_lose(logits, settings):
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    certain = torch.nn.functional.one_hot(TARGETS, 3).float()
+    losses = SingleLabel().row_losses(logits, TARGETS, weights, **settings)
+    torch.testing.assert_close(SingleLabel().row_losses(logits, certain, weights, **settings), losses)
+    several = MultiLabel().row_losses(logits, certain.bool(), weights, **settings)
+    torch.testing.assert_close(MultiLabel().row_losses(logits, certain, weights, **settings), several)
+
+
+def test_the_loss_of_probabilities_is_least_where_the_model_has_them(logits):
+    soft = logits.softmax(dim=1)
+    least = SingleLabel().row_losses(logits, soft, EQUAL)
+    torch.testing.assert_close(least, -(soft * soft.log()).sum(dim=1))
+    assert (SingleLabel().row_losses(logits + torch.randn(6, 3), soft, EQUAL) > least).all()
+    wanted = logits.sigmoid()
+    assert (MultiLabel().row_losses(logits + 1, wanted, EQUAL) > MultiLabel().row_losses(logits, wanted, EQUAL)).all()

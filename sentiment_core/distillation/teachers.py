@@ -1,0 +1,199 @@
+"""Find the teacher, and its answers to the texts: it scores them, or they are there already."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sentiment_core.analysis import scored_rows
+from sentiment_core.analysis.scored_rows import OpenedOutput
+from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.data.labels import LabelScheme
+from sentiment_core.data.origin import DataOrigin
+from sentiment_core.data.shards import read_metadata
+from sentiment_core.distillation.answer_file import PROBABILITIES, describe_no_text, read_answers
+from sentiment_core.distillation.settings import DistillSettings
+from sentiment_core.errors import UserError
+from sentiment_core.model import bundle, registry, source
+from sentiment_core.model.distillation_record import Answers
+from sentiment_core.model.source import OpenedModel
+from sentiment_core.runtime import storage
+from sentiment_core.runtime.failures import UNREADABLE, describe_error
+from sentiment_core.scoring import job, outputs
+from sentiment_core.scoring.outputs import Output
+from sentiment_core.scoring.plan import ScorePlan, plan_scoring
+from sentiment_core.scoring.settings import ScoreSettings
+from sentiment_core.text.arrow import join_texts
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher: a model, or someone who left answers."""
+
+    name: str  # path of its bundle, name on the hub and revision, or the file of its answers
+    scheme: LabelScheme  # by which labelled data meets its labels
+    text_columns: tuple[str, ...]
+    digest: str | None = None  # of its bundle
+    model: OpenedModel | None = None  # None: only its answers are there
+    answers: LabelledTexts | None = None  # that were read already
+    scored: OpenedOutput | None = None  # or that stand in an output of score
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels of its answers, in their order."""
+        return self.scheme.names or []
+
+    @property
+    def kind_of_answers(self) -> Answers:
+        """Labels, or how probable labels are."""
+        return "labels" if self.answers is not None and self.answers.soft_labels is None else "probabilities"
+
+
+def open_teacher(settings: DistillSettings) -> Teacher:
+    """Open the teacher: a model that is to score, one that has scored, or the file of someone's answers.
+
+    Raises `UserError`.
+    """
+    if settings.teacher:
+        try:
+            model = source.open_model(registry.resolve(settings.teacher))
+        except UserError as error:
+            raise UserError(str(error).replace("--model", "--teacher")) from None
+        columns = settings.text_column or model.info.text_columns
+        return Teacher(model.path, model.info.label_scheme, columns, bundle.digest_of(model.files), model)
+    columns = settings.text_column or ("text",)
+    if storage.is_folder(settings.texts) and outputs.read_run_file(settings.texts) is not None:
+        return _open_scored(settings, columns)
+    answers = read_answers(replace(settings, text_column=columns))
+    return Teacher(answers.origin.place, answers.scheme, columns, answers=answers)
+
+
+def _open_scored(settings: DistillSettings, columns: tuple[str, ...]) -> Teacher:
+    """Open an output of score, and the model that made it, if that is where it was. Raises `UserError`."""
+    run_file = outputs.read_run_file(settings.texts)
+    names = [model.model for model in run_file.run.columns_of_models] if run_file else []
+    if len(names) > 1:
+        raise UserError(
+            f"--texts {settings.texts} was scored by several models ({', '.join(names)}); expected one teacher. Score "
+            "the texts with that model alone, or give it as --teacher."
+        )
+    try:
+        opened = scored_rows.open_output(settings.texts, names[0] or None)
+    except UserError as error:
+        raise UserError(str(error).replace("--scored", "--texts")) from None
+    name, run = opened.run_file.paths.get(names[0], settings.texts), opened.run_file.run
+    digest = run.bundles[names[0]]
+    if not run.probabilities:
+        raise UserError(
+            f"--texts {settings.texts} was scored without probabilities. Score again with --probabilities, or give "
+            "--teacher and the texts."
+        )
+    try:
+        model = source.open_model(name)
+    except UserError:
+        model = None
+    model = model if model and bundle.digest_of(model.files) == digest else None
+    scheme = model.info.label_scheme if model else LabelScheme(opened.labels, several=opened.several)
+    return Teacher(name, scheme, columns, digest, model, scored=opened)
+
+
+def plan_answers(settings: DistillSettings, teacher: Teacher, folder: str) -> ScorePlan | None:
+    """Plan the scoring of the texts into a folder; None if there are answers already. Raises `UserError`."""
+    if teacher.answers is not None or teacher.scored is not None or settings.teacher is None:
+        return None
+    try:
+        plan = plan_scoring(
+            ScoreSettings(
+                model=registry.resolve(settings.teacher),
+                input=settings.texts,
+                out=folder,
+                text_column=teacher.text_columns,
+                keep=teacher.text_columns,
+                probabilities=True,
+                device=settings.device,
+            )
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("--input", "--texts").replace("--model", "--teacher")) from None
+    corpus = plan.corpus
+    if corpus.table is None and corpus.units:
+        schema = read_metadata(corpus.root, corpus.units[0].source).schema.to_arrow_schema()
+        if PROBABILITIES in schema.names:
+            raise UserError(
+                f"--teacher is given, and --texts {settings.texts} has answers, the column {PROBABILITIES!r}. Leave "
+                "--teacher out to learn these, or give texts without that column."
+            )
+    return plan
+
+
+def score_texts(plan: ScorePlan) -> list[str]:
+    """Score what is not scored yet, and return what to know about it. Raises `UserError` as scoring does."""
+    record = job.score(plan).record
+    if record.stopped:
+        raise RuntimeError(f"scoring --texts stopped: {record.stopped}; rerun the same command to resume")
+    return [f"{shard.source} of --texts could not be scored: {shard.reason}" for shard in record.failed_shards]
+
+
+def collect_answers(
+    settings: DistillSettings, teacher: Teacher, scored_folder: str, remarks: list[str]
+) -> LabelledTexts:
+    """Return the texts with the teacher's answers; rows without text or answer are left out and counted.
+
+    Args:
+        settings: The request.
+        teacher: The teacher.
+        scored_folder: Output folder of its scoring, if it has scored for this run.
+        remarks: What to know about that scoring.
+
+    Raises:
+        UserError: There is no text with an answer.
+    """
+    if teacher.answers is not None:
+        return teacher.answers
+    if teacher.scored is not None:
+        return _read_scored(settings, teacher, teacher.scored, [])
+    try:
+        opened = scored_rows.open_output(scored_folder)
+    except scored_rows.NothingScored:
+        raise UserError(describe_no_text(settings)) from None
+    return _read_scored(settings, teacher, opened, remarks)
+
+
+def _read_scored(
+    settings: DistillSettings, teacher: Teacher, opened: OpenedOutput, remarks: list[str]
+) -> LabelledTexts:
+    """Read texts and probabilities from an output of score, equal texts of an output file once.
+
+    Where rows have several labels, those that abstained are left out: nothing says which labels they get.
+    """
+
+    def read(output: Output) -> tuple[list[str], np.ndarray, np.ndarray, int]:
+        try:
+            table = outputs.read_output(opened.folder, output.path, list(teacher.text_columns))
+        except UNREADABLE as error:
+            raise UserError(f"{output.path} of {opened.folder} cannot be read: {describe_error(error)}") from None
+        missing = [name for name in teacher.text_columns if name not in table.column_names]
+        if missing:
+            raise UserError(
+                f"--texts {opened.folder} has no column {missing[0]!r}: score keeps no texts unless asked to. Score "
+                f"with --keep {','.join(teacher.text_columns)}, or choose with --text-column."
+            )
+        texts = join_texts([table[name].combine_chunks() for name in teacher.text_columns])
+        batch = scored_rows.read_batch(opened, output, with_probabilities=True)
+        assert batch.probabilities is not None, "it was scored with probabilities"
+        has_answer = batch.has_label if opened.several else batch.has_text
+        rows = np.flatnonzero(has_answer)
+        probabilities = batch.probabilities[rows]
+        return [texts[i] or "" for i in rows.tolist()], probabilities, batch.labels[rows], len(texts) - len(rows)
+
+    parts = list(scored_rows.map_outputs(read, opened.outputs))
+    texts = [text for own_texts, *_ in parts for text in own_texts]
+    if not texts:
+        raise UserError(describe_no_text(settings))
+    order = [opened.labels.index(name) for name in teacher.label_names]
+    probabilities = np.concatenate([part[1] for part in parts])[:, order]
+    labels = np.concatenate([part[2] for part in parts])[:, order] if opened.several else probabilities.argmax(axis=1)
+    scheme, without_answer = teacher.scheme, sum(part[3] for part in parts)
+    origin = DataOrigin(settings.texts, files=len(parts), rows=len(texts), remarks=remarks)
+    origin = replace(origin, numbered=scheme.numbered, label_map=scheme.mapping)
+    origin = replace(origin, dropped=replace(origin.dropped, without_text=without_answer))
+    return LabelledTexts(texts, labels, teacher.label_names, origin, soft_labels=probabilities)
