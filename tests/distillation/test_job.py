@@ -44,6 +44,7 @@ def texts(tmp_path) -> str:
     return str(tmp_path / "texts")
 
 
+@pytest.mark.journey
 def test_a_student_agrees_with_its_teacher_and_its_bundle_says_so(in_process, teacher, short_encoder, texts, tmp_path):
     evaluation = sentences(200, seed=6)
     pq.write_table(evaluation, tmp_path / "eval.parquet")
