@@ -102,7 +102,7 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
         workers = cluster.number_of_workers(plan.settings.workers, len(plan.units_to_score), kind)
         preflight.check_workers(workers, kind)
         preflight.check_precision(plan.run.precision, kind)
-        if len(plan.models) > 1:
+        if len(plan.models) > 1 or any(model.is_cascade for model in plan.models):
             weights = sum(map(_weight_bytes, plan.bundle_files.values()))
             preflight.check_memory(weights, ", ".join(plan.run.models), workers, kind)
     preflight.check_writable(folder)
@@ -214,6 +214,7 @@ def _summarize_model(counts: Counts, plan: ScorePlan, tally: Tally, name: str) -
         padding_share=tally.models[name].padding_share,
         bundle=plan.run.bundles[name],
         computed_by=tally.models[name].computed_by,
+        escalated_rows=counts.escalated_rows.value if plan.opened[name].info.is_cascade else None,
     )
 
 

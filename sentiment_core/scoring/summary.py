@@ -43,10 +43,11 @@ class ModelSummary:
     padding_share: float  # of what this run computed
     bundle: str  # digest
     computed_by: list[str]  # backends, and why nothing faster computed
+    escalated_rows: int | None = None  # of computed rows, those that a cascade's large model answered; None: no cascade
 
 
 # what stands beside the rest where there is a single model without a name, in the order of `Summary`
-OF_SINGLE_MODEL = ("status", "labels", "confidence_histogram", "tokens", "bundle")
+OF_SINGLE_MODEL = ("status", "labels", "confidence_histogram", "tokens", "bundle", "escalated_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class Summary:
     labels: dict[str, int] = field(default_factory=dict)  # rows by label
     confidence_histogram: list[int] = field(default_factory=list)  # rows, in bins of equal width from 0 to 1
     tokens: int = 0  # padding apart, of rows that were computed
+    escalated_rows: int | None = None  # of these rows, those that a cascade's large model answered; None: no cascade
     padding_share: float  # of what this run computed
     stopped: str  # why the run stopped; empty if it did not
     out_of_time: bool
@@ -90,6 +92,9 @@ class Summary:
         """Return the content of `_summary.json`."""
         left_out = ("guarantee", *(OF_SINGLE_MODEL if self.models else ("models",)))
         content = {name: value for name, value in asdict(self).items() if name not in left_out}
+        for part in (content, *content.get("models", {}).values()):
+            if part.get("escalated_rows", 0) is None:
+                del part["escalated_rows"]
         return content | ({"guarantee": self.guarantee.to_json()} if self.guarantee else {})
 
     def report(self) -> list[str]:
@@ -101,6 +106,7 @@ class Summary:
             lines += [
                 with_name(name, f"{self.rows:,} rows in {self.units:,} files: {nonzero(model.status)}"),
                 with_name(name, f"labels: {nonzero(model.labels)}"),
+                *([] if model.escalated_rows is None else [with_name(name, _describe_escalated(model))]),
             ]
         lines += [self.guarantee.describe()] if self.guarantee else []
         lines += [
@@ -138,6 +144,12 @@ class Summary:
         if self.stopped:
             lines.append(f"stopped: {self.stopped}; fix this and rerun the same command")
         return lines
+
+
+def _describe_escalated(model: ModelSummary | Summary) -> str:
+    """Say how many rows a cascade handed over."""
+    scored, escalated = sum(model.confidence_histogram), model.escalated_rows or 0
+    return f"{escalated:,} rows ({100 * escalated / max(1, scored):.1f} %) went to the large model of the cascade"
 
 
 def nonzero(numbers: dict[str, int]) -> str:
