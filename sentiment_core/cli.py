@@ -174,6 +174,13 @@ def _adopt(settings: Any) -> int:
     return EXIT_OK
 
 
+def _cascade(settings: Any) -> int:
+    from sentiment_core.cascading import make_cascade
+
+    print(make_cascade(settings).summary())
+    return EXIT_OK
+
+
 def _score(settings: Any) -> int:
     from sentiment_core.scoring.job import score
     from sentiment_core.scoring.plan import plan_scoring
@@ -182,6 +189,8 @@ def _score(settings: Any) -> int:
     if settings.dry_run:
         print(plan.describe())
         return EXIT_OK
+    for line in plan.describe_cascades():
+        print(line, flush=True)
     result = score(plan)
     print(result.report())
     return result.exit_code
@@ -292,6 +301,16 @@ The labels of the data are the bundle's, by name or by number. --target-accuracy
 which so many labels are right, guaranteed with --certainty.""",
         "sentiment_core.evaluation:EvaluateSettings",
         _evaluate,
+    ),
+    "cascade": Command(
+        "Join a fast and an accurate bundle: the accurate one answers where the fast one is unsure.",
+        """\
+  sentiment-core cascade --small models/small --large models/large --data unseen.csv --out models/cascade
+
+The result is a bundle wherever one is taken. Of rows drawn like --data at most --max-loss are right with the large
+model alone, guaranteed with --certainty. Exit code 2 also where there is nothing to gain.""",
+        "sentiment_core.cascading:CascadeSettings",
+        _cascade,
     ),
     "score": Command(
         "Score a Parquet corpus; the same command again does only what is missing.",

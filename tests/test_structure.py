@@ -23,7 +23,7 @@ FLOORS = (  # from the ground up; packages of one floor do not import each other
     ("training", "scoring"),
     ("analysis",),
     ("serving", "evaluation"),
-    ("nightly", "demo", "adoption"),
+    ("nightly", "demo", "adoption", "cascading"),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -7,6 +7,7 @@ from sentiment_core.data import files, iceberg, labelled
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
+from sentiment_core.model.records import TrainingRecord
 from sentiment_core.runtime import storage
 
 COMPARED_CHARACTERS = 30_000  # of a text: spreadsheets cut cells at 32,767
@@ -32,19 +33,35 @@ def hash_texts_of(paths: Iterable[str], text_columns: Sequence[str]) -> set[byte
 def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     """Hash the texts that a bundle was trained and chosen on, if they are still where they were.
 
+    Of a cascade also those of its models.
+
     Returns:
         The hashes, and a sentence that says what was read, or why nothing was.
     """
     unread = "its training data was not left out; give it with --exclude"
     if not bundle_path or not storage.exists(storage.join(bundle_path, bundle.CARD)):
         return set(), f"the bundle that scored is not at hand ({bundle_path or 'no path noted'}): {unread}"
-    training = bundle.read_info(bundle_path).training
-    paths = list(dict.fromkeys(path for path in (training.data.place, training.eval_data.place) if path))
+    info = bundle.read_info(bundle_path)
+    parts = bundle.PARTS if info.is_cascade else ()
+    infos = [info, *(bundle.read_info(storage.join(bundle_path, part)) for part in parts)]
+    hashes: set[bytes] = set()
+    for part in infos:
+        texts, reason = read_training_texts(part.training)
+        if reason:
+            return set(), f"{reason}: {unread}"
+        hashes |= texts
+    paths = list(dict.fromkeys(path for part in infos for path in _paths(part.training)))
+    return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
+
+
+def read_training_texts(training: TrainingRecord) -> tuple[set[bytes], str]:
+    """Hash the texts of a training's rows, if they are still where they were; else say why there are none."""
+    paths = _paths(training)
     if not paths:
-        return set(), f"the bundle that scored does not say what it was trained on: {unread}"
+        return set(), "the bundle that scored does not say what it was trained on"
     absent = next((path for path in paths if _is_absent(path)), None)
     if absent is not None:
-        return set(), f"the bundle's training data {absent} is not at hand: {unread}"
+        return set(), f"the bundle's training data {absent} is not at hand"
     settings = training.settings
     columns = settings.get("text_column", "text")
     hashes: set[bytes] = set()
@@ -59,9 +76,13 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
                 ),
             )
         except UserError as error:
-            return set(), f"the bundle's training data cannot be read ({error}): {unread}"
+            return set(), f"the bundle's training data cannot be read ({error})"
         hashes.update(map(hash_text, texts))
-    return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
+    return hashes, ""
+
+
+def _paths(training: TrainingRecord) -> list[str]:
+    return list(dict.fromkeys(path for path in (training.data.place, training.eval_data.place) if path))
 
 
 def _is_absent(path: str) -> bool:

@@ -27,6 +27,10 @@ SAMPLE_KEY = b"sentiment_core.sample"  # in the metadata of a table that was rea
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # endings that may follow those of text formats
 
 
+class MissingColumn(UserError):
+    """A file lacks one of the columns to read."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns to read, and how CSV files write them."""
@@ -80,7 +84,7 @@ class Columns:
         """
         for column, flag in self.flags.items():
             if column not in names and column in self.in_file:
-                raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}; choose with {flag}")
+                raise MissingColumn(f"{path} has no column {column!r}; it has {', '.join(names)}; choose with {flag}")
             if names.count(column) > 1:
                 raise UserError(f"{path} has {names.count(column)} columns {column!r}; expected one; rename the others")
         return [column for column in self.names if column in names]

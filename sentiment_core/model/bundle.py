@@ -323,9 +323,7 @@ def parts_of(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
     if json.loads(files[CARD])["head"] != "cascade":
         return {"": files}
     return {
-        part: {
-            name.removeprefix(f"{part}/"): content for name, content in files.items() if name.startswith(f"{part}/")
-        }
+        part: {name.removeprefix(f"{part}/"): content for name, content in files.items() if name.startswith(f"{part}/")}
         for part in PARTS
     }
 

@@ -110,6 +110,28 @@ def choose_threshold(
     )
 
 
+def describe(record: CascadeRecord) -> list[str]:
+    """Describe a cascade beside each of its models, in a few lines for the terminal."""
+    chip = record.chip + ("" if record.threads is None else f", {record.threads} threads")
+    kind = "labelled rows" if record.labelled else "rows without labels"
+    speeds = (record.small_rows_per_second, record.large_rows_per_second, record.rows_per_second)
+    accuracies = (record.small_accuracy, record.large_accuracy, record.accuracy)
+    lines = [f"{record.rows:,} {kind} that neither model has seen; speeds of the engines alone ({chip})"]
+    for name, accuracy, speed in zip(("small", "large", "cascade"), accuracies, speeds, strict=True):
+        shown = "" if accuracy is None else f"accuracy {accuracy:.4f}, "
+        lines.append(f"{name:8}{shown}{speed:,.1f} rows/s" + (", as estimated" if name == "cascade" else ""))
+    lost = "that only the large model gets right" if record.labelled else "that the large model labels otherwise"
+    lines += [
+        f"{100 * record.escalated_share:.1f} % of the rows go to the large model: those with less confidence than "
+        f"{record.threshold:.4g}",
+        f"of rows drawn like these the small model keeps at most {100 * record.loss_bound:.2f} % {lost}, with "
+        f"certainty {record.certainty:g} ({100 * record.loss:.2f} % of these rows)",
+    ]
+    if record.rows_per_second < record.large_rows_per_second:
+        lines.append("the cascade is slower than the large model alone here: use that one")
+    return lines
+
+
 def describe_cost(record: CascadeRecord, rows: int) -> str:
     """Say what share of a corpus is handed over and what that costs, before it is scored.
 

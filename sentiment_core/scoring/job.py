@@ -104,7 +104,10 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
         preflight.check_precision(plan.run.precision, kind)
         if len(plan.models) > 1 or any(model.is_cascade for model in plan.models):
             weights = sum(map(_weight_bytes, plan.bundle_files.values()))
-            preflight.check_memory(weights, ", ".join(plan.run.models), workers, kind)
+            parts = [
+                f"{name} {part}".strip() for name, own in plan.bundle_files.items() for part in bundle.parts_of(own)
+            ]
+            preflight.check_memory(weights, ", ".join(parts), workers, kind)
     preflight.check_writable(folder)
     if plan.units_to_score:
         preflight.check_shared(folder, "--out", writable=True)

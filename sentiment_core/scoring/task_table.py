@@ -25,10 +25,10 @@ READ, CLASSIFY, FINISH = STAGES
 class TaskTable:
     """A task's units and what is known of their rows so far.
 
-    `status`, `tokens`, `lengths` and what is `classified` are those of the computed rows of all units without an error, one
-    unit after another. The first three depend on the tokenizer: they are asked for by the name of the model whose token
-    lists these are (`PassModel.tokenizer`). The others are asked for by the model's own name, which is "" for a single
-    model. `tokens` are the columns `lists` and `inverse`.
+    `status`, `tokens`, `lengths` and what is `classified` are those of the computed rows of all units without an error,
+    one unit after another. The first three depend on the tokenizer: they are asked for by the name of the model whose
+    token lists these are (`PassModel.tokenizer`). The others are asked for by the model's own name, which is "" for a
+    single model. `tokens` are the columns `lists` and `inverse`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -87,12 +87,16 @@ class TaskTable:
         """Return the tokens of each row, (rows,) int64."""
         return self._rows("lengths", tokenizer).to_numpy()
 
+    def probabilities(self, model: str, classes: int) -> np.ndarray:
+        """Return the probabilities, (rows, classes) float32, NaN where there are no tokens."""
+        return self._rows("probabilities", model).to_numpy().reshape(-1, classes)
+
     def classified(self, model: str, classes: int) -> Classified:
         """Return the rows as the engine computed them."""
         columns = self.table.column_names
         is_cascade, has_others = (_column(name, model) in columns for name in ("escalated", "others"))
         return Classified(
-            self._rows("probabilities", model).to_numpy().reshape(-1, classes),
+            self.probabilities(model, classes),
             self.padding_tokens(model),
             self._rows("escalated", model).to_numpy(zero_copy_only=False) if is_cascade else None,
             self._rows("others", model).to_numpy().reshape(-1, classes) if has_others else None,
