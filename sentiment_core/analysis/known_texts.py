@@ -44,12 +44,10 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     info = bundle.read_info(bundle_path)
     parts = bundle.PARTS if info.is_cascade else ()
     infos = [info, *(bundle.read_info(storage.join(bundle_path, part)) for part in parts)]
-    hashes: set[bytes] = set()
-    for part in infos:
-        texts, reason = read_training_texts(part.training)
-        if reason:
-            return set(), f"{reason}: {unread}"
-        hashes |= texts
+    read = [read_training_texts(part.training) for part in infos]
+    hashes = set().union(*(texts for texts, _ in read))
+    if reasons := [reason for _, reason in read if reason]:
+        return hashes, f"{reasons[0]}: {unread}"
     paths = list(dict.fromkeys(path for part in infos for path in _paths(part.training)))
     return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
 

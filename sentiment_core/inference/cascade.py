@@ -71,10 +71,10 @@ class Cascade:
         """Compute all rows with the small model, and those below the threshold with the large one."""
         small, padding = self.engines[SMALL].distinct_probabilities(small_tokens)
         confidence = self.objective.decide(small)[1]
+        may_go_on = large_tokens.lengths > 0
         with np.errstate(invalid="ignore"):  # rows without tokens
-            is_near = np.abs(confidence - self.threshold) <= self.tolerance if self.tolerance else np.zeros(1, bool)
-            escalated = (confidence < self.threshold) & (large_tokens.lengths > 0)
-        is_near &= large_tokens.lengths > 0
+            escalated = (confidence < self.threshold) & may_go_on
+            is_near = (np.abs(confidence - self.threshold) <= self.tolerance) & may_go_on & (self.tolerance > 0)
         rows = np.flatnonzero(escalated | is_near)
         large = np.full_like(small, np.nan)
         if len(rows):

@@ -20,7 +20,7 @@ from sentiment_core.model.records import Record
 
 CERTAINTY = 0.95  # unless the user demands another one
 MAX_LOSS = 0.02
-LOG_ODDS = np.arange(150, -51, -1) / 10  # of the confidences that may be thresholds, in steps of 0.1
+LOG_ODDS = np.arange(-500, 1_501) / 100  # of the confidences that may be thresholds
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def check_settings(max_loss: float, certainty: float) -> None:
 def list_thresholds() -> np.ndarray:
     """List the thresholds in the order in which they are tested, float32: hand over all, less and less, none."""
     hand_over_all = np.nextafter(np.float32(1), np.float32(2))
-    return np.concatenate([[hand_over_all], 1 / (1 + np.exp(-LOG_ODDS)), [0]]).astype(np.float32)
+    thresholds = np.concatenate([[0], 1 / (1 + np.exp(-LOG_ODDS)), [hand_over_all]]).astype(np.float32)
+    return np.unique(thresholds)[::-1]  # next to 1 some are the same in float32
 
 
 def upper_bound(lost: np.ndarray | int, rows: int, certainty: float) -> np.ndarray:
