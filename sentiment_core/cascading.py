@@ -231,10 +231,10 @@ def _read_rows(settings: CascadeSettings, models: dict[str, OpenedModel], texts:
 
 def _leave_out_known(models: dict[str, OpenedModel], rows: Rows) -> Rows:
     """Leave out rows whose text is among those that a model was made with, where these are at hand."""
-    known: set[bytes] = set()
+    seen: set[bytes] = set()
     for model in models.values():
-        known |= known_texts.read_training_texts(model.info.training)[0]
-    is_new = np.array([known_texts.hash_text(text) not in known for text in rows.texts], bool)
+        seen |= known_texts.read_training_texts(model.info.training)[0]
+    is_new = np.array([known_texts.hash_text(text) not in seen for text in rows.texts], bool)
     left_out = int((~is_new).sum())
     remark = f"{left_out:,} rows were left out: a model was trained or evaluated on their texts"
     return replace(rows.take(np.flatnonzero(is_new)), remarks=[*rows.remarks, *[remark] * (left_out > 0)])

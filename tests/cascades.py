@@ -1,5 +1,6 @@
 """Two small models that differ in tokenizer, length and order of labels, rows that they disagree on, and a cascade."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sentiment_core.adoption import AdoptSettings, adopt
 from sentiment_core.api import Classifier
 from sentiment_core.cascading import CascadeSettings, make_cascade
-from tests.conftest import BAD, GOOD, make_bundle
+from tests.conftest import BAD, GOOD
 from tests.ready_models import LABELS, make_classifier
 
 ROWS = 600
@@ -25,9 +27,11 @@ class Models:
     cascade: str
 
 
-def make_models(tiny_encoder: str, packaged_encoder: str, folder: Path) -> Models:
+def make_models(packaged_encoder: str, folder: Path) -> Models:
     """Make the models, and a cascade of them."""
-    small = make_bundle(tiny_encoder, folder / "small", labels=LABELS[::-1], max_length=12)
+    ready = make_classifier("distilbert", folder / "ready", packaged_encoder)
+    small = str(folder / "small")
+    adopt(AdoptSettings(model=ready, out=small, label_names=LABELS[::-1], max_length=12))
     large = make_classifier("roberta", folder / "large", packaged_encoder)
     data = write_rows(small, large, folder / "unseen.parquet")
     models = Models(small, large, data, str(folder / "cascade"))
@@ -41,6 +45,12 @@ def settings_of(models: Models, **changes: object) -> CascadeSettings:
     return CascadeSettings(**named | changes)
 
 
+@functools.cache
+def load(path: str) -> Classifier:
+    """Load a model once for all tests of a process."""
+    return Classifier.load(path)
+
+
 def make_texts(rows: int, seed: int) -> list[str]:
     """Make different texts of 1 to 25 words."""
     rng = np.random.default_rng(seed)
@@ -51,10 +61,8 @@ def make_texts(rows: int, seed: int) -> list[str]:
 def write_rows(small: str, large: str, path: Path, rows: int = ROWS) -> str:
     """Write labelled rows on which the small model is right if it is sure, and the large one on most others."""
     texts = make_texts(rows, seed=7)
-    probabilities = {model: Classifier.load(model).predict_proba(texts) for model in (small, large)}
-    labels = {
-        model: np.array(Classifier.load(model).labels)[own.argmax(axis=1)] for model, own in probabilities.items()
-    }
+    probabilities = {model: load(model).predict_proba(texts) for model in (small, large)}
+    labels = {model: np.array(load(model).labels)[own.argmax(axis=1)] for model, own in probabilities.items()}
     confidence = probabilities[small].max(axis=1)
     is_sure = confidence >= np.quantile(confidence, 0.6)
     pq.write_table(pa.table({"text": texts, "label": np.where(is_sure, labels[small], labels[large])}), path)

@@ -1,4 +1,4 @@
-"""A cascade: two engines, of which the large one computes the rows that the small one is less sure of.
+"""A cascade of two engines: the large one computes the rows that the small one is less sure of.
 
 Which rows these are is decided here and nowhere else. A row keeps the small model's answer where the large one's
 tokenizer finds nothing in its text, and has none where the small one's does.
@@ -102,7 +102,7 @@ class Cascade:
 
     @property
     def margin(self) -> str:
-        """How much faster than others the choices were measured to be."""
+        """The measured lead of the choices over others."""
         return self._join(lambda engine: engine.margin)
 
     @property

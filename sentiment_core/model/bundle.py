@@ -102,7 +102,7 @@ class BundleInfo:
 
     @property
     def is_cascade(self) -> bool:
-        """True if the bundle holds two models, of which the large one answers where the small one is less sure."""
+        """True if the bundle holds two models: the large one answers where the small one is less sure."""
         return self.head == "cascade"
 
     @property

@@ -86,9 +86,9 @@ def upper_bound(lost: np.ndarray | int, rows: int, certainty: float) -> np.ndarr
 
 
 def required_rows(max_loss: float, certainty: float) -> int:
-    """Return with how many rows, of which none is lost, the loss is bounded by `max_loss`."""
+    """Return the least number of rows that bound the loss by `max_loss` if none of them is lost."""
     rows = max(1, math.ceil(math.log1p(-certainty) / math.log1p(-max_loss)))
-    return rows if upper_bound(0, rows, certainty) <= max_loss else rows + 1  # of which rounding may decide
+    return rows if upper_bound(0, rows, certainty) <= max_loss else rows + 1  # rounding may decide
 
 
 def choose_threshold(

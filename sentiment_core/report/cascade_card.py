@@ -15,8 +15,8 @@ def make_cascade_card(info: "BundleInfo", small: str, large: str) -> str:
         ("cascade", "", record.accuracy, record.rows_per_second, "estimated"),
     ]
     table = [
-        f"| {name} | {place and f'`{place}`'} | {'' if accuracy is None else f'{accuracy:.4f}'} | {speed:,.1f} | {by} |"
-        for name, place, accuracy, speed, by in rows
+        f"| {name} | {path and f'`{path}`'} | {'' if accuracy is None else f'{accuracy:.4f}'} | {speed:,.1f} | {by} |"
+        for name, path, accuracy, speed, by in rows
     ]
     kind = "labelled rows" if record.labelled else "rows without labels"
     lost = "that only the large model gets right" if record.labelled else "that the large model labels otherwise"

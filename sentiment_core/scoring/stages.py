@@ -328,15 +328,15 @@ def _scored_rows(task: TaskTable, model: PassModel, min_confidence: float) -> Sc
     """Return the computed rows of a task as a model scored them."""
     lengths, statuses = task.lengths(model.tokenizer), [task.status(name) for name in model.tokenizers]
 
-    def make(classified: Classified, other: ScoredRows | None = None) -> ScoredRows:
+    def make(classified: Classified, alternative: ScoredRows | None = None) -> ScoredRows:
         confidence = model.objective.decide(classified.probabilities)[1]
         status = apply_min_confidence(classified.pick(*statuses), confidence, min_confidence)
         probabilities, escalated = classified.probabilities, classified.escalated
-        return ScoredRows(model.objective, model.labels, status, probabilities, lengths, escalated, other)
+        return ScoredRows(model.objective, model.labels, status, probabilities, lengths, escalated, alternative)
 
     classified = task.classified(model.name, len(model.labels))
-    other = classified.other_side()
-    return make(classified, None if other is None else make(other))
+    other_side = classified.other_side()
+    return make(classified, None if other_side is None else make(other_side))
 
 
 def _count_computed_tokens(task: TaskTable, model: PassModel) -> int:
