@@ -170,10 +170,14 @@ def _prepare_output_folder(plan: ScorePlan) -> None:
 
 def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, seconds: float) -> Summary:
     """Return the summary of the output folder, and of what this run did in `seconds`."""
-    this_run, total = tally.totals, plan.scored_counts.merge(tally.totals).all_rows
+    this_run, computed = tally.totals, plan.scored_counts.merge(tally.totals)
+    total = computed.all_rows
     classify_seconds = tally.busy_seconds[CLASSIFY]
     return Summary.of_models(
-        {name: _summarize_model(counts, plan, tally, name) for name, counts in total.models.items()},
+        {
+            name: _summarize_model(counts, computed.models[name], plan, tally, name)
+            for name, counts in total.models.items()
+        },
         rows_in=plan.corpus.rows,
         rows=total.rows,
         complete=_is_complete(plan, tally, tidied),
@@ -208,7 +212,9 @@ def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, secon
     )
 
 
-def _summarize_model(counts: Counts, plan: ScorePlan, tally: Tally, name: str) -> ModelSummary:
+def _summarize_model(counts: Counts, computed: Counts, plan: ScorePlan, tally: Tally, name: str) -> ModelSummary:
+    """Summarize one model's rows: all of them in `counts`, those that were not reused in `computed`."""
+    is_cascade, escalated = plan.opened[name].info.is_cascade, computed.escalated_rows.value
     return ModelSummary(
         status=counts.status.value,
         labels=counts.labels.value,
@@ -217,7 +223,8 @@ def _summarize_model(counts: Counts, plan: ScorePlan, tally: Tally, name: str) -
         padding_share=tally.models[name].padding_share,
         bundle=plan.run.bundles[name],
         computed_by=tally.models[name].computed_by,
-        escalated_rows=counts.escalated_rows.value if plan.opened[name].info.is_cascade else None,
+        escalated_rows=escalated if is_cascade else None,
+        escalated_share=escalated / max(1, sum(computed.confidence_histogram.value)) if is_cascade else None,
     )
 
 

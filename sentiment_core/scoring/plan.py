@@ -121,7 +121,7 @@ class ScorePlan:
         return [
             with_name(name, describe_cost(model.info.cascade, self.rows_to_score))
             for name, model in self.opened.items()
-            if model.info.is_cascade and self.rows_to_score
+            if model.info.cascade.rows_per_second and self.rows_to_score
         ]
 
     def _describe_reuse(self) -> list[str]:

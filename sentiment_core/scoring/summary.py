@@ -44,10 +44,11 @@ class ModelSummary:
     bundle: str  # digest
     computed_by: list[str]  # backends, and why nothing faster computed
     escalated_rows: int | None = None  # of computed rows, those that a cascade's large model answered; None: no cascade
+    escalated_share: float | None = None  # of computed rows that have a score
 
 
 # what stands beside the rest where there is a single model without a name, in the order of `Summary`
-OF_SINGLE_MODEL = ("status", "labels", "confidence_histogram", "tokens", "bundle", "escalated_rows")
+OF_SINGLE_MODEL = ("status", "labels", "confidence_histogram", "tokens", "bundle", "escalated_rows", "escalated_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class Summary:
     confidence_histogram: list[int] = field(default_factory=list)  # rows, in bins of equal width from 0 to 1
     tokens: int = 0  # padding apart, of rows that were computed
     escalated_rows: int | None = None  # of these rows, those that a cascade's large model answered; None: no cascade
+    escalated_share: float | None = None  # of those of these rows that have a score
     padding_share: float  # of what this run computed
     stopped: str  # why the run stopped; empty if it did not
     out_of_time: bool
@@ -93,8 +95,9 @@ class Summary:
         left_out = ("guarantee", *(OF_SINGLE_MODEL if self.models else ("models",)))
         content = {name: value for name, value in asdict(self).items() if name not in left_out}
         for part in (content, *content.get("models", {}).values()):
-            if part.get("escalated_rows", 0) is None:
-                del part["escalated_rows"]
+            for name in ("escalated_rows", "escalated_share"):  # of cascades only
+                if part.get(name, 0) is None:
+                    del part[name]
         return content | ({"guarantee": self.guarantee.to_json()} if self.guarantee else {})
 
     def report(self) -> list[str]:
@@ -106,7 +109,7 @@ class Summary:
             lines += [
                 with_name(name, f"{self.rows:,} rows in {self.units:,} files: {nonzero(model.status)}"),
                 with_name(name, f"labels: {nonzero(model.labels)}"),
-                *([] if model.escalated_rows is None else [with_name(name, _describe_escalated(model))]),
+                *(with_name(name, line) for line in _describe_escalated(model)),
             ]
         lines += [self.guarantee.describe()] if self.guarantee else []
         lines += [
@@ -146,10 +149,12 @@ class Summary:
         return lines
 
 
-def _describe_escalated(model: ModelSummary | Summary) -> str:
-    """Say how many rows a cascade handed over."""
-    scored, escalated = sum(model.confidence_histogram), model.escalated_rows or 0
-    return f"{escalated:,} rows ({100 * escalated / max(1, scored):.1f} %) went to the large model of the cascade"
+def _describe_escalated(model: ModelSummary | Summary) -> list[str]:
+    """Say how many rows a cascade handed over; nothing of another model."""
+    if model.escalated_rows is None:
+        return []
+    share = 100 * (model.escalated_share or 0.0)
+    return [f"{model.escalated_rows:,} computed rows ({share:.1f} %) went to the large model of the cascade"]
 
 
 def nonzero(numbers: dict[str, int]) -> str:

@@ -74,7 +74,8 @@ def test_each_row_is_that_of_the_model_that_should_answer_it(scored, models):
     assert 5 < goes_on.sum() < len(table) - 5
     assert scored.summary["rows"] == len(table) == len(TEXTS) + 9
     share = 100 * goes_on.sum() / sum(scored.summary["confidence_histogram"])
-    assert f"{goes_on.sum()} rows ({share:.1f} %) went to the large model of the cascade" in scored.report()
+    assert scored.summary["escalated_share"] == pytest.approx(share / 100)
+    assert f"{goes_on.sum()} computed rows ({share:.1f} %) went to the large model of the cascade" in scored.report()
     assert scored.summary["run"]["computed_by"][0].startswith("small: ")
     assert "; large: " in scored.summary["run"]["computed_by"][0]
 
