@@ -320,14 +320,17 @@ def _describe_cascade(
     if rows.labels is None:
         return info
     right_of_cascade = np.where(escalated, right[LARGE], right[SMALL])
-    accuracies = [float(part.mean()) for part in (right[SMALL], right[LARGE], right_of_cascade)]
-    names = ("small_accuracy", "large_accuracy", "accuracy")
     return replace(
         info,
         metrics=objective.evaluate(probabilities, rows.labels, info.labels),
         # the rows have chosen one of so many cascades
         guarantee=guarantee.make_grid(objective, probabilities, rows.labels, len(cascade.list_thresholds())),
-        cascade=replace(record, **dict(zip(names, accuracies, strict=True))),
+        cascade=replace(
+            record,
+            small_accuracy=float(right[SMALL].mean()),
+            large_accuracy=float(right[LARGE].mean()),
+            accuracy=float(right_of_cascade.mean()),
+        ),
     )
 
 

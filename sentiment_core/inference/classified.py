@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +25,13 @@ class Classified:
     @classmethod
     def join(cls, parts: Sequence["Classified"]) -> "Classified":
         """Return the rows of all parts, one or more, one after another."""
-        joined = {
-            name: None if getattr(parts[0], name) is None else np.concatenate([getattr(part, name) for part in parts])
-            for name in ("probabilities", "escalated", "others")
-        }
-        return cls(padding_tokens=sum(part.padding_tokens for part in parts), **joined)
+
+        def join(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else np.concatenate(values)
+
+        padding_tokens = sum(part.padding_tokens for part in parts)
+        return cls(join("probabilities"), padding_tokens, join("escalated"), join("others"))
 
     def other_side(self) -> "Classified | None":
         """Return the same rows as the other model answers them, where that is known; None if it is of no row."""

@@ -1,6 +1,7 @@
 """Scoring with a cascade: each row is that of the model that should answer it, and every promise of a run holds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,13 @@ def scored(ray_here, models, corpus, tmp_path_factory) -> ScoreResult:
         return score_folder(models.cascade, corpus, tmp_path_factory.mktemp("scored") / "out", probabilities=True)
 
 
-def expected_rows(models: Models) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return probabilities, status codes, and whether a row goes to the large model, of the corpus in order."""
-    texts = [*TEXTS, *TEXTS[:8], "none of these"]
+CORPUS_TEXTS = (*TEXTS, *TEXTS[:8], "none of these")
+
+
+def expected_rows(
+    models: Models, texts: Sequence[str | None] = CORPUS_TEXTS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return probabilities, status codes, and whether a row goes to the large model, of the texts in order."""
     small, large = load(models.small), load(models.large)
     (of_small, small_status), (of_large, large_status) = (model.predict_with_status(texts) for model in (small, large))
     of_large = of_large[:, [large.labels.index(label) for label in small.labels]]
@@ -224,12 +229,14 @@ def test_near_the_threshold_both_models_answer_where_that_is_asked_for():
     assert Classified.join([classified, classified]).others.shape == (10, 2)
 
 
-def test_verification_accepts_either_answer_near_the_threshold_only(in_process, scored, models, corpus, tmp_path):
+def test_verification_accepts_either_answer_near_the_threshold_only(in_process, models, tmp_path):
     """The same rows, scored with a threshold that is a little lower, and with one that is much lower."""
+    texts = pq.read_table(models.data)["text"].to_pylist()  # enough for some to lie near
+    write_shard(tmp_path / "in", "a.parquet", {"text": texts})
     files = bundle.read_files(models.cascade)[1]
     card = json.loads(files[bundle.CARD])
     threshold = card["cascade"]["threshold"]
-    _, _, goes_on = expected_rows(models)
+    _, _, goes_on = expected_rows(models, texts)
     digest = bundle.digest_of(files)
     for lower, exit_code in ((0.015, 0), (0.3, 1)):
         place = tmp_path / f"lower-{lower}"
@@ -237,10 +244,10 @@ def test_verification_accepts_either_answer_near_the_threshold_only(in_process, 
         for name, content in (files | {bundle.CARD: json.dumps(changed).encode()}).items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes(content)
-        result = score_folder(place, corpus, tmp_path / f"out-{lower}")
+        result = score_folder(place, tmp_path / "in", tmp_path / f"out-{lower}")
         assert result.summary["escalated_rows"] < goes_on.sum()
         rename_bundle(Path(result.place), result.summary["bundle"], digest, models.cascade)
-        findings = verify(input=corpus, out=result.place, full=True)
+        findings = verify(input=tmp_path / "in", out=result.place, full=True)
         assert (findings.exit_code, bool(findings.different)) == (exit_code, exit_code == 1), findings.report()
 
 
