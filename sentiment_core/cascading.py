@@ -3,11 +3,9 @@
 On this machine and without Ray. Rows that neither model has seen choose the threshold, see `model.cascade`.
 """
 
-import time
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-import torch
 
 from sentiment_core.analysis import known_texts
 from sentiment_core.config import REQUIRED, setting
@@ -19,7 +17,7 @@ from sentiment_core.data.origin import DataOrigin
 from sentiment_core.data.readers import Columns, MissingColumn
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import describe_metrics, is_same_data
-from sentiment_core.inference.engine import Engine
+from sentiment_core.inference.measured import MeasuredAnswers, measure_answers
 from sentiment_core.model import bundle, cascade, guarantee, registry, source
 from sentiment_core.model.bundle import CASCADE_FORMAT_VERSION, LARGE, SMALL, BundleInfo
 from sentiment_core.model.cascade import CascadeRecord, ThresholdChoice
@@ -27,11 +25,8 @@ from sentiment_core.model.objective import SingleLabel
 from sentiment_core.model.records import Calibration, EvaluationRows, Int8Check, TrainingRecord
 from sentiment_core.model.source import OpenedModel
 from sentiment_core.report.cascade_card import make_cascade_card
-from sentiment_core.runtime import hardware, preflight, storage
-from sentiment_core.text.token_lists import TokenLists
+from sentiment_core.runtime import preflight
 from sentiment_core.training.diagnostics import reference_statistics
-
-WARM_UP_ROWS = 64  # computed before the clock starts
 
 
 @dataclass(frozen=True)
@@ -116,19 +111,6 @@ class Rows:
         )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A model's answers to the rows, and how fast it gave them."""
-
-    probabilities: np.ndarray  # (n, classes), in the order of the small model's labels
-    tokens: TokenLists
-    unknown_id: int | None
-    rows_per_second: float
-    computed_by: str
-    chip: str
-    threads: int | None
-
-
 def make_cascade(settings: CascadeSettings) -> CascadeResult:
     """Make a cascade of two bundles. Raises `UserError`, also where there is nothing to gain."""
     preflight.check_lasting(settings.out)
@@ -142,9 +124,9 @@ def make_cascade(settings: CascadeSettings) -> CascadeResult:
     rows = _leave_out_known(models, _read_rows(settings, models, columns))
     _check_number(settings, len(rows.texts))
     labels = models[SMALL].info.labels
-    measured = {part: _measure(model, rows.texts, labels) for part, model in models.items()}
+    measured = {part: measure_answers(model.files, rows.texts, labels) for part, model in models.items()}
     has_tokens = np.flatnonzero((measured[SMALL].tokens.lengths > 0) & (measured[LARGE].tokens.lengths > 0))
-    rows, measured = rows.take(has_tokens), {part: _take(own, has_tokens) for part, own in measured.items()}
+    rows, measured = rows.take(has_tokens), {part: own.take(has_tokens) for part, own in measured.items()}
     _check_number(settings, len(rows.texts))
     info = _describe_cascade(settings, models, rows, measured, columns)
     card = {"README.md": make_cascade_card(info, settings.small, settings.large).encode()}
@@ -251,56 +233,25 @@ def _check_number(settings: CascadeSettings, rows: int) -> None:
         )
 
 
-def _measure(model: OpenedModel, texts: list[str], labels: list[str]) -> Measured:
-    """Compute texts, and time it; the probabilities are in the order of `labels`."""
-    with storage.unpack_files(model.files) as folder:
-        tokenizer = bundle.load_tokenizer(folder)
-        tokens, _ = tokenizer.encode(texts)
-        engine = Engine.load(folder, mean_tokens=float(tokens.lengths.mean()))
-    engine.probabilities(tokens.take(np.arange(min(WARM_UP_ROWS, len(texts)))))
-    started = time.perf_counter()
-    probabilities, _ = engine.probabilities(tokens)
-    seconds = time.perf_counter() - started
-    return Measured(
-        probabilities[:, [model.info.labels.index(label) for label in labels]],
-        tokens,
-        tokenizer.unknown_id,
-        len(texts) / seconds,
-        engine.computed_by,
-        hardware.device_name(engine.device),
-        torch.get_num_threads() if engine.device.type == "cpu" else None,
-    )
-
-
-def _take(measured: Measured, rows: np.ndarray) -> Measured:
-    return replace(measured, probabilities=measured.probabilities[rows], tokens=measured.tokens.take(rows))
-
-
 def _describe_cascade(
     settings: CascadeSettings,
     models: dict[str, OpenedModel],
     rows: Rows,
-    measured: dict[str, Measured],
+    measured: dict[str, MeasuredAnswers],
     text_columns: tuple[str, ...],
 ) -> BundleInfo:
     """Choose the threshold, and return the record of the new bundle. Raises `UserError` for nothing to gain."""
     small, large = (models[part].info for part in (SMALL, LARGE))
     objective = SingleLabel(ordinal=small.ordinal and large.ordinal and small.labels == large.labels)
     answers = {part: own.probabilities for part, own in measured.items()}
-    confidence = objective.decide(answers[SMALL])[1]
-    if rows.labels is None:
-        is_lost = ~objective.same_decision(answers[SMALL], answers[LARGE])
-        _check_gain_without_labels(settings, is_lost)
-    else:
+    right = None
+    if rows.labels is not None:
         right = {part: objective.is_right(objective.decide(own)[0], rows.labels) for part, own in answers.items()}
-        _check_gain(settings, right)
-        is_lost = right[LARGE] & ~right[SMALL]
-    choice = cascade.choose_threshold(confidence, is_lost, settings.max_loss, settings.certainty)
-    _check_choice(settings, choice, len(confidence))
-    assert choice
+    is_lost = _find_lost(settings, objective, answers, right)
+    confidence = objective.decide(answers[SMALL])[1]
+    choice = _choose_threshold(settings, confidence, is_lost)
     escalated = confidence < np.float32(choice.threshold)
     probabilities = np.where(escalated[:, None], answers[LARGE], answers[SMALL])
-    record = _record(settings, rows, measured, choice, escalated, is_lost)
     origin = EvaluationRows(**vars(rows.origin), eval_rows=len(escalated), fingerprint=rows.fingerprint)
     calibrated = [info.calibration.rows for info in (small, large)]
     info = BundleInfo(
@@ -313,29 +264,38 @@ def _describe_cascade(
             objective, measured[SMALL].tokens, probabilities, small.labels, measured[SMALL].unknown_id
         ),
         int8=Int8Check(reason="it is a cascade"),
-        cascade=record,
+        cascade=_record(settings, measured, choice, escalated, is_lost, right),
         **objective.settings,
         format_version=CASCADE_FORMAT_VERSION,
     )
     if rows.labels is None:
         return info
-    right_of_cascade = np.where(escalated, right[LARGE], right[SMALL])
     return replace(
         info,
         metrics=objective.evaluate(probabilities, rows.labels, info.labels),
         # the rows have chosen one of so many cascades
         guarantee=guarantee.make_grid(objective, probabilities, rows.labels, len(cascade.list_thresholds())),
-        cascade=replace(
-            record,
-            small_accuracy=float(right[SMALL].mean()),
-            large_accuracy=float(right[LARGE].mean()),
-            accuracy=float(right_of_cascade.mean()),
-        ),
     )
 
 
-def _check_gain(settings: CascadeSettings, right: dict[str, np.ndarray]) -> None:
-    """Refuse a large model that is no better than the small one. Raises `UserError`."""
+def _find_lost(
+    settings: CascadeSettings,
+    objective: SingleLabel,
+    answers: dict[str, np.ndarray],
+    right: dict[str, np.ndarray] | None,
+) -> np.ndarray:
+    """Mark the rows that are lost if the small model keeps them, (n,) bool.
+
+    `right`: by model, which rows it gets right; None: that is not known. Raises `UserError` for nothing to gain.
+    """
+    if right is None:
+        disagrees = ~objective.same_decision(answers[SMALL], answers[LARGE])
+        if not disagrees.any():
+            raise UserError(
+                f"nothing to gain: {settings.name(SMALL)} and {settings.name(LARGE)} give all {len(disagrees):,} rows "
+                f"of --data {settings.data} the same label; use the small model alone"
+            )
+        return disagrees
     small, large = (int(right[part].sum()) for part in (SMALL, LARGE))
     if large <= small:
         raise UserError(
@@ -343,23 +303,16 @@ def _check_gain(settings: CascadeSettings, right: dict[str, np.ndarray]) -> None
             f"{large:,} right and {settings.name(SMALL)} {small:,}; use the small model alone, or give a more accurate "
             "large one"
         )
+    return right[LARGE] & ~right[SMALL]
 
 
-def _check_gain_without_labels(settings: CascadeSettings, is_lost: np.ndarray) -> None:
-    """Refuse models that never disagree. Raises `UserError`."""
-    if not is_lost.any():
-        raise UserError(
-            f"nothing to gain: {settings.name(SMALL)} and {settings.name(LARGE)} give all {len(is_lost):,} rows of "
-            f"--data {settings.data} the same label; use the small model alone"
-        )
-
-
-def _check_choice(settings: CascadeSettings, choice: ThresholdChoice | None, rows: int) -> None:
-    """Refuse a threshold that hands over all rows or none. Raises `UserError`."""
+def _choose_threshold(settings: CascadeSettings, confidence: np.ndarray, is_lost: np.ndarray) -> ThresholdChoice:
+    """Choose the threshold. Raises `UserError` for one that hands over all rows or none."""
+    choice = cascade.choose_threshold(confidence, is_lost, settings.max_loss, settings.certainty)
     limit = f"--max-loss {settings.max_loss:g} with certainty {settings.certainty:g}"
     if choice is None or choice.escalated_share == 1:
         raise UserError(
-            f"nothing to gain: with {rows:,} rows of --data {settings.data} no threshold keeps rows with "
+            f"nothing to gain: with {len(is_lost):,} rows of --data {settings.data} no threshold keeps rows with "
             f"{settings.name(SMALL)} and keeps to {limit}; use the large model alone, give more rows, or raise "
             "--max-loss"
         )
@@ -368,17 +321,22 @@ def _check_choice(settings: CascadeSettings, choice: ThresholdChoice | None, row
             f"nothing to gain: {settings.name(SMALL)} alone keeps to {limit}, and loses at most "
             f"{100 * choice.loss_bound:.2f} % of the rows; use it, or lower --max-loss"
         )
+    return choice
 
 
 def _record(
     settings: CascadeSettings,
-    rows: Rows,
-    measured: dict[str, Measured],
+    measured: dict[str, MeasuredAnswers],
     choice: ThresholdChoice,
     escalated: np.ndarray,
     is_lost: np.ndarray,
+    right: dict[str, np.ndarray] | None,
 ) -> CascadeRecord:
     small, large = measured[SMALL], measured[LARGE]
+    accuracies: list[float | None] = [None] * 3
+    if right:
+        answered = (right[SMALL], right[LARGE], np.where(escalated, right[LARGE], right[SMALL]))
+        accuracies = [float(part.mean()) for part in answered]
     lengths = large.tokens.lengths
     work_share = float(lengths[escalated].sum() / lengths.sum())  # of the large model's time
     return CascadeRecord(
@@ -386,11 +344,14 @@ def _record(
         max_loss=settings.max_loss,
         certainty=settings.certainty,
         rows=len(escalated),
-        labelled=rows.labels is not None,
+        labelled=right is not None,
         loss=choice.lost_rows / len(escalated),
         loss_bound=choice.loss_bound,
         escalated_share=choice.escalated_share,
-        agreement=None if rows.labels is not None else float(1 - is_lost.mean()),
+        small_accuracy=accuracies[0],
+        large_accuracy=accuracies[1],
+        accuracy=accuracies[2],
+        agreement=None if right else float(1 - is_lost.mean()),
         small_rows_per_second=small.rows_per_second,
         large_rows_per_second=large.rows_per_second,
         rows_per_second=1 / (1 / small.rows_per_second + work_share / large.rows_per_second),
