@@ -135,6 +135,17 @@ def test_the_digest_changes_with_the_threshold_and_with_each_model(models, tmp_p
     }
 
 
+def test_a_cascade_without_its_rule_is_refused(models, tmp_path):
+    card = json.loads(Path(models.cascade, bundle.CARD).read_text())
+    (tmp_path / bundle.CARD).write_text(json.dumps(card | {"cascade": {}}))
+    with pytest.raises(UserError) as caught:
+        bundle.read_info(str(tmp_path))
+    assert str(caught.value) == (
+        f"--model {tmp_path} is not a bundle: its sentiment.json is missing or damaged. Give a folder made by "
+        "sentiment-core train, or a Hugging Face classifier."
+    )
+
+
 def test_a_cascade_that_lacks_a_model_is_refused(models, tmp_path):
     broken = shutil.copytree(models.cascade, tmp_path / "broken")
     shutil.rmtree(broken / "large")

@@ -89,6 +89,8 @@ class BundleInfo:
         for name, allowed in CHOICES.items():
             if name in content and content[name] not in get_args(allowed):
                 raise UnknownSetting(name, content[name])
+        if content["head"] == "cascade" and "threshold" not in content.get("cascade", {}):
+            raise KeyError("threshold")
         fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         records = RECORDS | OBJECTIVES[fields.get("problem_type", SingleLabel.problem_type)].records
         return cls(**fields | {name: record.from_json(content.get(name, {})) for name, record in records.items()})
@@ -230,7 +232,7 @@ def _publish(folder: Path, path: str) -> None:
         try:
             staging.mkdir()  # not the temporary folder itself: that one is closed to other users
             for name in names:
-                (staging / name).parent.mkdir(exist_ok=True)
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, staging / name)
             if final.exists():
                 check_free(path)  # once more: another process may have filled it meanwhile

@@ -89,6 +89,18 @@ def names(codes: np.ndarray) -> list[str]:
     return [comparison.STATUS_NAMES[code] for code in codes]
 
 
+def test_actors_of_ray_score_the_same(ray_here, scored, models, corpus, tmp_path):
+    """Each gets both models; the tasks that read get both tokenizers without weights."""
+    result = score_folder(models.cascade, corpus, tmp_path / "out", probabilities=True)
+    assert result.exit_code == 0
+    assert result.summary["escalated_rows"] == scored.summary["escalated_rows"]
+    stored, expected = (
+        np.array([row or [np.nan] * 3 for row in read_scored(run.place)["probabilities"].to_pylist()])
+        for run in (result, scored)
+    )
+    np.testing.assert_allclose(stored, expected, atol=0.02)
+
+
 def test_footers_count_the_rows_that_went_on(scored, models):
     footers = {
         path.name: json.loads(pq.read_metadata(path).metadata[COUNTS_KEY])
