@@ -12,8 +12,8 @@ import typing
 from importlib import import_module
 from typing import Any, Literal
 
-from sentiment_core.cli import COMMANDS
 from sentiment_core.config import GROUPS, REQUIRED, flag_of
+from sentiment_core.subcommands import COMMANDS
 
 MARK = re.compile(r"^<!-- generated: (command-line|schema) ?([\w-]*) -->$", re.MULTILINE)
 RECORDS = {  # records that are written as JSON: where, and the dataclasses whose fields stand there side by side

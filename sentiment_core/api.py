@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from sentiment_core.errors import UserError
-from sentiment_core.inference.engine import Engine
+from sentiment_core.inference.cascade import load_engine
 from sentiment_core.model import bundle, registry, source
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.arrow import join_fields
 from sentiment_core.text.status import EMPTY, NULL, STATUS_NAMES
+from sentiment_core.text.token_lists import DistinctLists
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Classifier:
         files = dict(files)
         with storage.unpack_files(files) as folder:
             self.info = bundle.read_info(folder)
-            self._engine = Engine.load(folder, threads=threads, precision=precision)
-            self._tokenizer = bundle.load_tokenizer(folder)
+            self._engine = load_engine(folder, threads=threads, precision=precision)
+            self._tokenizers = bundle.load_tokenizers(folder)
         self.labels = list(self.info.labels)
         self.digest = bundle.digest_of(files)
         self._lock = threading.Lock()
@@ -95,8 +96,8 @@ class Classifier:
 
     @property
     def computed_by(self) -> str:
-        """Name of the backend and number type that compute, such as `openvino bfloat16`."""
-        return self._engine.backend.name
+        """Name of the backend and number type that compute, such as `openvino bfloat16`; of a cascade both."""
+        return self._engine.computed_by
 
     def predict(self, texts: Iterable[str | None]) -> list[Prediction]:
         """Classify texts.
@@ -140,10 +141,11 @@ class Classifier:
 
     def predict_with_status(self, texts: Iterable[str | None]) -> tuple[np.ndarray, np.ndarray]:
         """Compute probabilities (n, classes) as `predict_proba`, and status codes (n,) int8 as in `text.status`."""
-        tokens, status = self._tokenizer.encode(self._as_texts(texts))
+        read = self._as_texts(texts)
+        encoded = [tokenizer.encode(read) for tokenizer in self._tokenizers]
         with self._lock:
-            probabilities, _ = self._engine.probabilities(tokens)
-        return probabilities, status
+            classified = self._engine.classify(*[DistinctLists.find(tokens) for tokens, _ in encoded])
+        return classified.probabilities, classified.pick(*[status for _, status in encoded])
 
     def join_fields(self, text: Any) -> str | None:
         """Return a text as the model reads it: the fields of a mapping are joined as scoring joins columns.

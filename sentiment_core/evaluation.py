@@ -16,7 +16,7 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import parse_mapping
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
-from sentiment_core.model import guarantee, registry, source
+from sentiment_core.model import bundle, guarantee, registry, source
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.records import Evaluation, EvaluationRows, Guarantee, LabelledRowsMetrics, TrainingRows
 from sentiment_core.runtime import preflight, storage
@@ -119,7 +119,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     scheme = replace(info.label_scheme, mapping=info.label_scheme.mapping | parse_mapping(settings.label_map))
     data = labelled.read(settings.data, settings.columns(info), scheme)
     sample = _read_sample(settings, data)
-    comparisons = _count_comparisons(settings, info, data) if settings.target_accuracy else 1
+    infos = [info, *(bundle.info_of(part) for part in bundle.parts_of(model.files).values() if info.is_cascade)]
+    comparisons = _count_comparisons(settings, infos, data) if settings.target_accuracy else 1
     for flag, path in (("--out", settings.out), ("--suspects", settings.suspects)):
         if path:
             preflight.check_file(path, flag)
@@ -140,7 +141,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     groups = np.array(scored_data.groups, object)
     by = {str(group): measure(groups == group).numbers for group in sorted(set(groups))}
     if settings.suspects:
-        remarks += _write_suspects(settings.suspects, info, scored_data, scored)
+        remarks += _write_suspects(settings.suspects, infos, scored_data, scored)
     dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))
     promised = _find_guarantee(settings, info, scored, scored_data.labels, comparisons)
     remarks = [*data.origin.remarks, *remarks]
@@ -189,13 +190,18 @@ def _weigh(sample: Sample, data: LabelledTexts) -> tuple[np.ndarray, list[str]]:
     return weights_of_lines[data.positions], remarks
 
 
-def _write_suspects(path: str, info: BundleInfo, data: LabelledTexts, probabilities: np.ndarray) -> list[str]:
-    """Write the rows whose label the model contradicts, and return what to say about them."""
+def _write_suspects(path: str, infos: list[BundleInfo], data: LabelledTexts, probabilities: np.ndarray) -> list[str]:
+    """Write the rows whose label the model contradicts, and return what to say about them.
+
+    `infos`: of the bundle, and of a cascade's models.
+    """
+    info = infos[0]
     suspected = suspects.find_suspects(info.objective, probabilities, data.labels)
     decisions, _ = info.objective.decide(probabilities)
     storage.write_file(path, suspects.format_suspects(suspected, data, info.objective, decisions))
     lines = [f"{len(suspected.rows):,} of {len(data):,} labels are suspected to be wrong, the worst first in {path}"]
-    if any(_is_same_data(rows, data) for rows in (info.training.data, info.training.eval_data)):
+    seen = [rows for part in infos for rows in (part.training.data, part.training.eval_data)]
+    if any(is_same_data(rows, data.origin.place, data.fingerprint()) for rows in seen):
         lines.append(
             "the model was made with this data, and repeats wrong labels that it has seen; suspects of rows that it "
             "has not seen are better"
@@ -203,22 +209,31 @@ def _write_suspects(path: str, info: BundleInfo, data: LabelledTexts, probabilit
     return lines
 
 
-def _is_same_data(rows: TrainingRows | EvaluationRows, data: LabelledTexts) -> bool:
-    """Return whether a part of a training is the data or of the data, by its path or by its content."""
-    is_same_path = bool(rows.place) and source.absolute(rows.place) == source.absolute(data.origin.place)
-    return is_same_path or rows.fingerprint == data.fingerprint()
+def is_same_data(rows: TrainingRows | EvaluationRows, path: str, fingerprint: str | None) -> bool:
+    """Return whether a part of a training is the data at a path, or of it, by the path or by the content.
+
+    `fingerprint`: of the data; None: it has no labels.
+    """
+    is_same_path = bool(rows.place) and source.absolute(rows.place) == source.absolute(path)
+    return is_same_path or rows.fingerprint == fingerprint
 
 
-def _count_comparisons(settings: EvaluateSettings, info: BundleInfo, data: LabelledTexts) -> int:
-    """Count the models that were compared on the data. Raises `UserError` if the model was trained on it."""
-    training = info.training
-    if _is_same_data(training.data, data):
+def _count_comparisons(settings: EvaluateSettings, infos: list[BundleInfo], data: LabelledTexts) -> int:
+    """Count the models that were compared on the data. Raises `UserError` if the model was trained on it.
+
+    `infos`: of the bundle, and of a cascade's models.
+    """
+    path, fingerprint = data.origin.place, data.fingerprint()
+    if any(is_same_data(info.training.data, path, fingerprint) for info in infos):
         raise UserError(
             f"--target-accuracy: the model was trained on --data {settings.data}, which promises nothing for other "
             "rows. Give labelled rows that it has not seen."
         )
-    chose_epoch = _is_same_data(training.eval_data, data)
-    return max(1, training.epochs, info.guarantee.comparisons) if chose_epoch else 1
+    return math.prod(
+        max(1, info.training.epochs, info.guarantee.comparisons)
+        for info in infos
+        if is_same_data(info.training.eval_data, path, fingerprint)
+    )
 
 
 def _find_guarantee(

@@ -11,6 +11,7 @@ import pytest
 from sentiment_core import __version__, cli
 from sentiment_core.config import GROUPS
 from sentiment_core.errors import EXIT_FAULT
+from sentiment_core.subcommands import COMMANDS
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -18,7 +19,7 @@ REPO = Path(__file__).resolve().parents[1]
 def test_help_lists_every_command_with_a_line(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name, entry in cli.COMMANDS.items():
+    for name, entry in COMMANDS.items():
         assert f"  {name:10}{entry.summary}" in out
 
 
@@ -26,11 +27,11 @@ def test_version_is_printed(command):
     assert command("--version") == (0, f"sentiment-core {__version__}\n", "")
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_its_flags_in_groups(name, command):
     code, out, _ = command(name, "--help")
     assert code == 0
-    assert out.startswith(f"usage: sentiment-core {name} [flags]\n\n{cli.COMMANDS[name].summary}\n")
+    assert out.startswith(f"usage: sentiment-core {name} [flags]\n\n{COMMANDS[name].summary}\n")
     headings = re.findall(r"^([a-z ]+):$", out, re.MULTILINE)
     assert headings == [group for group in GROUPS if group in headings]
     assert "run" in headings
@@ -55,7 +56,7 @@ def test_a_mistake_is_one_sentence_that_suggests_the_near_one(arguments, sentenc
 def test_an_unknown_command_far_from_all_lists_them(command):
     code, _, err = command("frobnicate")
     assert code == 2
-    assert all(name in err for name in cli.COMMANDS)
+    assert all(name in err for name in COMMANDS)
 
 
 @pytest.mark.parametrize("caller", [["-m", "sentiment_core", "promote"], [str(REPO / "jobs" / "promote.py")]])

@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-from sentiment_core.cli import COMMANDS
 from sentiment_core.config import flag_of, parse
 from sentiment_core.scoring import meters
+from sentiment_core.subcommands import COMMANDS
 
 REPO = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPO / "examples").glob("*.ipynb"))

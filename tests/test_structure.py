@@ -23,8 +23,8 @@ FLOORS = (  # from the ground up; packages of one floor do not import each other
     ("training", "scoring"),
     ("analysis",),
     ("serving", "evaluation"),
-    ("nightly", "demo", "adoption", "distillation"),
-    ("commands",),
+    ("nightly", "demo", "adoption", "cascading", "distillation"),
+    ("commands", "subcommands"),
     ("cli",),
     ("__main__",),
 )

@@ -7,6 +7,7 @@ from sentiment_core.data import files, iceberg, labelled
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
+from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.runtime import storage
 
 COMPARED_CHARACTERS = 30_000  # of a text: spreadsheets cut cells at 32,767
@@ -32,7 +33,8 @@ def hash_texts_of(paths: Iterable[str], text_columns: Sequence[str]) -> set[byte
 def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     """Hash the texts that a bundle was trained and chosen on, if they are still where they were.
 
-    Texts that a teacher answered have no labels of people, and are not among them.
+    Of a cascade also those of its models. Texts that a teacher answered have no labels of people, and are not among
+    them.
 
     Returns:
         The hashes, and a sentence that says what was read, or why nothing was.
@@ -41,16 +43,30 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     if not bundle_path or not storage.exists(storage.join(bundle_path, bundle.CARD)):
         return set(), f"the bundle that scored is not at hand ({bundle_path or 'no path noted'}): {unread}"
     info = bundle.read_info(bundle_path)
-    training, taught = info.training, info.distillation.texts.place
-    paths = list(dict.fromkeys(path for path in (training.data.place, training.eval_data.place) if path))
-    paths = [path for path in paths if path != taught]
-    if taught and not paths:
-        return set(), "the bundle that scored learned from a teacher, without labels: no text was left out"
+    parts = bundle.PARTS if info.is_cascade else ()
+    infos = [info, *(bundle.read_info(storage.join(bundle_path, part)) for part in parts)]
+    read = [read_training_texts(part) for part in infos]
+    hashes = set().union(*(texts for texts, _ in read))
+    if reasons := [reason for _, reason in read if reason]:
+        return hashes, f"{reasons[0]}: {unread}"
+    paths = list(dict.fromkeys(path for part in infos for path in _paths(part)))
     if not paths:
-        return set(), f"the bundle that scored does not say what it was trained on: {unread}"
+        return set(), "the bundle that scored learned from a teacher, without labels: no text was left out"
+    return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
+
+
+def read_training_texts(info: BundleInfo, with_taught: bool = False) -> tuple[set[bytes], str]:
+    """Hash the texts of a model's training rows, if they are still where they were; else say why there are none.
+
+    `with_taught`: also texts that a teacher answered.
+    """
+    training, taught = info.training, info.distillation.texts.place
+    paths = [*_paths(info), *([taught] if with_taught and taught else [])]
+    if not paths and not taught:
+        return set(), "the bundle that scored does not say what it was trained on"
     absent = next((path for path in paths if _is_absent(path)), None)
     if absent is not None:
-        return set(), f"the bundle's training data {absent} is not at hand: {unread}"
+        return set(), f"the bundle's training data {absent} is not at hand"
     settings = training.settings
     columns = settings.get("text_column", "text")
     hashes: set[bytes] = set()
@@ -65,9 +81,15 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
                 ),
             )
         except UserError as error:
-            return set(), f"the bundle's training data cannot be read ({error}): {unread}"
+            return set(), f"the bundle's training data cannot be read ({error})"
         hashes.update(map(hash_text, texts))
-    return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
+    return hashes, ""
+
+
+def _paths(info: BundleInfo) -> list[str]:
+    """Return the paths of the rows with labels that a model was made with."""
+    places = (info.training.data.place, info.training.eval_data.place)
+    return list(dict.fromkeys(path for path in places if path and path != info.distillation.texts.place))
 
 
 def _is_absent(path: str) -> bool:

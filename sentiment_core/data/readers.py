@@ -28,7 +28,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # endings that ma
 
 
 class MissingColumn(UserError):
-    """A file lacks a column."""
+    """A file lacks one of the columns to read."""
 
     def __init__(self, message: str, column: str, names: Sequence[str]) -> None:
         super().__init__(message)

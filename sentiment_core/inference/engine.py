@@ -14,6 +14,7 @@ import torch
 
 from sentiment_core.errors import UserError
 from sentiment_core.inference import selection, timing
+from sentiment_core.inference.classified import Classified
 from sentiment_core.inference.int8_layers import Int8Layers, unpack_layers
 from sentiment_core.inference.timing import Choice
 from sentiment_core.model import bundle
@@ -131,6 +132,10 @@ class Engine:
             **settings,
         )
 
+    def classify(self, tokens: DistinctLists) -> Classified:
+        """Compute rows whose distinct lists are known, as scoring asks of each kind of engine."""
+        return Classified(*self.distinct_probabilities(tokens))
+
     def probabilities(self, tokens: TokenLists) -> tuple[np.ndarray, int]:
         """Compute the probabilities of all rows, those with the same tokens once; see `distinct_probabilities`."""
         return self.distinct_probabilities(DistinctLists.find(tokens))
@@ -163,6 +168,11 @@ class Engine:
             # outside the except block, whose traceback would keep the memory in use
             self.backend.budget //= 2
             torch.cuda.empty_cache()
+
+    @property
+    def computed_by(self) -> str:
+        """Name of the backend and number type that compute, such as `openvino bfloat16`."""
+        return self.backend.name
 
     @property
     def is_usable(self) -> bool:

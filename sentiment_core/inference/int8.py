@@ -152,6 +152,10 @@ def require_int8_agreement(path: str, info: BundleInfo, files: Collection[str]) 
     `files` are the names of the bundle's files. Raises UserError.
     """
     check = info.int8
+    if info.is_cascade:
+        raise UserError(
+            f"--int8: --model {path} is a cascade, whose threshold was chosen without 8 bits. Score without --int8."
+        )
     if check.agreement is None:
         raise UserError(
             f"--int8: --model {path} was not checked in 8 bits ({check.reason or 'made by an older version'}). "

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from sentiment_core import __version__
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import UserError
+from sentiment_core.model.cascade import CascadeRecord
 from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.multi_label_records import LabelCalibration, MultiLabelMetrics
 from sentiment_core.model.objective import OBJECTIVES, Objective, SingleLabel
 from sentiment_core.model.records import (
+    BundleHead,
     Calibration,
     GuaranteeGrid,
-    Head,
     Int8Check,
     Metrics,
     ProblemType,
@@ -42,13 +43,15 @@ if TYPE_CHECKING:  # importing torch and transformers takes seconds; what only a
 
     from sentiment_core.model.classifier import Classifier
 
-FORMAT_VERSION = 2  # 1 knew no other truncation than "head", and no cleaning
+# 1 knew no other truncation than "head", and no cleaning; 3, which older versions refuse, is that of cascades
+FORMAT_VERSION, CASCADE_FORMAT_VERSION = 2, 3
 CARD = "sentiment.json"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 INT8 = "int8.safetensors"  # how layers are put into 8 bits; only where that leaves the labels as they are
 METRICS = "metrics.json"  # which `sentiment-core evaluate` may put beside
 LOG = "training_log.jsonl"
 LIBRARIES = ("torch", "transformers", "tokenizers", "ray", "pyarrow")
+SMALL, LARGE = PARTS = ("small", "large")  # folders of the models of a cascade, each of them a bundle
 FOR_PEOPLE = (".md", ".png", ".jsonl", ".html")  # files that decide no label: changing them leaves the digest as it is
 
 
@@ -56,7 +59,7 @@ FOR_PEOPLE = (".md", ".png", ".jsonl", ".html")  # files that decide no label: c
 class BundleInfo:
     """Content of `sentiment.json`."""
 
-    head: Head
+    head: BundleHead
     labels: list[str]  # in the order of the logits
     max_length: int  # tokens, special ones included
     metrics: Metrics | MultiLabelMetrics = field(default_factory=Metrics)  # on the evaluation rows, after calibration
@@ -66,6 +69,7 @@ class BundleInfo:
     int8: Int8Check = field(default_factory=Int8Check)
     guarantee: GuaranteeGrid = field(default_factory=GuaranteeGrid)  # of accuracy, from the evaluation rows
     distillation: Distillation = field(default_factory=Distillation)
+    cascade: CascadeRecord = field(default_factory=CascadeRecord)  # of one only
     truncation: Truncation = "head"  # of a text over max_length
     clean: Clean = "none"
     problem_type: ProblemType = "single_label_classification"
@@ -87,13 +91,23 @@ class BundleInfo:
         for name, allowed in CHOICES.items():
             if name in content and content[name] not in get_args(allowed):
                 raise UnknownSetting(name, content[name])
+        if content["head"] == "cascade" and "threshold" not in content.get("cascade", {}):
+            raise KeyError("threshold")
         fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         records = RECORDS | OBJECTIVES[fields.get("problem_type", SingleLabel.problem_type)].records
         return cls(**fields | {name: record.from_json(content.get(name, {})) for name, record in records.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Return the record for `json.dumps`."""
-        return asdict(self) | {name: getattr(self, name).to_json() for name in RECORDS}
+        content = asdict(self) | {name: getattr(self, name).to_json() for name in RECORDS}
+        if not self.is_cascade:
+            del content["cascade"]
+        return content
+
+    @property
+    def is_cascade(self) -> bool:
+        """True if the bundle holds two models: the large one answers where the small one is less sure."""
+        return self.head == "cascade"
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -124,7 +138,7 @@ class BundleInfo:
         return LabelScheme(self.labels, numbered=data.numbered, mapping=data.label_map, several=self.objective.several)
 
 
-CHOICES: dict[str, Any] = {"head": Head, "problem_type": ProblemType, "truncation": Truncation, "clean": Clean}
+CHOICES: dict[str, Any] = {"head": BundleHead, "problem_type": ProblemType, "truncation": Truncation, "clean": Clean}
 RECORDS: dict[str, type[Record]] = {
     "metrics": Record,  # these two are the objective's own
     "calibration": Record,
@@ -133,6 +147,7 @@ RECORDS: dict[str, type[Record]] = {
     "int8": Int8Check,
     "guarantee": GuaranteeGrid,
     "distillation": Distillation,
+    "cascade": CascadeRecord,
 }
 
 
@@ -190,6 +205,21 @@ def write(
         _publish(folder, path)
 
 
+def write_cascade(path: str, info: BundleInfo, parts: dict[str, dict[str, bytes]], extra: dict[str, bytes]) -> None:
+    """Write a cascade that appears whole or not at all.
+
+    Args:
+        path: Of the new bundle.
+        info: Its record.
+        parts: Files of its models, by `PARTS`, then by name.
+        extra: Further files by name: the model card.
+    """
+    files = {f"{part}/{name}": content for part, own in parts.items() for name, content in own.items()}
+    card = (json.dumps(info.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+    with storage.unpack_files(files | extra | {CARD: card}) as folder:
+        _publish(Path(folder), path)
+
+
 def copy(source: str, path: str, extra: dict[str, bytes]) -> None:
     """Copy the bundle at `source`, together with `extra` files, to `path`, whole or not at all."""
     with storage.unpack_files(read_files(source)[1] | extra) as folder:
@@ -197,13 +227,15 @@ def copy(source: str, path: str, extra: dict[str, bytes]) -> None:
 
 
 def _publish(folder: Path, path: str) -> None:
+    names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
     if storage.is_local(path):
         final = Path(storage.locate(path)[1])
         staging = final.with_name(storage.temporary_name())
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
             staging.mkdir()  # not the temporary folder itself: that one is closed to other users
-            for name in os.listdir(folder):
+            for name in names:
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, staging / name)
             if final.exists():
                 check_free(path)  # once more: another process may have filled it meanwhile
@@ -213,7 +245,7 @@ def _publish(folder: Path, path: str) -> None:
             shutil.rmtree(staging, ignore_errors=True)
         return
     # without `sentiment.json` a folder with a configuration is another's classifier, see `source`
-    for name in sorted(os.listdir(folder), key=lambda name: (name == CARD, name == CONFIG)):
+    for name in sorted(names, key=lambda name: (name == CARD, name == CONFIG)):
         storage.write_file(storage.join(path, name), (folder / name).read_bytes())
 
 
@@ -254,6 +286,8 @@ def read_files(path: str) -> tuple[BundleInfo, dict[str, bytes]]:
     info = read_info(path)
     try:
         files = storage.read_folder(path)
+        for part in PARTS if info.is_cascade else ():
+            read_info(storage.join(path, part))  # which says what is missing there
         if read_info(path) != info:  # which a store whose clock counts whole seconds may not show in its listing
             raise FileChanged
     except FileChanged:
@@ -264,18 +298,44 @@ def read_files(path: str) -> tuple[BundleInfo, dict[str, bytes]]:
 
 
 def digest_of(files: dict[str, bytes]) -> str:
-    """Hash all that decides a label: weights, configuration, tokenizer, and how texts are cut. Returns sha256."""
+    """Hash all that decides a label: weights, configuration, tokenizer, and how texts are cut. Returns sha256.
+
+    Of a cascade its models' digests and the threshold.
+    """
     info = json.loads(files[CARD])
+    if info["head"] == "cascade":
+        digests = [digest_of(part) for part in parts_of(files).values()]
+        rule = [info["head"], info["labels"], info["cascade"]["threshold"]]
+        return hashlib.sha256(json.dumps([*rule, *digests]).encode()).hexdigest()
     thresholds = [info["thresholds"]] if info.get("thresholds") else []
     rules = [info["head"], info["labels"], *_text_rules(info), *thresholds]
     return hashlib.sha256((storage.hash_files(_deciding(files)) + json.dumps(rules)).encode()).hexdigest()
 
 
 def tokens_digest_of(files: dict[str, bytes]) -> str:
-    """Hash all that decides a text's tokens, so that token counts of equal bundles can be compared. Returns sha256."""
+    """Hash all that decides a text's tokens, so that token counts of equal bundles can be compared. Returns sha256.
+
+    Of a cascade those of its small model, which reads all texts.
+    """
+    files = next(iter(parts_of(files).values()))
     tokenizer = {name: data for name, data in _deciding(files).items() if name != CONFIG and not is_weights(name)}
     rules = _text_rules(json.loads(files[CARD]))
     return hashlib.sha256((storage.hash_files(tokenizer) + json.dumps(rules)).encode()).hexdigest()
+
+
+def parts_of(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
+    """Return the files of a bundle's models: of a cascade by `PARTS`, of another bundle those of one named ""."""
+    if json.loads(files[CARD])["head"] != "cascade":
+        return {"": files}
+    return {
+        part: {name.removeprefix(f"{part}/"): content for name, content in files.items() if name.startswith(f"{part}/")}
+        for part in PARTS
+    }
+
+
+def info_of(files: dict[str, bytes]) -> BundleInfo:
+    """Return the record among the files of a bundle."""
+    return BundleInfo.from_json(json.loads(files[CARD]))
 
 
 def is_weights(name: str) -> bool:
@@ -296,12 +356,18 @@ def _deciding(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
-    """Load the tokenizer of a local bundle, with the bundle's preprocessing."""
+    """Load the tokenizer of a local bundle with one model, with the bundle's preprocessing."""
     return Tokenizer.load(folder, read_info(folder).preprocessing)
 
 
+def load_tokenizers(folder: str) -> list[Tokenizer]:
+    """Load the tokenizers of a local bundle: of a cascade those of its small and its large model."""
+    parts = PARTS if read_info(folder).is_cascade else ("",)
+    return [load_tokenizer(str(Path(folder, part))) for part in parts]
+
+
 def load(folder: str) -> tuple["Classifier", BundleInfo]:
-    """Load the model of a local bundle, in float32 on the CPU and in evaluation mode, and its record."""
+    """Load the model of a local bundle with one model, in float32 on the CPU and in evaluation mode, and its record."""
     import safetensors.torch
     from transformers import AutoConfig
 
@@ -311,6 +377,7 @@ def load(folder: str) -> tuple["Classifier", BundleInfo]:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if info.head == "standard":
         return classifier.from_encoder(folder, config, "standard", with_head=True).eval(), info
+    assert info.head != "cascade", "it has two models"
     model = classifier.from_config(config, info.head)
     safetensors.torch.load_model(model, str(Path(folder) / WEIGHTS))
     return model.eval(), info

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from sentiment_core.data.origin import DataOrigin, DroppedRows
 
 Head = Literal["standard", "mlp"]  # see `classifier`
+BundleHead = Literal[Head, "cascade"]  # the models of a cascade have heads of their own
 LEAST_INT8_AGREEMENT = 0.995  # of the labels of 8 bits with those of float32
 ProblemType = Literal["single_label_classification", "multi_label_classification"]  # as transformers names them
 

@@ -39,10 +39,27 @@ def check_same(output: pa.Table, expected: pa.Table, rows: Mapping[str, ScoredRo
     for names in run.columns_of_models:
         now, before = (select_columns(table, run, names) for table in (expected, output))
         try:
-            _check_status(before, now, rows[names.model])
-            _check_computed(before, now, rows[names.model], run, names.label)
+            own = _take_sides(before, rows[names.model], run)
+            _check_status(before, now, own)
+            _check_computed(before, now, own, run, names.label)
         except OutputDiffers as error:
             raise OutputDiffers(with_name(names.model, str(error))) from None
+
+
+def _take_sides(output: pa.Table, rows: ScoredRows, run: Run) -> ScoredRows:
+    """Return a cascade's rows with the other model's answer where the threshold is near and the output has that one."""
+    if rows.other is None:
+        return rows
+    is_same = []
+    for side in (rows, rows.other):
+        may_abstain = _abstained(output) | (side.status == ABSTAINED)
+        same_status = pc.equal(output["status"], _status_names(side)).to_numpy()
+        is_same.append(~_differs(output, side, run) & (same_status | may_abstain))
+    return rows.exchange(rows.other.has_score & ~is_same[0] & is_same[1])
+
+
+def _status_names(rows: ScoredRows) -> pa.Array:
+    return pa.array(STATUS_NAMES).take(pa.array(rows.status))
 
 
 def _as_written_now(output: pa.Table, expected: pa.Table) -> pa.Table:
@@ -64,8 +81,9 @@ def _check_kept(output: pa.Table, expected: pa.Table, run: Run) -> None:
 
 def _check_status(output: pa.Table, expected: pa.Table, rows: ScoredRows) -> None:
     """Check `status`, which may differ where a row abstains: that `_check_computed` looks at."""
-    may_abstain = (_abstained(output) | _abstained(expected)) & rows.has_score
-    _check_column(output["status"], expected["status"], "status", expected["row"], may_abstain)
+    may_abstain = (_abstained(output) | (rows.status == ABSTAINED)) & rows.has_score
+    status = expected["status"] if rows.other is None else pa.chunked_array([_status_names(rows)])
+    _check_column(output["status"], status, "status", expected["row"], may_abstain)
 
 
 def _check_column(
@@ -91,12 +109,7 @@ def _check_column(
 
 def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run: Run, label: str) -> None:
     """Check label, confidence, probabilities and abstention within the tolerance."""
-    tolerance = RESCORED_INT8_TOLERANCE if run.int8 else RESCORED_BF16_TOLERANCE
-    abstained, confidence = _abstained(output), output["confidence"].to_numpy()
-    answer = {name: output[name].combine_chunks() for name in COMPUTED if name in output.column_names}
-    wrong = rows.objective.contradicts(answer, rows.probabilities, abstained, rows.labels, tolerance)
-    with np.errstate(invalid="ignore"):
-        wrong |= rows.has_score & (abstained != (confidence < np.float32(run.min_confidence)))
+    wrong = _differs(output, rows, run)
     if wrong.any():
         row = int(wrong.argmax())
         raise OutputDiffers(
@@ -104,6 +117,16 @@ def _check_computed(output: pa.Table, expected: pa.Table, rows: ScoredRows, run:
             f"{output[label][row]} with {output['confidence'][row]}, expected "
             f"{expected[label][row]} with {expected['confidence'][row]}"
         )
+
+
+def _differs(output: pa.Table, rows: ScoredRows, run: Run) -> np.ndarray:
+    """(n,) bool: rows of an output that are not as the rows were scored now, within the tolerance."""
+    tolerance = RESCORED_INT8_TOLERANCE if run.int8 else RESCORED_BF16_TOLERANCE
+    abstained, confidence = _abstained(output), output["confidence"].to_numpy()
+    answer = {name: output[name].combine_chunks() for name in COMPUTED if name in output.column_names}
+    wrong = rows.objective.contradicts(answer, rows.probabilities, abstained, rows.labels, tolerance)
+    with np.errstate(invalid="ignore"):
+        return wrong | (rows.has_score & (abstained != (confidence < np.float32(run.min_confidence))))
 
 
 def _abstained(table: pa.Table) -> np.ndarray:

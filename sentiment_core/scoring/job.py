@@ -102,9 +102,12 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
         workers = cluster.number_of_workers(plan.settings.workers, len(plan.units_to_score), kind)
         preflight.check_workers(workers, kind)
         preflight.check_precision(plan.run.precision, kind)
-        if len(plan.models) > 1:
+        if len(plan.models) > 1 or any(model.is_cascade for model in plan.models):
             weights = sum(map(_weight_bytes, plan.bundle_files.values()))
-            preflight.check_memory(weights, ", ".join(plan.run.models), workers, kind)
+            parts = [
+                f"{name} {part}".strip() for name, own in plan.bundle_files.items() for part in bundle.parts_of(own)
+            ]
+            preflight.check_memory(weights, ", ".join(parts), workers, kind)
     preflight.check_writable(folder)
     if plan.units_to_score:
         preflight.check_shared(folder, "--out", writable=True)
@@ -167,10 +170,14 @@ def _prepare_output_folder(plan: ScorePlan) -> None:
 
 def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, seconds: float) -> Summary:
     """Return the summary of the output folder, and of what this run did in `seconds`."""
-    this_run, total = tally.totals, plan.scored_counts.merge(tally.totals).all_rows
+    this_run, computed = tally.totals, plan.scored_counts.merge(tally.totals)
+    total = computed.all_rows
     classify_seconds = tally.busy_seconds[CLASSIFY]
     return Summary.of_models(
-        {name: _summarize_model(counts, plan, tally, name) for name, counts in total.models.items()},
+        {
+            name: _summarize_model(counts, computed.models[name], plan, tally, name)
+            for name, counts in total.models.items()
+        },
         rows_in=plan.corpus.rows,
         rows=total.rows,
         complete=_is_complete(plan, tally, tidied),
@@ -205,7 +212,9 @@ def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, secon
     )
 
 
-def _summarize_model(counts: Counts, plan: ScorePlan, tally: Tally, name: str) -> ModelSummary:
+def _summarize_model(counts: Counts, computed: Counts, plan: ScorePlan, tally: Tally, name: str) -> ModelSummary:
+    """Summarize one model's rows: all of them in `counts`, those that were not reused in `computed`."""
+    is_cascade, escalated = plan.opened[name].info.is_cascade, computed.escalated_rows.value
     return ModelSummary(
         status=counts.status.value,
         labels=counts.labels.value,
@@ -214,6 +223,8 @@ def _summarize_model(counts: Counts, plan: ScorePlan, tally: Tally, name: str) -
         padding_share=tally.models[name].padding_share,
         bundle=plan.run.bundles[name],
         computed_by=tally.models[name].computed_by,
+        escalated_rows=escalated if is_cascade else None,
+        escalated_share=escalated / max(1, sum(computed.confidence_histogram.value)) if is_cascade else None,
     )
 
 

@@ -25,7 +25,19 @@ class PassModel:
     bundle: str  # digest
     objective: Objective
     labels: list[str]  # in the order of the probabilities
-    tokenizer: str  # name of the model, this or an earlier one, whose token lists it computes
+    # names of the token lists that it computes, which are this or an earlier model's: of a cascade those of its small
+    # and its large model, else one; see `tokenizer_owner`
+    tokenizers: tuple[str, ...]
+
+    @property
+    def tokenizer(self) -> str:
+        """The name of the token lists that all its rows have."""
+        return self.tokenizers[0]
+
+    @property
+    def is_cascade(self) -> bool:
+        """True if a large model answers some of its rows."""
+        return len(self.tokenizers) > 1
 
 
 def open_models(model: Models) -> dict[str, OpenedModel]:
@@ -41,30 +53,40 @@ def open_models(model: Models) -> dict[str, OpenedModel]:
 
 def describe_models(opened: Mapping[str, OpenedModel]) -> tuple[PassModel, ...]:
     """Describe opened models for the stages, in their order."""
-    tokenizers: dict[tuple, str] = {}  # by what decides the tokens, the first model with it
+    names: dict[tuple, str] = {}  # of token lists, by what decides the tokens: that of the first model with it
     return tuple(
         PassModel(
             name,
             bundle.digest_of(model.files),
             model.info.objective,
             model.info.labels,
-            tokenizers.setdefault(_what_decides_tokens(model), name),
+            tuple(
+                names.setdefault(_what_decides_tokens(files), f"{name}/{part}" if part else name)
+                for part, files in bundle.parts_of(model.files).items()
+            ),
         )
         for name, model in opened.items()
     )
 
 
-def _what_decides_tokens(model: OpenedModel) -> tuple:
-    tokenizer = model.files.get(TOKENIZER)
-    return model.info.preprocessing, bundle.tokens_digest_of(model.files) if tokenizer is None else tokenizer
+def _what_decides_tokens(files: dict[str, bytes]) -> tuple:
+    tokenizer = files.get(TOKENIZER)
+    return bundle.info_of(files).preprocessing, bundle.tokens_digest_of(files) if tokenizer is None else tokenizer
 
 
 def tokenizing_models(models: Iterable[PassModel]) -> dict[str, list[PassModel]]:
-    """Group models by the one whose token lists they compute."""
+    """Group models by the names of the token lists that they compute; the first one of a group owns the tokenizer."""
     groups: dict[str, list[PassModel]] = {}
     for model in models:
-        groups.setdefault(model.tokenizer, []).append(model)
+        for name in dict.fromkeys(model.tokenizers):
+            groups.setdefault(name, []).append(model)
     return groups
+
+
+def tokenizer_owner(name: str) -> tuple[str, str]:
+    """Return the name of the model that token lists of this name belong to, and its part, "" of one without parts."""
+    model, _, part = name.partition("/")
+    return model, part
 
 
 def digest_of_all(bundles: Mapping[str, str]) -> str:

@@ -10,8 +10,9 @@ from sentiment_core.data.columns import ColumnClash
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
 from sentiment_core.inference.int8 import require_int8_agreement
+from sentiment_core.model.cascade import describe_cost
 from sentiment_core.model.guarantee import derive_threshold
-from sentiment_core.model.naming import read_models
+from sentiment_core.model.naming import read_models, with_name
 from sentiment_core.model.records import Guarantee
 from sentiment_core.model.source import OpenedModel
 from sentiment_core.runtime import preflight, storage
@@ -108,11 +109,20 @@ class ScorePlan:
             f"outputs of changed shards, to be deleted: {len(self.stale):,}; outputs of shards that are gone, to be "
             f"{deleted}: {len(self.orphans):,}; unreadable shards: {len(corpus.failed):,}",
             *self._describe_reuse(),
+            *self.describe_cascades(),
             *(f"not read: {line}" for line in corpus.unread),
             *(f"differs between shards: {difference}" for difference in corpus.schema_differences),
             *(f"unreadable: {shard.source}: {shard.reason}" for shard in corpus.failed[:SHOWN_SHARDS]),
         ]
         return "\n".join(lines)
+
+    def describe_cascades(self) -> list[str]:
+        """Say what share of the rows cascades hand over and what that costs; nothing where there is none."""
+        return [
+            with_name(name, describe_cost(model.info.cascade, self.rows_to_score))
+            for name, model in self.opened.items()
+            if model.info.cascade.rows_per_second and self.rows_to_score
+        ]
 
     def _describe_reuse(self) -> list[str]:
         if not (self.candidates and self.units_to_score):

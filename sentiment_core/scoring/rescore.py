@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sentiment_core.data import shards
 from sentiment_core.data.shards import Corpus, Unit
 from sentiment_core.errors import UserError
+from sentiment_core.inference.tolerances import RESCORED_BF16_TOLERANCE
 from sentiment_core.model import registry, source
 from sentiment_core.model.naming import Models, read_models
 from sentiment_core.runtime import cluster, connection, preflight
@@ -108,6 +109,7 @@ class Rescoring:
             kind,
             TASK_MINUTES,
             choices=self.choices,
+            tolerance=RESCORED_BF16_TOLERANCE,
         )
         stream.run("verify", list(parts), tally)
         return tally

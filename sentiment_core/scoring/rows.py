@@ -1,7 +1,7 @@
 """Rows of a work unit: as texts when they are read, and with scores when these are computed or reused."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,11 +37,31 @@ class ScoredRows:
     labels: list[str]  # in the order of the probabilities
     status: np.ndarray  # (n,) codes, `ABSTAINED` included
     probabilities: np.ndarray  # (n, classes) float32, NaN where there is no score
-    lengths: np.ndarray  # (n,) tokens
+    lengths: np.ndarray  # (n,) tokens; of a cascade as its small model reads the rows
+    escalated: np.ndarray | None = None  # (n,) bool: rows that a cascade's large model answered; None: no cascade
+    # where verifying: the rows as the other model of a cascade answers them, NaN but near the threshold
+    other: "ScoredRows | None" = None
 
     def take(self, rows: np.ndarray) -> "ScoredRows":
         """Select rows."""
-        return ScoredRows(self.objective, self.labels, self.status[rows], self.probabilities[rows], self.lengths[rows])
+        return replace(
+            self,
+            status=self.status[rows],
+            probabilities=self.probabilities[rows],
+            lengths=self.lengths[rows],
+            escalated=None if self.escalated is None else self.escalated[rows],
+            other=None if self.other is None else self.other.take(rows),
+        )
+
+    def exchange(self, rows: np.ndarray) -> "ScoredRows":
+        """Return the rows with the `other` answer in those that `rows`, (n,) bool, marks."""
+        if self.other is None or not rows.any():
+            return self
+        return replace(
+            self,
+            status=np.where(rows, self.other.status, self.status),
+            probabilities=np.where(rows[:, None], self.other.probabilities, self.probabilities),
+        )
 
     @cached_property
     def has_score(self) -> np.ndarray:
@@ -77,6 +97,10 @@ class ReusedRows:
     def has_score(self) -> np.ndarray:
         """(n,) bool: rows that have a confidence."""
         return ~np.isnan(self.confidence)
+
+    @property
+    def escalated(self) -> None:
+        """None: no model computed these rows."""
 
     @property
     def lengths(self) -> np.ndarray:

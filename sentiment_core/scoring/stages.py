@@ -12,7 +12,6 @@ with all its units.
 import json
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -25,8 +24,7 @@ import ray
 from sentiment_core.data import columns, shards, unit_reader
 from sentiment_core.data.shards import Unit
 from sentiment_core.data.types import canonical_type, set_types
-from sentiment_core.errors import UserError
-from sentiment_core.model import bundle
+from sentiment_core.inference.classified import Classified
 from sentiment_core.model.naming import with_name
 from sentiment_core.runtime import cluster, connection, storage
 from sentiment_core.runtime.failures import describe_error
@@ -34,6 +32,7 @@ from sentiment_core.runtime.task_guard import AttemptsExhausted, TaskGuard, limi
 from sentiment_core.scoring import comparison, outputs
 from sentiment_core.scoring.context import ScoringContext
 from sentiment_core.scoring.known_rows import KnownRows
+from sentiment_core.scoring.loading import FilesByModel, load_engine, load_tokenizers
 from sentiment_core.scoring.models import PassModel, tokenizing_models
 from sentiment_core.scoring.reuse import UnitTexts
 from sentiment_core.scoring.rows import ReadTexts, ScoredRows
@@ -41,14 +40,9 @@ from sentiment_core.scoring.statistics import PassCounts
 from sentiment_core.scoring.task_table import CLASSIFY, FINISH, READ, ModelRecord, TaskRecord, TaskTable, UnitRecord
 from sentiment_core.text.status import apply_min_confidence
 from sentiment_core.text.token_lists import DistinctLists, TokenLists
-from sentiment_core.text.tokenizer import Tokenizer
 
 LOAD_S = 1800.0  # for an actor to load a bundle, and to compile it if it does
-CACHED_TOKENIZERS = 2  # in a worker process, at least: a process is reused by later runs, which may have other bundles
-
 CANDIDATES = "candidates"  # key of the mapping in which they reach the tasks that read
-
-FilesByModel = Mapping[str, ray.ObjectRef]  # a bundle's files, by the model's name
 
 
 def read_and_tokenize(
@@ -65,7 +59,7 @@ def read_and_tokenize(
     Args:
         table: The task.
         context: The context of the run.
-        files: Those of the tokenizers, by the models that `PassModel.tokenizer` names.
+        files: Those of the models whose tokenizers are used, by the models' names; see `loading.load_tokenizers`.
         guard: The limits of the task.
         candidates: The context's candidates, where they travel by themselves.
     """
@@ -118,7 +112,7 @@ def _tokenize_unit(
 ) -> tuple[dict[str, list[TokenizedTexts]], PassCounts, KnownRows]:
     """Return the rows to compute, in parts, by the tokenizers' names, the statistics of texts, and the known rows."""
     groups = tokenizing_models(context.models)
-    tokenizers = {name: _load_tokenizer(models[0].bundle, files[name], len(groups)) for name, models in groups.items()}
+    tokenizers = load_tokenizers(context.models, files)
     parts: dict[str, list[TokenizedTexts]] = {name: [] for name in groups}
     unit_texts = UnitTexts(context, unit)
     counts = context.no_counts.add_reused_texts(unit_texts.sketch_known())
@@ -128,7 +122,7 @@ def _tokenize_unit(
             row_tokens = text_tokens.take(chunk.inverse)
             parts[name].append(TokenizedTexts(row_tokens, text_status[chunk.inverse]))
             read_texts = ReadTexts(chunk.texts, text_tokens.lengths, row_tokens, tokenizer.unknown_id)
-            counts = counts.add_texts([model.name for model in groups[name]], read_texts)
+            counts = counts.add_texts([model.name for model in groups[name] if model.tokenizer == name], read_texts)
     return parts, counts, unit_texts.known_rows()
 
 
@@ -137,7 +131,7 @@ def _join(parts: list[TokenLists]) -> TokenLists:
     return TokenLists(np.concatenate([part.ids for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-Scores = dict[str, tuple[np.ndarray, int]]  # by the model's name: probabilities of rows, and tokens of padding
+Scores = dict[str, Classified]  # by the model's name
 
 
 class ClassifyStage:
@@ -152,8 +146,8 @@ class ClassifyStage:
         self.guard = guard
         self.models = models
         key = "load", ray.get_runtime_context().get_actor_id()  # which stays when Ray restarts the actor
-        with guard(key, LOAD_S * len(models)):
-            self.engines = {model.name: _load_engine(model.name, models, files, engines) for model in models}
+        with guard(key, LOAD_S * sum(len(model.tokenizers) for model in models)):
+            self.engines = {model.name: load_engine(model.name, models, files, engines) for model in models}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Compute the probabilities of a task's rows, by one model after the other."""
@@ -167,7 +161,7 @@ class ClassifyStage:
             with self.guard(task.key("classify")):
                 try:
                     scores = {
-                        model.name: self.engines[model.name].distinct_probabilities(tokens[model.tokenizer])
+                        model.name: self.engines[model.name].classify(*[tokens[name] for name in model.tokenizers])
                         for model in self.models
                     }
                 except Exception:
@@ -179,19 +173,23 @@ class ClassifyStage:
         for tokenizer, distinct in tokens.items():
             lengths, status = distinct.lengths[done_rows], task.status(tokenizer)[done_rows]
             task = task.replace(tokenizer, lists=None, inverse=None, lengths=lengths, status=status)
-        for name, (probabilities, padding) in scores.items():
+        for name, classified in scores.items():
             engine = self.engines[name]
             task = task.replace(
                 name,
-                probabilities=probabilities,
-                backend="; ".join([engine.backend.name, *engine.remarks]),
+                probabilities=classified.probabilities,
+                escalated=classified.escalated,
+                others=classified.others,
+                backend="; ".join([engine.computed_by, *engine.remarks]),
                 choice=[engine.chip, str(engine.choice), engine.margin],
-                padding_tokens=padding,
+                padding_tokens=classified.padding_tokens,
             )
         return task.add_seconds(CLASSIFY, started).table
 
     def _no_scores(self) -> Scores:
-        return {name: (np.zeros((0, engine.classes), np.float32), 0) for name, engine in self.engines.items()}
+        return {
+            model.name: Classified.none(self.engines[model.name].classes, model.is_cascade) for model in self.models
+        }
 
     def _classify_by_unit(
         self, task: TaskTable, tokens: dict[str, DistinctLists], errors: list[str]
@@ -200,13 +198,14 @@ class ClassifyStage:
 
         Returns the scores of the others, and which of the task's rows these are.
         """
-        done, done_rows = [self._no_scores()], [np.zeros(0, np.int64)]
+        done: list[Scores] = []
+        done_rows = [np.zeros(0, np.int64)]
         for i, rows in task.rows_of_units():
             scores: Scores = {}
             for model in self.models:
                 engine = self.engines[model.name]
                 try:
-                    scores[model.name] = engine.probabilities(tokens[model.tokenizer].take(rows))
+                    scores[model.name] = engine.classify(*[tokens[name].select(rows) for name in model.tokenizers])
                 except Exception as error:
                     if not engine.is_usable:
                         os._exit(1)  # the next process may use the GPU
@@ -215,34 +214,8 @@ class ClassifyStage:
             else:
                 done.append(scores)
                 done_rows.append(rows)
-        joined = {
-            name: (np.concatenate([part[name][0] for part in done]), sum(part[name][1] for part in done))
-            for name in self.engines
-        }
-        return joined, np.concatenate(done_rows)
-
-
-def _load_engine(
-    name: str, models: tuple[PassModel, ...], files: FilesByModel, settings: dict[str, dict[str, Any]]
-) -> Any:
-    """Load the engine of a model. Raises `UserError` where the models do not fit into memory."""
-    # here, since torch and transformers take seconds that only this stage needs to spend
-    from sentiment_core.inference.engine import Engine
-    from sentiment_core.runtime import hardware
-
-    try:
-        with storage.unpack_files(ray.get(files[name])) as folder:
-            return Engine.load(folder, **settings[name])
-    except Exception as error:
-        if len(models) == 1 or not (isinstance(error, MemoryError) or hardware.is_out_of_memory(error)):
-            if not name:
-                raise
-            raise RuntimeError(with_name(name, describe_error(error))) from error
-        names = ", ".join(model.name for model in models)
-        raise UserError(
-            f"the models {names} do not fit into the memory of one worker: it ran out at {name}; score with fewer "
-            "models in one pass, or give each worker more memory"
-        ) from None
+        joined = {name: Classified.join([part[name] for part in done]) for name in self.engines} if done else None
+        return joined or self._no_scores(), np.concatenate(done_rows)
 
 
 def write_outputs(table: pa.Table, context: ScoringContext, guard: TaskGuard) -> pa.Table:
@@ -330,8 +303,14 @@ def _finish(
         for i, unit in enumerate(task.units)
     ]
     models = [
-        ModelRecord(name, int(scored.lengths.sum()), task.padding_tokens(name), task.backend(name), task.choice(name))
-        for name, scored in scored_task.items()
+        ModelRecord(
+            model.name,
+            _count_computed_tokens(task, model),
+            task.padding_tokens(model.name),
+            task.backend(model.name),
+            task.choice(model.name),
+        )
+        for model in context.models
     ]
     return TaskRecord(units, lost, task.add_seconds(FINISH, started).seconds, models).to_table()
 
@@ -347,10 +326,24 @@ def _build_output(
 
 def _scored_rows(task: TaskTable, model: PassModel, min_confidence: float) -> ScoredRows:
     """Return the computed rows of a task as a model scored them."""
-    probabilities = task.probabilities(model.name, len(model.labels))
-    confidence = model.objective.decide(probabilities)[1]
-    status = apply_min_confidence(task.status(model.tokenizer), confidence, min_confidence)
-    return ScoredRows(model.objective, model.labels, status, probabilities, task.lengths(model.tokenizer))
+    lengths, statuses = task.lengths(model.tokenizer), [task.status(name) for name in model.tokenizers]
+
+    def make(classified: Classified, alternative: ScoredRows | None = None) -> ScoredRows:
+        confidence = model.objective.decide(classified.probabilities)[1]
+        status = apply_min_confidence(classified.pick(*statuses), confidence, min_confidence)
+        probabilities, escalated = classified.probabilities, classified.escalated
+        return ScoredRows(model.objective, model.labels, status, probabilities, lengths, escalated, alternative)
+
+    classified = task.classified(model.name, len(model.labels))
+    other_side = classified.other_side()
+    return make(classified, None if other_side is None else make(other_side))
+
+
+def _count_computed_tokens(task: TaskTable, model: PassModel) -> int:
+    """Count the tokens of a task that a model computed; a cascade computes some rows twice."""
+    tokens = int(task.lengths(model.tokenizer).sum())
+    escalated = task.classified(model.name, len(model.labels)).escalated
+    return tokens if escalated is None else tokens + int(task.lengths(model.tokenizers[-1])[escalated].sum())
 
 
 def _read_kept_columns(context: ScoringContext, unit: Unit) -> pa.Table:
@@ -365,21 +358,3 @@ def _read_kept_columns(context: ScoringContext, unit: Unit) -> pa.Table:
         if name in table.column_names and canonical_type(table.schema.field(name).type) != kind
     }
     return set_types(table, types)
-
-
-# A worker process of Ray runs many tasks, and loads a bundle's tokenizer once for all of them.
-_tokenizers: OrderedDict[str, Tokenizer] = OrderedDict()  # by digest of the bundle, the latest used last
-
-
-def _load_tokenizer(digest: str, files: ray.ObjectRef, needed: int) -> Tokenizer:
-    """Return the tokenizer of a bundle, from this process's cache if it is there; a pass has `needed` of them."""
-    if digest not in _tokenizers:
-        # Many tasks run side by side, so that none needs threads of its own. This is a worker process that Ray started
-        # for this project's tasks: no user's process is changed.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        with storage.unpack_files(ray.get(files)) as folder:
-            _tokenizers[digest] = bundle.load_tokenizer(folder)
-    _tokenizers.move_to_end(digest)
-    while len(_tokenizers) > max(CACHED_TOKENIZERS, needed):
-        _tokenizers.popitem(last=False)
-    return _tokenizers[digest]

@@ -159,6 +159,13 @@ class DistinctTexts(Statistic[list[int]]):
         return type(self)(distinct_sketch.merge_sketches(self.value, other.value))
 
 
+class EscalatedRows(Total):
+    """Rows that the large model of a cascade computed."""
+
+    def add_rows(self, rows: ScoredRows | ReusedRows) -> Self:
+        return self if rows.escalated is None else type(self)(self.value + int(rows.escalated.sum()))
+
+
 @dataclass(frozen=True)
 class Counts:
     """All statistics of a unit by one model, or of many units."""
@@ -171,6 +178,7 @@ class Counts:
     tokens: TokenCount
     unknown_tokens: UnknownTokens
     texts: DistinctTexts
+    escalated_rows: EscalatedRows
 
     @property
     def rows(self) -> int:
@@ -202,7 +210,10 @@ class Counts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the statistics as they stand in a footer."""
-        return {"units": self.units} | {name: getattr(self, name).to_json() for name in STATISTICS}
+        content = {"units": self.units} | {name: getattr(self, name).to_json() for name in STATISTICS}
+        if not self.escalated_rows.value:  # as of all models that are no cascades
+            del content["escalated_rows"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Counts":

@@ -30,7 +30,7 @@ from sentiment_core.runtime.progress import Progress
 from sentiment_core.runtime.task_guard import MAX_ATTEMPTS, TaskGuard
 from sentiment_core.scoring import stages
 from sentiment_core.scoring.meters import Meters
-from sentiment_core.scoring.models import tokenizing_models
+from sentiment_core.scoring.models import tokenizer_owner, tokenizing_models
 from sentiment_core.scoring.records import Choices
 from sentiment_core.scoring.stages import ScoringContext
 from sentiment_core.scoring.tally import FIRST_FAILURES, Tally
@@ -72,6 +72,7 @@ class Stream:
     deadline: float | None = None  # by `time.monotonic()`: the first block that comes later is the last
     choices: Choices = field(default_factory=dict)  # of earlier runs
     note_choices: Callable[[Choices], None] = lambda choices: None  # called with those of each new chip
+    tolerance: float = 0.0  # within which of a cascade's threshold both models answer, so that answers can be compared
 
     def run(self, kind: str, units: list[Unit], tally: Tally) -> None:
         """Work on all units and add what comes of them to the tally.
@@ -142,7 +143,8 @@ class Stream:
         _silence_ray_data()
         models = self.context.models
         weights = {name: ray.put(files) for name, files in self.bundle_files.items()}  # to the actors only
-        tokenizers = {name: ray.put(_without_weights(self.bundle_files[name])) for name in tokenizing_models(models)}
+        owners = {tokenizer_owner(name)[0] for name in tokenizing_models(models)}
+        tokenizers = {name: ray.put(_without_weights(self.bundle_files[name])) for name in owners}
         engines = self.engine_settings([unit for units in tasks for unit in units])
         candidates = {}
         if self.context.candidates:  # one copy for all tasks of a node
@@ -196,6 +198,7 @@ class Stream:
             "on_cpu": self.kind == "CPU",
             "work_tokens": tokens / self.workers,
         }
+        cascades = {model.name for model in self.context.models if model.is_cascade}
         # an older version's bundle lacks the file: then `verify` compares what that version made in 8 bits with floats
         return {
             name: shared
@@ -203,6 +206,7 @@ class Stream:
                 "choices": dict(self.choices.get(name, {})),
                 "backend": "int8" if self.context.run.int8 and bundle.INT8 in files else None,
             }
+            | ({"tolerance": self.tolerance} if name in cascades else {})
             for name, files in self.bundle_files.items()
         }
 

@@ -43,10 +43,12 @@ class ModelSummary:
     padding_share: float  # of what this run computed
     bundle: str  # digest
     computed_by: list[str]  # backends, and why nothing faster computed
+    escalated_rows: int | None = None  # of computed rows, those that a cascade's large model answered; None: no cascade
+    escalated_share: float | None = None  # of computed rows that have a score
 
 
 # what stands beside the rest where there is a single model without a name, in the order of `Summary`
-OF_SINGLE_MODEL = ("status", "labels", "confidence_histogram", "tokens", "bundle")
+OF_SINGLE_MODEL = ("status", "labels", "confidence_histogram", "tokens", "bundle", "escalated_rows", "escalated_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class Summary:
     labels: dict[str, int] = field(default_factory=dict)  # rows by label
     confidence_histogram: list[int] = field(default_factory=list)  # rows, in bins of equal width from 0 to 1
     tokens: int = 0  # padding apart, of rows that were computed
+    escalated_rows: int | None = None  # of these rows, those that a cascade's large model answered; None: no cascade
+    escalated_share: float | None = None  # of those of these rows that have a score
     padding_share: float  # of what this run computed
     stopped: str  # why the run stopped; empty if it did not
     out_of_time: bool
@@ -90,6 +94,10 @@ class Summary:
         """Return the content of `_summary.json`."""
         left_out = ("guarantee", *(OF_SINGLE_MODEL if self.models else ("models",)))
         content = {name: value for name, value in asdict(self).items() if name not in left_out}
+        for part in (content, *content.get("models", {}).values()):
+            for name in ("escalated_rows", "escalated_share"):  # of cascades only
+                if part.get(name, 0) is None:
+                    del part[name]
         return content | ({"guarantee": self.guarantee.to_json()} if self.guarantee else {})
 
     def report(self) -> list[str]:
@@ -101,6 +109,7 @@ class Summary:
             lines += [
                 with_name(name, f"{self.rows:,} rows in {self.units:,} files: {nonzero(model.status)}"),
                 with_name(name, f"labels: {nonzero(model.labels)}"),
+                *(with_name(name, line) for line in _describe_escalated(model)),
             ]
         lines += [self.guarantee.describe()] if self.guarantee else []
         lines += [
@@ -138,6 +147,14 @@ class Summary:
         if self.stopped:
             lines.append(f"stopped: {self.stopped}; fix this and rerun the same command")
         return lines
+
+
+def _describe_escalated(model: ModelSummary | Summary) -> list[str]:
+    """Say how many rows a cascade handed over; nothing of another model."""
+    if model.escalated_rows is None:
+        return []
+    share = 100 * (model.escalated_share or 0.0)
+    return [f"{model.escalated_rows:,} computed rows ({share:.1f} %) went to the large model of the cascade"]
 
 
 def nonzero(numbers: dict[str, int]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sentiment_core.data.shards import Unit
+from sentiment_core.inference.classified import Classified
 from sentiment_core.scoring.known_rows import KnownRows
 from sentiment_core.text.token_lists import DistinctLists, TokenLists
 
@@ -24,10 +25,10 @@ READ, CLASSIFY, FINISH = STAGES
 class TaskTable:
     """A task's units and what is known of their rows so far.
 
-    `status`, `tokens`, `lengths` and `probabilities` are those of the computed rows of all units without an error, one
-    unit after another. The first three depend on the tokenizer: they are asked for by the name of the model whose token
-    lists these are (`PassModel.tokenizer`). The others are asked for by the model's own name, which is "" for a single
-    model. `tokens` are the columns `lists` and `inverse`.
+    `status`, `tokens`, `lengths` and what is `classified` are those of the computed rows of all units without an error,
+    one unit after another. The first three depend on the tokenizer: they are asked for by the name of the model whose
+    token lists these are (`PassModel.tokenizer`). The others are asked for by the model's own name, which is "" for a
+    single model. `tokens` are the columns `lists` and `inverse`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -89,6 +90,17 @@ class TaskTable:
     def probabilities(self, model: str, classes: int) -> np.ndarray:
         """Return the probabilities, (rows, classes) float32, NaN where there are no tokens."""
         return self._rows("probabilities", model).to_numpy().reshape(-1, classes)
+
+    def classified(self, model: str, classes: int) -> Classified:
+        """Return the rows as the engine computed them."""
+        columns = self.table.column_names
+        is_cascade, has_others = (_column(name, model) in columns for name in ("escalated", "others"))
+        return Classified(
+            self.probabilities(model, classes),
+            self.padding_tokens(model),
+            self._rows("escalated", model).to_numpy(zero_copy_only=False) if is_cascade else None,
+            self._rows("others", model).to_numpy().reshape(-1, classes) if has_others else None,
+        )
 
     def backend(self, model: str) -> str:
         """Return the backend that computed the task, and why no faster one did."""
@@ -167,6 +179,8 @@ _TO_COLUMN: dict[str, Callable[[Any], pa.Array]] = {
     "inverse": lambda inverse: _one_list(pa.array(inverse, pa.int32())),
     "lengths": lambda lengths: _one_list(pa.array(lengths)),
     "probabilities": lambda probabilities: _one_list(pa.array(probabilities.ravel())),
+    "escalated": lambda escalated: _one_list(pa.array(escalated)),
+    "others": lambda probabilities: _one_list(pa.array(probabilities.ravel())),
     "backend": lambda backend: pa.array([backend]),
     "choice": lambda choice: pa.array([choice], pa.list_(pa.string())),
     "padding_tokens": lambda tokens: pa.array([tokens]),

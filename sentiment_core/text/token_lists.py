@@ -90,6 +90,11 @@ class DistinctLists:
         """Select rows, in the order of `rows`, with repetitions."""
         return self.lists.take(self.inverse[rows])
 
+    def select(self, rows: np.ndarray) -> "DistinctLists":
+        """Select rows, in the order of `rows`, with the distinct lists that they hold."""
+        numbers, inverse = np.unique(self.inverse[rows], return_inverse=True)
+        return DistinctLists(self.lists.take(numbers), inverse)
+
 
 def length_histogram(lengths: np.ndarray) -> list[int]:
     """Count texts by length in bins that double: 1 token, 2 to 3, 4 to 7, ...

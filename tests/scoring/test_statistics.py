@@ -69,7 +69,7 @@ def test_json_has_the_keys_of_the_format_and_comes_back():
 @pytest.mark.parametrize("name", sorted(set(STATISTICS) - {"status", "labels"}))
 def test_a_statistic_that_an_old_footer_does_not_have_is_zero(name):
     content = counts_of(slice(None)).to_json()
-    del content[name]
+    content.pop(name, None)  # of rows that no cascade computed there is none
     counts = Counts.from_json(content | {"of a newer version": 1})
     assert getattr(counts, name) == STATISTICS[name].zero(LABELS)
     assert counts.rows == 5
