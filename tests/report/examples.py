@@ -98,9 +98,9 @@ def bundle_info(data: str = "reviews.csv", revision: str | None = None) -> Bundl
         guarantee=GuaranteeGrid(
             rows=900,
             comparisons=3,
-            min_confidence=[0.9375, 0.875, 0.0],
-            rows_above=[300, 450, 900],
-            right_above=[299, 440, 720],
+            min_confidence=[1 - i / 32 for i in range(1, 20)] + [0.0],
+            rows_above=[45 * i for i in range(1, 21)],
+            right_above=[45 * i - 1 - 12 * max(0, i - 7) for i in range(1, 21)],
         ),
     )
 

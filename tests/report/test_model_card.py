@@ -56,8 +56,8 @@ def test_the_card_says_what_accuracy_is_promised_and_where_none_is():
     card = make_model_card(info, epoch_log(), FIGURES)
     rows = table_rows(card)
     assert "With certainty 0.95 so many labels are right" in card
-    assert rows["90 %"] == ["0.875", "50 %"]
-    assert rows["95 %"] == ["0.9375", "33 %"]
+    assert rows["90 %"] == ["0.75", "40 %"]
+    assert rows["95 %"] == ["0.78125", "35 %"]
     assert rows["99 %"][0].startswith("none: from 900 evaluation rows at most accuracy 0.9")
     assert "With certainty" not in make_model_card(replace(info, guarantee=GuaranteeGrid()), epoch_log(), FIGURES)
 
