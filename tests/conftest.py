@@ -35,6 +35,7 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 REPO = Path(__file__).resolve().parents[1]
 NEEDS_RAY = re.compile(r"\b(ray_here|in_process|mark\.ray)\b")
+MAKES_MODELS = {"training", "distillation", "test_ready_classifiers.py"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,12 +67,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def process_of(file: str) -> str:
     """Name what shares a process where tests run side by side: a file, or all files that need Ray.
 
-    Of those, the tests of training run in one process and all others in a second one: more Rays would only share the
-    same CPUs. The tests of a file share fixtures.
+    Of those, the tests that make models run in one process and all others, about as long, in a second one: more Rays
+    would only share the same CPUs. The tests of a file share fixtures.
     """
     if not NEEDS_RAY.search((REPO / file).read_text()):
         return file
-    return "training" if "training" in Path(file).parts else "ray"
+    return "making" if MAKES_MODELS & set(Path(file).parts) else "scoring"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -91,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     What needs Ray comes first, since it takes the longest.
     """
-    items.sort(key=lambda item: process_of(item.location[0]) not in ("training", "ray"))
+    items.sort(key=lambda item: process_of(item.location[0]) not in ("making", "scoring"))
     for item in items:
         if "ray_here" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
