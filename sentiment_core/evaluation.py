@@ -18,6 +18,7 @@ from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, guarantee, registry, source
 from sentiment_core.model.bundle import BundleInfo
+from sentiment_core.model.distillation_record import TaughtTexts
 from sentiment_core.model.records import Evaluation, EvaluationRows, Guarantee, LabelledRowsMetrics, TrainingRows
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.runtime.precision import Precision, precision_setting
@@ -209,7 +210,7 @@ def _write_suspects(path: str, infos: list[BundleInfo], data: LabelledTexts, pro
     return lines
 
 
-def is_same_data(rows: TrainingRows | EvaluationRows, path: str, fingerprint: str | None) -> bool:
+def is_same_data(rows: TrainingRows | EvaluationRows | TaughtTexts, path: str, fingerprint: str | None) -> bool:
     """Return whether a part of a training is the data at a path, or of it, by the path or by the content.
 
     `fingerprint`: of the data; None: it has no labels.

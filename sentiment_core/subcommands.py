@@ -71,7 +71,7 @@ def _adopt(settings: Any) -> int:
 
 
 def _cascade(settings: Any) -> int:
-    from sentiment_core.cascading import make_cascade
+    from sentiment_core.cascading.job import make_cascade
 
     print(make_cascade(settings).summary())
     return EXIT_OK
@@ -216,7 +216,7 @@ which so many labels are right, guaranteed with --certainty.""",
 
 The result is a bundle wherever one is taken. Of rows drawn like --data at most --max-loss are right with the large
 model alone, guaranteed with --certainty. Exit code 2 also where there is nothing to gain.""",
-        "sentiment_core.cascading:CascadeSettings",
+        "sentiment_core.cascading.settings:CascadeSettings",
         _cascade,
     ),
     "score": Command(

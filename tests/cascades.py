@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from sentiment_core.adoption import AdoptSettings, adopt
 from sentiment_core.api import Classifier
-from sentiment_core.cascading import CascadeSettings, make_cascade
+from sentiment_core.cascading.job import make_cascade
+from sentiment_core.cascading.settings import CascadeSettings
 from tests.conftest import BAD, GOOD
 from tests.ready_models import LABELS, make_classifier
 

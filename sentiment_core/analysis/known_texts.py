@@ -39,51 +39,54 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     Returns:
         The hashes, and a sentence that says what was read, or why nothing was.
     """
-    unread = "its training data was not left out; give it with --exclude"
     if not bundle_path or not storage.exists(storage.join(bundle_path, bundle.CARD)):
+        unread = "its training data was not left out; give it with --exclude"
         return set(), f"the bundle that scored is not at hand ({bundle_path or 'no path noted'}): {unread}"
     info = bundle.read_info(bundle_path)
     parts = bundle.PARTS if info.is_cascade else ()
     infos = [info, *(bundle.read_info(storage.join(bundle_path, part)) for part in parts)]
     read = [read_training_texts(part) for part in infos]
     hashes = set().union(*(texts for texts, _ in read))
-    if reasons := [reason for _, reason in read if reason]:
-        return hashes, f"{reasons[0]}: {unread}"
+    if reasons := list(dict.fromkeys(reason for _, own in read for reason in own)):
+        unread = "; ".join(reasons)
+        return hashes, f"the bundle that scored: {unread}; rows of it were not left out; give it with --exclude"
     paths = list(dict.fromkeys(path for part in infos for path in _paths(part)))
     if not paths:
         return set(), "the bundle that scored learned from a teacher, without labels: no text was left out"
     return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
 
 
-def read_training_texts(info: BundleInfo, with_taught: bool = False) -> tuple[set[bytes], str]:
-    """Hash the texts of a model's training rows, if they are still where they were; else say why there are none.
+def read_training_texts(info: BundleInfo, with_taught: bool = False) -> tuple[set[bytes], list[str]]:
+    """Hash the texts of a model's training rows, as far as these are still where they were.
 
-    `with_taught`: also texts that a teacher answered.
+    Args:
+        info: Record of the model.
+        with_taught: Also read the texts that a teacher answered.
+
+    Returns:
+        The hashes, and a sentence about each place that could not be read, or that none is noted.
     """
     training, taught = info.training, info.distillation.texts.place
     paths = [*_paths(info), *([taught] if with_taught and taught else [])]
     if not paths and not taught:
-        return set(), "the bundle that scored does not say what it was trained on"
-    absent = next((path for path in paths if _is_absent(path)), None)
-    if absent is not None:
-        return set(), f"the bundle's training data {absent} is not at hand"
-    settings = training.settings
-    columns = settings.get("text_column", "text")
+        return set(), ["what it was trained on is not noted"]
+    columns = training.settings.get("text_column", "text")
+    read_as = Columns(
+        (columns,) if isinstance(columns, str) else tuple(columns),
+        csv_separator=training.settings.get("csv_separator"),
+        csv_encoding=training.settings.get("csv_encoding"),
+    )
     hashes: set[bytes] = set()
+    reasons = []
     for path in paths:
+        if _is_absent(path):
+            reasons.append(f"its training data {path} is not at hand")
+            continue
         try:
-            texts = labelled.read_texts(
-                path,
-                Columns(
-                    (columns,) if isinstance(columns, str) else tuple(columns),
-                    csv_separator=settings.get("csv_separator"),
-                    csv_encoding=settings.get("csv_encoding"),
-                ),
-            )
+            hashes.update(map(hash_text, labelled.read_texts(path, read_as)))
         except UserError as error:
-            return set(), f"the bundle's training data cannot be read ({error})"
-        hashes.update(map(hash_text, texts))
-    return hashes, ""
+            reasons.append(f"its training data cannot be read ({error})")
+    return hashes, reasons
 
 
 def _paths(info: BundleInfo) -> list[str]:

@@ -72,7 +72,7 @@ def find_model_errors(opened: OpenedOutput) -> ModelErrors:
         return ModelErrors(None, f"the bundle at {path} has other labels than the output; label a sample")
     if not info.metrics.n:
         return ModelErrors(
-            info, f"the bundle at {path} has no evaluation rows; label a sample, or adopt it with --data"
+            info, f"the bundle at {path} has no evaluation rows; label a sample, or make it again with labelled rows"
         )
     if info.distillation.is_by_teacher:
         return ModelErrors(

@@ -33,7 +33,6 @@ class CascadeRecord(Record):
     rows: int = 0  # that chose the threshold
     labelled: bool = True  # else a row counts as lost where the models disagree
     loss: float = 0.0  # share of these rows that are lost
-    loss_bound: float = 0.0  # exact upper bound of that share in the population
     escalated_share: float = 0.0  # of these rows
     small_accuracy: float | None = None  # on these rows; None without labels
     large_accuracy: float | None = None
@@ -54,7 +53,6 @@ class ThresholdChoice:
 
     threshold: float
     lost_rows: int
-    loss_bound: float
     escalated_share: float
 
 
@@ -106,7 +104,6 @@ def choose_threshold(
     return ThresholdChoice(
         float(thresholds[chosen]),
         int(lost[chosen]),
-        float(bounds[chosen]),
         float((confidence < thresholds[chosen]).mean()),
     )
 
@@ -125,7 +122,7 @@ def describe(record: CascadeRecord) -> list[str]:
     lines += [
         f"{100 * record.escalated_share:.1f} % of the rows go to the large model: those with less confidence than "
         f"{record.threshold:.4g}",
-        f"of rows drawn like these the small model keeps at most {100 * record.loss_bound:.2f} % {lost}, with "
+        f"of rows drawn like these the small model keeps at most {100 * record.max_loss:g} % {lost}, with "
         f"certainty {record.certainty:g} ({100 * record.loss:.2f} % of these rows)",
     ]
     if record.rows_per_second < record.large_rows_per_second:

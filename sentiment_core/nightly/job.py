@@ -334,8 +334,9 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
         scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
         parts = read_parts(retraining, scheme)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
-        trained = info.training.data
-        rows_tried: dict[Any, int] = {trained.fingerprint: trained.train_rows or 0}
+        model_files = bundle.parts_of(plan.scoring.opened[""].files).values()
+        trained = [bundle.info_of(files).training.data for files in model_files]
+        rows_tried: dict[Any, int] = {part.fingerprint: part.train_rows or 0 for part in trained}
         rows_tried |= {past.renewal.fingerprint: past.renewal.rows for past in plan.before if past.renewal}
         drifted = any(comparison.drifted for comparison in night.comparisons)
         has_few_new = rows - max(rows_tried.values()) < settings.renew_rows

@@ -34,7 +34,7 @@ def make_cascade_card(info: "BundleInfo", small: str, large: str) -> str:
             *table,
             "",
             f"{100 * record.escalated_share:.1f} % of these rows went to the large model. Of rows drawn like these the "
-            f"small model keeps at most {100 * record.loss_bound:.2f} % {lost}, with certainty {record.certainty:g}. "
+            f"small model keeps at most {100 * record.max_loss:g} % {lost}, with certainty {record.certainty:g}. "
             "Drift ends that.",
             "",
             f"Speeds are those of the engines on {record.chip}. `score --int8` is refused.",

@@ -175,7 +175,7 @@ def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, secon
     classify_seconds = tally.busy_seconds[CLASSIFY]
     return Summary.of_models(
         {
-            name: _summarize_model(counts, computed.models[name], plan, tally, name)
+            name: _summarize_model(counts, computed.models[name].escalated_rows.value, plan, tally, name)
             for name, counts in total.models.items()
         },
         rows_in=plan.corpus.rows,
@@ -212,9 +212,10 @@ def summarize(plan: ScorePlan, tally: Tally, tidied: Tidied, workers: int, secon
     )
 
 
-def _summarize_model(counts: Counts, computed: Counts, plan: ScorePlan, tally: Tally, name: str) -> ModelSummary:
-    """Summarize one model's rows: all of them in `counts`, those that were not reused in `computed`."""
-    is_cascade, escalated = plan.opened[name].info.is_cascade, computed.escalated_rows.value
+def _summarize_model(counts: Counts, escalated: int, plan: ScorePlan, tally: Tally, name: str) -> ModelSummary:
+    """Summarize one model's rows, all of them in `counts`; `escalated` of the computed ones were handed over."""
+    is_cascade, this_run = plan.opened[name].info.is_cascade, tally.totals.models[name]
+    scored_rows = sum(this_run.confidence_histogram.value)
     return ModelSummary(
         status=counts.status.value,
         labels=counts.labels.value,
@@ -224,7 +225,7 @@ def _summarize_model(counts: Counts, computed: Counts, plan: ScorePlan, tally: T
         bundle=plan.run.bundles[name],
         computed_by=tally.models[name].computed_by,
         escalated_rows=escalated if is_cascade else None,
-        escalated_share=escalated / max(1, sum(computed.confidence_histogram.value)) if is_cascade else None,
+        escalated_share=this_run.escalated_rows.value / scored_rows if is_cascade and scored_rows else None,
     )
 
 

@@ -109,19 +109,23 @@ class ScorePlan:
             f"outputs of changed shards, to be deleted: {len(self.stale):,}; outputs of shards that are gone, to be "
             f"{deleted}: {len(self.orphans):,}; unreadable shards: {len(corpus.failed):,}",
             *self._describe_reuse(),
-            *self.describe_cascades(),
+            *self.describe_cascades(self.estimated_reused_rows if self.candidates else 0),
             *(f"not read: {line}" for line in corpus.unread),
             *(f"differs between shards: {difference}" for difference in corpus.schema_differences),
             *(f"unreadable: {shard.source}: {shard.reason}" for shard in corpus.failed[:SHOWN_SHARDS]),
         ]
         return "\n".join(lines)
 
-    def describe_cascades(self) -> list[str]:
-        """Say what share of the rows cascades hand over and what that costs; nothing where there is none."""
+    def describe_cascades(self, reused_rows: int = 0) -> list[str]:
+        """Say what share of the rows cascades hand over and what that costs; nothing where there is none.
+
+        `reused_rows`: of the rows to score, those that need not be computed.
+        """
+        rows = self.rows_to_score - reused_rows
         return [
-            with_name(name, describe_cost(model.info.cascade, self.rows_to_score))
+            with_name(name, describe_cost(model.info.cascade, rows))
             for name, model in self.opened.items()
-            if model.info.cascade.rows_per_second and self.rows_to_score
+            if model.info.cascade.rows_per_second and rows
         ]
 
     def _describe_reuse(self) -> list[str]:

@@ -44,7 +44,7 @@ class ModelSummary:
     bundle: str  # digest
     computed_by: list[str]  # backends, and why nothing faster computed
     escalated_rows: int | None = None  # of computed rows, those that a cascade's large model answered; None: no cascade
-    escalated_share: float | None = None  # of computed rows that have a score
+    escalated_share: float | None = None  # of the rows that this run computed and that have a score
 
 
 # what stands beside the rest where there is a single model without a name, in the order of `Summary`
@@ -67,7 +67,7 @@ class Summary:
     confidence_histogram: list[int] = field(default_factory=list)  # rows, in bins of equal width from 0 to 1
     tokens: int = 0  # padding apart, of rows that were computed
     escalated_rows: int | None = None  # of these rows, those that a cascade's large model answered; None: no cascade
-    escalated_share: float | None = None  # of those of these rows that have a score
+    escalated_share: float | None = None  # of the rows that this run computed and that have a score
     padding_share: float  # of what this run computed
     stopped: str  # why the run stopped; empty if it did not
     out_of_time: bool
@@ -153,8 +153,8 @@ def _describe_escalated(model: ModelSummary | Summary) -> list[str]:
     """Say how many rows a cascade handed over; nothing of another model."""
     if model.escalated_rows is None:
         return []
-    share = 100 * (model.escalated_share or 0.0)
-    return [f"{model.escalated_rows:,} computed rows ({share:.1f} %) went to the large model of the cascade"]
+    share = "" if model.escalated_share is None else f", {100 * model.escalated_share:.1f} % of this run's"
+    return [f"{model.escalated_rows:,} computed rows went to the large model of the cascade{share}"]
 
 
 def nonzero(numbers: dict[str, int]) -> str:

@@ -338,9 +338,7 @@ def test_the_training_data_of_the_bundle_is_left_out(tmp_path):
     (tmp_path / "train.parquet").unlink()
     result = draw(tmp_path / "out", tmp_path / "t.csv", rows=60, for_="training")
     assert result.rows == 60
-    assert any(
-        "is not at hand: its training data was not left out; give it with --exclude" in r for r in result.remarks
-    )
+    assert any("is not at hand; rows of it were not left out; give it with --exclude" in r for r in result.remarks)
 
 
 def test_labelled_rows_of_a_sample_are_training_data(out, tmp_path):

@@ -57,7 +57,7 @@ def test_the_chosen_threshold_is_the_last_one_whose_bound_holds():
     def bound(threshold: float) -> float:
         return float(upper_bound(int((is_lost & (confidence >= np.float32(threshold))).sum()), 3_000, 0.95))
 
-    assert bound(choice.threshold) == choice.loss_bound <= 0.02 < bound(below)
+    assert bound(choice.threshold) <= 0.02 < bound(below)
     assert choice.lost_rows == (is_lost & (confidence >= np.float32(choice.threshold))).sum()
     assert choice.escalated_share == (confidence < np.float32(choice.threshold)).mean()
     assert 0.5 < choice.threshold < 1
@@ -68,6 +68,19 @@ def test_the_promise_holds_in_as_many_draws_as_it_says():
     # of so many draws, by chance alone, no more than this in 999 of 1,000 cases
     assert sum(broken) <= stats.binom.ppf(0.999, DRAWS, 0.1)
     assert sum(broken) > 0  # nor is it idle
+
+
+def test_the_promise_holds_for_confidences_in_steps():
+    """As of texts that come many times. Just above the promise only chance tells a step from one that keeps to it."""
+    confidences, shares = np.float32([0.95, 0.8, 0.6]), np.array([0.5, 0.3, 0.2])
+    lost_shares = np.array([0.010, 0.0101, 0.1])  # of all rows; the first two together are a little more than 2 %
+    broken = 0
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        step = rng.choice(3, 4_000, p=shares)
+        choice = choose_threshold(confidences[step], rng.random(4_000) < (lost_shares / shares)[step], 0.02, 0.95)
+        broken += lost_shares[confidences >= np.float32(choice.threshold)].sum() > 0.02
+    assert 0 < broken <= stats.binom.ppf(0.999, DRAWS, 0.05)
 
 
 @pytest.mark.parametrize(("max_loss", "certainty"), [(0.02, 0.95), (0.01, 0.95), (0.05, 0.9), (0.5, 0.5), (1e-4, 0.99)])

@@ -80,7 +80,8 @@ def test_each_row_is_that_of_the_model_that_should_answer_it(scored, models):
     assert scored.summary["rows"] == len(table) == len(TEXTS) + 9
     share = 100 * goes_on.sum() / sum(scored.summary["confidence_histogram"])
     assert scored.summary["escalated_share"] == pytest.approx(share / 100)
-    assert f"{goes_on.sum()} computed rows ({share:.1f} %) went to the large model of the cascade" in scored.report()
+    told = f"{goes_on.sum()} computed rows went to the large model of the cascade, {share:.1f} % of this run's"
+    assert told in scored.report()
     assert scored.summary["run"]["computed_by"][0].startswith("small: ")
     assert "; large: " in scored.summary["run"]["computed_by"][0]
 
@@ -134,6 +135,11 @@ def test_a_rerun_scores_only_what_is_missing_by_the_same_choices(in_process, sco
     again = score_folder(models.cascade, corpus, scored.place, probabilities=True)
     assert (again.summary["run"]["rows"], again.summary["rows"]) == (9, len(TEXTS) + 9)
     assert again.summary["escalated_rows"] == scored.summary["escalated_rows"]
+    scored_rows = sum(again.summary["confidence_histogram"]) - sum(
+        json.loads(pq.read_metadata(path.parents[1] / "k=1" / "a.parquet").metadata[COUNTS_KEY])["confidence_histogram"]
+    )
+    footer = json.loads(pq.read_metadata(path).metadata[COUNTS_KEY])
+    assert again.summary["escalated_share"] == footer["escalated_rows"] / scored_rows  # of this run alone
     assert path.read_bytes() == before
     (choice,) = run_file.choices[""].values()
     assert choice.startswith("small: ")

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentiment_core import Classifier, evaluate
+from sentiment_core.adoption import AdoptSettings, adopt
 from sentiment_core.analysis.known_texts import hash_training_texts
-from sentiment_core.cascading import make_cascade
+from sentiment_core.cascading.job import make_cascade
+from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, source
 from sentiment_core.serving.model import ServedModel
@@ -54,8 +56,8 @@ def test_the_command_says_what_the_cascade_does_and_costs(models, tmp_path, comm
         f"{record.threshold:.4g}"
     )
     assert lines[5] == (
-        f"of rows drawn like these the small model keeps at most {100 * record.loss_bound:.2f} % that only the large "
-        f"model gets right, with certainty 0.95 ({100 * record.loss:.2f} % of these rows)"
+        "of rows drawn like these the small model keeps at most 10 % that only the large model gets right, with "
+        f"certainty 0.95 ({100 * record.loss:.2f} % of these rows)"
     )
     assert lines[-1] == f"bundle: {out}"
     assert f"{record.threshold:.6g}" in (out / "README.md").read_text()
@@ -73,7 +75,7 @@ def test_the_record_is_what_the_rows_show(models):
     assert 0.1 < record.escalated_share < 0.9
     assert record.escalated_share == pytest.approx(1 - kept.mean(), abs=0.01)
     assert record.loss == pytest.approx((right["large"] & ~right["small"] & kept).mean(), abs=0.01)
-    assert record.loss < record.loss_bound <= record.max_loss == 0.1
+    assert record.loss < record.max_loss == 0.1
     for name in right:
         noted = getattr(record, "accuracy" if name == "cascade" else f"{name}_accuracy")
         assert noted == pytest.approx(right[name].mean(), abs=0.01)
@@ -201,9 +203,55 @@ def test_rows_that_a_model_was_made_with_are_refused_or_left_out(models, tmp_pat
     hashes, remark = hash_training_texts(out)
     assert len(hashes) == ROWS  # those that chose the threshold too
     assert remark == (
-        "the bundle that scored does not say what it was trained on: its training data was not left out; give it with "
+        "the bundle that scored: what it was trained on is not noted; rows of it were not left out; give it with "
         "--exclude"
     )  # of the large model
+    assert f"--large {models.large}: what it was trained on is not noted; make sure" in result.summary()
+
+
+def test_what_is_gone_of_a_models_rows_is_told_and_the_rest_left_out(models, tmp_path):
+    seen, gone = str(tmp_path / "seen.parquet"), str(tmp_path / "gone.csv")
+    pq.write_table(pq.read_table(models.data).slice(0, 100), seen)
+    small = Path(shutil.copytree(models.small, tmp_path / "small"))
+    card = json.loads((small / bundle.CARD).read_text())
+    training = {"data": {"place": gone}, "eval_data": {"place": seen}}
+    (small / bundle.CARD).write_text(json.dumps(card | {"training": training}))
+    result = make_cascade(settings_of(models, small=str(small), out=str(tmp_path / "out")))
+    assert result.info.cascade.rows == ROWS - 100
+    told = f"--small {small}: its training data {gone} is not at hand; make sure that --data has no row of it"
+    assert told in result.summary()
+
+
+def test_texts_that_a_teacher_answered_choose_no_threshold(models, tmp_path):
+    small = Path(shutil.copytree(models.small, tmp_path / "small"))
+    card = json.loads((small / bundle.CARD).read_text())
+    taught = {"teacher": models.large, "texts": {"place": models.data, "rows": ROWS}}
+    (small / bundle.CARD).write_text(json.dumps(card | {"distillation": taught}))
+    assert f"holds the taught rows of --small {small}" in refusal(models, small=str(small), out=str(tmp_path / "out"))
+
+
+def test_rows_of_the_large_model_are_known_in_its_own_order_of_labels(models, tmp_path):
+    table = pq.read_table(models.data)
+    copy = str(tmp_path / "copy.parquet")
+    pq.write_table(table, copy)
+    numbers = np.array([LABELS.index(label) for label in table["label"].to_pylist()])
+    own = LabelledTexts(table["text"].to_pylist(), numbers, list(LABELS))
+    large = str(tmp_path / "large")
+    adopt(AdoptSettings(model=models.large, out=large))
+    card = json.loads(Path(large, bundle.CARD).read_text())
+    card["training"]["eval_data"] = {"place": "elsewhere.csv", "fingerprint": own.fingerprint()}
+    Path(large, bundle.CARD).write_text(json.dumps(card))
+    said = refusal(models, large=large, data=copy, out=str(tmp_path / "out"))
+    assert said.startswith(f"--data {copy} holds the evaluation rows of --large {large}")
+
+
+def test_a_folder_of_which_some_files_have_labels_is_refused(models, tmp_path):
+    (tmp_path / "rows").mkdir()
+    table = pq.read_table(models.data)
+    pq.write_table(table.select(["text"]).slice(300), tmp_path / "rows" / "a.parquet")
+    pq.write_table(table.slice(0, 300), tmp_path / "rows" / "b.parquet")
+    said = refusal(models, data=str(tmp_path / "rows"), out=str(tmp_path / "out"))
+    assert said == f"{tmp_path}/rows/a.parquet has no column 'label'; it has text; choose with --label-column"
 
 
 def test_too_few_rows_are_refused_with_the_number_that_would_do(models, tmp_path):
