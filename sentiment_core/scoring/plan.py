@@ -47,6 +47,7 @@ class ScorePlan:
     aside: dict[str, str]
     old_units: dict[str, UnitOrigin]  # by the path of each of these outputs, the unit that it was made of
     found_again: dict[str, list[str]]  # by orphan, outputs that share texts with it
+    written_at: dict[str, int]  # when outputs were written, in ns; empty if there are no orphans
     to_rewrite: list[str]  # outputs with another type of a column than other shards showed since
     unreadable_shards: int  # count those of all partitions; `corpus.failed` has those of the chosen ones
     hash_texts: bool = True  # outputs get the texts' hashes
@@ -189,6 +190,7 @@ def plan_scoring(
             if output.origin and (output.path in to_be_deleted or output.path in aside)
         },
         found_again={path: others for path, others in there.found_again.items() if path in orphans},
+        written_at={output.path: output.mtime_ns for output in existing} if orphans else {},
         to_rewrite=there.to_rewrite,
         unreadable_shards=len(all_shards.failed),
         hash_texts=hash_texts,

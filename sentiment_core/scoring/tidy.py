@@ -4,7 +4,7 @@ Until then a reader sees some rows twice, and misses none. A run that is killed 
 one does, since the files themselves tell what is to go.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,9 @@ from sentiment_core.runtime.failures import UNREADABLE
 from sentiment_core.scoring import outputs
 from sentiment_core.scoring.plan import ScorePlan
 from sentiment_core.scoring.tally import Tally
+
+MOST_LATER = 1_024  # outputs that are searched for the last rows of a gone shard, in milliseconds each
+NOW = 1 << 62  # later than any time in ns
 
 
 @dataclass
@@ -73,10 +76,34 @@ def _find_orphans(plan: ScorePlan, tally: Tally) -> Iterable[str]:
         return []
     if plan.settings.prune or (plan.replaces_gone and _is_whole(plan, tally)):
         return plan.orphans
-    others = {path: [*plan.found_again.get(path, ()), *tally.found_again.get(path, ())] for path in plan.orphans}
-    named = [path for path in plan.orphans if others[path]]
-    were_found = storage.map_in_threads(lambda path: _was_found_again(plan, path, others[path]), named)
-    return [path for path, was_found in zip(named, were_found, strict=True) if was_found]
+    named_in = {path: [*plan.found_again.get(path, ()), *tally.found_again.get(path, ())] for path in plan.orphans}
+    named = [path for path in plan.orphans if named_in[path]]
+    new = {unit.output for unit in plan.units_to_score}
+
+    def was_found(path: str) -> bool:
+        return _was_found_again(plan, path, _list_others(plan, path, named_in[path], new))
+
+    return [path for path, was in zip(named, storage.map_in_threads(was_found, named), strict=True) if was]
+
+
+def _list_others(plan: ScorePlan, path: str, naming: list[str], new: set[str]) -> Iterator[str]:
+    """List the outputs in which the texts of a gone shard's output may stand: those that name it, then later ones.
+
+    Outputs name those that they share many texts with, so that a sketch shows it. A few rows may stand in others: in
+    units of the same shards, or in any that was written since.
+
+    Args:
+        plan: Of the run.
+        path: Of the output.
+        naming: Outputs that name it.
+        new: Outputs that this run has written.
+    """
+    yield from naming
+    sources = {unit.source for unit in plan.corpus.units if unit.output in naming}
+    written = plan.written_at | dict.fromkeys(new, NOW)
+    later = [unit for unit in plan.corpus.units if written.get(unit.output, 0) >= plan.written_at[path]]
+    later.sort(key=lambda unit: (unit.source not in sources, -written[unit.output]))
+    yield from (unit.output for unit in later[:MOST_LATER] if unit.output not in naming)
 
 
 def _is_whole(plan: ScorePlan, tally: Tally) -> bool:
@@ -84,7 +111,7 @@ def _is_whole(plan: ScorePlan, tally: Tally) -> bool:
     return plan.scored_counts.units + tally.totals.units == len(plan.corpus.units)
 
 
-def _was_found_again(plan: ScorePlan, path: str, others: list[str]) -> bool:
+def _was_found_again(plan: ScorePlan, path: str, others: Iterable[str]) -> bool:
     """Return whether each text of an output stands in other ones at least as often as in itself."""
     try:
         texts = pc.value_counts(_read_hashes(plan, path))
@@ -92,8 +119,10 @@ def _was_found_again(plan: ScorePlan, path: str, others: list[str]) -> bool:
         for output in others:
             index = pc.index_in(_read_hashes(plan, output), value_set=values).drop_null().to_numpy()
             missing -= np.bincount(index, minlength=len(values))
-            if (missing <= 0).all():
+            left = missing > 0
+            if not left.any():
                 return True
+            values, missing = values.filter(pa.array(left)), missing[left]
     except Exception:  # one that is gone or damaged may raise anything: the output stays
         return False
     return False

@@ -12,10 +12,11 @@ import pytest
 
 from sentiment_core.data import shards
 from sentiment_core.runtime import storage
-from sentiment_core.scoring import job, outputs, tidy
+from sentiment_core.scoring import candidates, job, outputs, tidy
 from sentiment_core.scoring.job import ScoreResult, score
 from sentiment_core.scoring.tally import Tally
 from sentiment_core.scoring.verify import VerifySettings, verify
+from sentiment_core.text import distinct_sketch
 from tests.scoring.runs import StreamInProcess, plan_folder, score_folder, write_shard
 
 
@@ -283,3 +284,24 @@ def test_what_is_set_aside_goes_with_the_run_that_set_it_aside(in_process, tiny_
     result = score_folder(tiny_bundle, root, out)
     assert (result.summary["run"]["rows"], result.summary["complete"]) == (0, True)
     assert names(out) == ["a.parquet", "b.parquet"]
+
+
+def test_rows_that_no_sketch_shows_are_found_again(in_process, tiny_bundle, root, out, monkeypatch):
+    """A few of many rows that went to another file than the rest."""
+    monkeypatch.setattr(distinct_sketch, "SIZE", 2)
+    monkeypatch.setattr(candidates, "UNSURE_CANDIDATES", 0)
+    texts = sorted((f"text {i}" for i in range(10)), key=distinct_sketch.hash_text)
+    write(root, "before.parquet", texts[9], "before")  # which is older: no row has moved there
+    score_folder(tiny_bundle, root, out)
+    write(root, "old.parquet", *texts)
+    score_folder(tiny_bundle, root, out)
+    (root / "old.parquet").unlink()
+    write(root, "most.parquet", *texts[:8], "new 1")
+    write(root, "few.parquet", texts[8], "new 2")
+    score_folder(tiny_bundle, root, out)
+    assert "old.parquet" in names(out)  # one row is nowhere else
+    write(root, "last.parquet", texts[9], "new 3")
+    result = score_folder(tiny_bundle, root, out)
+    assert names(out) == ["before.parquet", "few.parquet", "last.parquet", "most.parquet"]
+    assert result.summary["complete"]
+    assert check(root, out).exit_code == 0
