@@ -299,7 +299,7 @@ def finish(
     settings, labels, targets = prepared.settings, prepared.labels, prepared.eval_part.labels
     logits, log = weights.logits, weights.log
     objective = prepared.objective
-    fitted = objective.fit_calibration(logits, targets)
+    fitted = objective.fit_calibration(logits, prepared.eval_part.targets)
     objective.fold_calibration(classifier.last_layer(weights.model, len(labels)), fitted)
     probabilities = objective.activate(objective.calibrate(logits, fitted))
     objective = objective.fit_decision(probabilities, targets)
