@@ -148,6 +148,6 @@ def test_calibration_on_probabilities_gives_a_student_its_teachers_confidences()
     assert fitted.ece_after < 0.01 < 0.2 < fitted.ece_before
     assert SingleLabel().fit_calibration(sure, teacher.argmax(axis=1)).temperature < 0.1  # what labels ask for
     several = MultiLabel().fit_calibration(sure, multi_label.sigmoid(sure / 4 + 1).astype(np.float32))
-    np.testing.assert_allclose(several.scales, [0.25] * 3, rtol=0.1)
-    np.testing.assert_allclose(several.shifts, [1] * 3, rtol=0.1)
+    np.testing.assert_allclose(several.scales, [0.25] * 3, rtol=0.15)
+    np.testing.assert_allclose(several.shifts, [1] * 3, rtol=0.15)
     assert several.ece_after < 0.02 < several.ece_before
