@@ -57,12 +57,11 @@ def _describe_scoring(settings: DistillSettings, teacher: Teacher) -> dict[str, 
 
 def _make_parts(settings: DistillSettings, teacher: Teacher, rows: LabelledParts, folder: str) -> StudentParts:
     """Let the teacher answer the texts, and divide them. Raises `UserError`."""
-    scored = storage.join(folder, SCORED)
-    plan = teachers.plan_answers(settings, teacher, scored)
+    plan = teachers.plan_answers(settings, teacher, storage.join(folder, SCORED))
     encoder_check.check_cluster(settings, folder)
     remarks = teachers.score_texts(plan) if plan else []
     with _delete_after(NothingToLearn, folder):
-        answers = teachers.collect_answers(settings, teacher, scored, remarks)
+        answers = teachers.collect_answers(settings, teacher, plan, remarks)
     with _delete_after(UserError, folder):
         return make_parts(settings, answers, rows)
 

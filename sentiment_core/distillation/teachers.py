@@ -173,34 +173,38 @@ def score_texts(plan: ScorePlan) -> list[str]:
 
 
 def collect_answers(
-    settings: DistillSettings, teacher: Teacher, scored_folder: str, remarks: list[str]
+    settings: DistillSettings, teacher: Teacher, plan: ScorePlan | None, remarks: list[str]
 ) -> LabelledTexts:
     """Return the texts with the teacher's answers; rows without text or answer are left out and counted.
 
     Args:
         settings: The request.
         teacher: The teacher.
-        scored_folder: Output folder of its scoring, if it has scored for this run.
+        plan: The plan by which it has scored for this run, if it has.
         remarks: What to know about that scoring.
 
     Raises:
-        UserError: There is no text with an answer.
+        NothingToLearn: There is no text with an answer.
+        UserError: An output cannot be read.
     """
     if teacher.answers is not None:
         return teacher.answers
     if teacher.scored is not None:
         return _read_scored(settings, teacher, teacher.scored, list(teacher.remarks))
+    assert plan is not None, "a teacher without answers scores"
     try:
-        opened = scored_rows.open_output(scored_folder)
+        opened = scored_rows.open_output(plan.output_folder)
     except scored_rows.NothingScored:
         raise NothingToLearn(settings) from None
-    return _read_scored(settings, teacher, opened, remarks)
+    # where shards failed, outputs of deleted and changed ones are still there
+    current = [output for output in opened.outputs if output.path not in plan.outputs_to_delete]
+    return _read_scored(settings, teacher, replace(opened, outputs=current), remarks)
 
 
 def _read_scored(
     settings: DistillSettings, teacher: Teacher, opened: OpenedOutput, remarks: list[str]
 ) -> LabelledTexts:
-    """Read texts and probabilities from an output of score, equal texts of an output file once.
+    """Read texts and probabilities from an output of score.
 
     Where rows have several labels, those that abstained are left out: nothing says which labels they get.
     """

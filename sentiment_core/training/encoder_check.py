@@ -16,7 +16,7 @@ from sentiment_core.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class CheckedEncoder:
-    """What a training takes from an encoder that was checked."""
+    """Hold what a training takes from an encoder that was checked."""
 
     recipe: Recipe
     model_config: PretrainedConfig

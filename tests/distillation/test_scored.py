@@ -28,7 +28,7 @@ def test_answers_come_from_the_latest_bundle_and_the_columns_that_it_read(tmp_pa
     settings = DistillSettings(texts=scored, model="m", out="o")
     teacher = open_teacher(settings)
     assert (teacher.text_columns, teacher.remarks) == (("title", "body"), ())
-    answers = collect_answers(settings, teacher, "", [])
+    answers = collect_answers(settings, teacher, None, [])
     assert len(answers) == 3
     assert "one" in answers.texts[0]
     assert "the body of one" in answers.texts[0]
@@ -43,4 +43,4 @@ def test_answers_come_from_the_latest_bundle_and_the_columns_that_it_read(tmp_pa
     teacher = open_teacher(settings)
     assert teacher.digest == digests[1]
     assert teacher.remarks == ("3 rows of --texts were scored by earlier bundles and were left out",)
-    assert len(collect_answers(settings, teacher, "", [])) == 2
+    assert len(collect_answers(settings, teacher, None, [])) == 2
