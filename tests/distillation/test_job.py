@@ -93,7 +93,7 @@ def test_a_student_agrees_with_its_teacher_and_its_bundle_says_so(in_process, te
 
 
 def test_a_run_that_stopped_after_scoring_resumes_with_what_was_scored(
-    in_process, tiny_bundle, tiny_encoder, texts, labelled, tmp_path, monkeypatch, capsys
+    in_process, tiny_bundle, tiny_encoder, texts, labelled, tmp_path, monkeypatch, capfd
 ):
     """A file of texts is deleted meanwhile, and the student gets another length."""
     table = pq.read_table(labelled)
@@ -144,7 +144,7 @@ def test_a_run_that_stopped_after_scoring_resumes_with_what_was_scored(
     summary.unlink()
     (summary / "folder").mkdir(parents=True)  # so that it cannot be written
     assert COMMANDS["distill"].run(longer) == EXIT_FAULT
-    error = capsys.readouterr().err.splitlines()[-1]
+    error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("error: the teacher's scoring of --texts stopped: _summary.json cannot be written: ")
     assert error.endswith("; finished files are kept; rerun the same command to resume")
     shutil.rmtree(summary)
@@ -209,7 +209,8 @@ def test_probabilities_of_someone_teach_without_a_model(ray_here, short_encoder,
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = str(tmp_path / "s")
-    result = distill(DistillSettings(texts=str(path), model=short_encoder, out=out, epochs=4, **FAST))
+    settings = FAST | {"lr": 5e-4, "head_lr": 2e-3}
+    result = distill(DistillSettings(texts=str(path), model=short_encoder, out=out, epochs=4, **settings))
     record = result.info.distillation
     assert (record.teacher, record.teacher_bundle, record.teacher_shows) == (str(path), None, None)
     assert record.agreement == pytest.approx(result.info.metrics.accuracy, abs=0.05)

@@ -37,7 +37,7 @@ def test_answers_come_from_the_latest_bundle_and_the_columns_that_it_read(tmp_pa
     )
 
     write(texts, "b.parquet", ["four", "five"])
-    other = make_bundle(tiny_encoder, tmp_path / "other", labels=("negative", "neutral", "positive"))
+    other = make_bundle(tiny_encoder, tmp_path / "other", max_length=16)
     digests = [bundle.digest_of(bundle.read_files(path)[1]) for path in (tiny_bundle, other)]
     score(plan_scoring(ScoreSettings(model=other, input=str(texts), out=scored, **flags), {"": digests[:1]}))
     teacher = open_teacher(settings)
