@@ -192,7 +192,7 @@ def test_an_output_of_score_teaches_and_without_labels_metrics_are_agreement(
     card = Path(out, "README.md").read_text()
     assert "agreement with the teacher, not accuracy" in card
     assert "results: []" in card
-    score_folder(out, texts, tmp_path / "again")
+    score_folder(out, texts, tmp_path / "again", keep=())
     errors = find_model_errors(open_output(str(tmp_path / "again")))
     assert errors.reason == f"the evaluation rows of the bundle at {out} have the labels of its teacher; label a sample"
 
