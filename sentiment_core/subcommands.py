@@ -5,6 +5,7 @@ Modules are imported when a command runs, so that `--help` and mistakes take no 
 """
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,8 +52,13 @@ def _tune(settings: Any) -> int:
 
 def _distill(settings: Any) -> int:
     from sentiment_core.distillation.job import distill
+    from sentiment_core.distillation.teachers import ScoringStopped
 
-    print(distill(settings).summary())
+    try:
+        print(distill(settings).summary())
+    except ScoringStopped as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        return stop.exit_code
     return EXIT_OK
 
 

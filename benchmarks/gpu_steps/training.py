@@ -67,6 +67,7 @@ def make_task(bench: Bench, batch_rows: int, checkpoint_minutes: float = 10.0) -
         recipe=replace(recipe.FIXED, epochs=1, batch_size=batch_rows),
         objective=info.objective,
         label_names=info.labels,
+        label_counts=np.bincount(parts[0].labels, minlength=CLASSES),
         model_config=config,
         pad_id=pad_id,
         token_ids=token_ids,

@@ -1,17 +1,19 @@
 """Read texts with someone's answers: the column `probabilities`, or labels."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from sentiment_core.data import labelled
+from sentiment_core.data import files, iceberg, labelled
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme, parse_mapping, shorten
 from sentiment_core.data.origin import DataOrigin, DroppedRows
-from sentiment_core.data.readers import Columns, MissingColumn
-from sentiment_core.distillation.settings import DistillSettings
+from sentiment_core.data.readers import SUFFIXES, Columns, MissingColumn
+from sentiment_core.distillation.settings import DistillSettings, NothingToLearn
 from sentiment_core.errors import UserError
+from sentiment_core.runtime import storage
 
 PROBABILITIES = "probabilities"  # name of the column
 SUM_TOLERANCE = 0.01  # people and programs round probabilities
@@ -20,11 +22,19 @@ SUM_TOLERANCE = 0.01  # people and programs round probabilities
 def read_answers(settings: DistillSettings) -> LabelledTexts:
     """Read the texts and answers of `--texts`. Raises `UserError`."""
     columns = settings.columns
+    wanted = Columns(columns.texts, PROBABILITIES, columns.csv_separator, columns.csv_encoding)
+    read: list[str] = []
     try:
-        return _read_probabilities(settings, columns)
+        return _read_probabilities(settings, wanted, read)
     except MissingColumn as missing:
         if missing.column != PROBABILITIES:
             raise
+    with_probabilities = read[0] if read else _find_probabilities(settings.texts, wanted)
+    if with_probabilities:
+        raise UserError(
+            f"--texts {settings.texts} has files with the column {PROBABILITIES!r}, such as {with_probabilities}, and "
+            "files without it; expected it in all or none. Distill from one kind of them, or add the column."
+        )
     try:
         scheme = LabelScheme(list(settings.label_names) or None, True, mapping=parse_mapping(settings.label_map))
         return labelled.read(settings.texts, columns, scheme)
@@ -35,22 +45,43 @@ def read_answers(settings: DistillSettings) -> LabelledTexts:
         ) from None
 
 
-def describe_no_text(settings: DistillSettings) -> str:
-    """Return the sentence about texts that hold none."""
-    columns = ", ".join(map(repr, settings.text_column))
-    return f"--texts {settings.texts} has no row with text and an answer in {columns}. Give texts to learn from."
+def is_folder(path: str) -> bool:
+    """Return whether there is a folder at a path, which may name a table of a catalog, too. Raises `UserError`."""
+    return not path.startswith(iceberg.SCHEME) and storage.is_folder(path)
 
 
-def _read_probabilities(settings: DistillSettings, columns: Columns) -> LabelledTexts:
-    """Read texts with probabilities; those without are counted and left out."""
-    wanted = Columns(columns.texts, PROBABILITIES, columns.csv_separator, columns.csv_encoding)
+def _find_probabilities(path: str, wanted: Columns) -> str | None:
+    """Return the path of a file that has the column `probabilities`; None if none has. Raises `UserError`."""
+    if not files.is_glob(path) and not is_folder(path):
+        return None
+    data = files.find_files(path, SUFFIXES)
+    for stamp in data.stamps if data.table is None else []:
+        with contextlib.suppress(MissingColumn):
+            return next(labelled.read_tables(storage.join(data.root, stamp.path), wanted))[0]
+    return None
+
+
+def _read_probabilities(settings: DistillSettings, wanted: Columns, read: list[str]) -> LabelledTexts:
+    """Read texts with probabilities; those without are counted and left out.
+
+    Args:
+        settings: The request.
+        wanted: The columns.
+        read: Gets the paths of the files that were read.
+
+    Raises:
+        UserError: A file lacks a column, or has other things in it.
+    """
     texts: list[str | None] = []
     parts: list[tuple[str, list[str], np.ndarray]] = []
+    mapping = parse_mapping(settings.label_map)
     for path, table, own_texts in labelled.read_tables(settings.texts, wanted):
-        names, values = _read_column(path, table[PROBABILITIES].combine_chunks(), settings.label_names)
+        read.append(path)
+        names, values = _read_column(path, table[PROBABILITIES].combine_chunks(), settings.label_names, mapping)
         texts += own_texts
         parts.append((path, names, values))
-    label_names = list(settings.label_names) or list(dict.fromkeys(name for _, names, _ in parts for name in names))
+    # without --label-names in alphabetical order, as labels of rows are numbered
+    label_names = list(settings.label_names) or sorted({name for _, names, _ in parts for name in names})
     if len(label_names) < 2:
         raise UserError(
             f"column {PROBABILITIES!r} of {settings.texts} has the labels {', '.join(label_names) or 'none'}; expected "
@@ -61,7 +92,7 @@ def _read_probabilities(settings: DistillSettings, columns: Columns) -> Labelled
     has_answer = ~np.isnan(probabilities).any(axis=1)
     rows = [i for i, text in enumerate(texts) if text is not None and has_answer[i]]
     if not rows:
-        raise UserError(describe_no_text(settings))
+        raise NothingToLearn(settings)
     without_text = sum(text is None for text in texts)
     dropped = DroppedRows(without_text, len(texts) - without_text - len(rows))
     return LabelledTexts(
@@ -73,10 +104,13 @@ def _read_probabilities(settings: DistillSettings, columns: Columns) -> Labelled
     )
 
 
-def _read_column(path: str, column: pa.Array, label_names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+def _read_column(
+    path: str, column: pa.Array, label_names: Sequence[str], mapping: Mapping[str, str]
+) -> tuple[list[str], np.ndarray]:
     """Return the labels of a file and their probabilities, (n, labels) float32; NaN in rows without an answer.
 
-    A label that a row's mapping lacks has the probability 0. Raises `UserError`.
+    A label that a row's mapping lacks has the probability 0. `mapping` says by which names labels are learned; those
+    of the same name are added up. Raises `UserError`.
     """
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -99,7 +133,8 @@ def _read_column(path: str, column: pa.Array, label_names: Sequence[str]) -> tup
                 "one for each of --label-names"
             )
         rows = [row if row is None else dict(zip(label_names, row, strict=True)) for row in rows]
-    names = list(dict.fromkeys(name for row in rows if row is not None for name in row))
+    own_names = list(dict.fromkeys(name for row in rows if row is not None for name in row))
+    names = list(dict.fromkeys(mapping.get(name, name) for name in own_names))
     unknown = [name for name in names if label_names and name not in label_names]
     if unknown:
         raise UserError(
@@ -107,10 +142,14 @@ def _read_column(path: str, column: pa.Array, label_names: Sequence[str]) -> tup
             f"{shorten(list(label_names))}"
         )
     try:
-        cells = [[np.nan] * len(names) if row is None else [row.get(name) or 0.0 for name in names] for row in rows]
-        return names, np.array(cells, np.float32).reshape(len(rows), len(names))
+        cells = [[np.nan if row is None else row.get(name) or 0.0 for name in own_names] for row in rows]
+        own_values = np.array(cells, np.float32).reshape(len(rows), len(own_names))
     except (TypeError, ValueError):
         raise UserError(f"column {PROBABILITIES!r} of {path} holds {kind}; expected numbers for the labels") from None
+    values = np.zeros((len(rows), len(names)), np.float32)
+    for name, of_label in zip(own_names, own_values.T, strict=True):
+        values[:, names.index(mapping.get(name, name))] += of_label
+    return names, values
 
 
 def _order(values: np.ndarray, names: Sequence[str], label_names: Sequence[str]) -> np.ndarray:

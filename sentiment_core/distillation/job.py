@@ -1,19 +1,25 @@
 """Distill: a teacher scores texts, a student learns its answers, and both are compared."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from sentiment_core.config import defaults_of
 from sentiment_core.distillation import comparison, teachers
-from sentiment_core.distillation.parts import StudentParts, make_parts, read_labelled
-from sentiment_core.distillation.settings import DistillSettings
+from sentiment_core.distillation.parts import LabelledParts, StudentParts, make_parts, read_labelled
+from sentiment_core.distillation.settings import DistillSettings, NothingToLearn
 from sentiment_core.distillation.teachers import Teacher
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, encoder, layer_cut, source
+from sentiment_core.model import bundle, source
 from sentiment_core.model.distillation_record import Distillation
+from sentiment_core.model.objective import MultiLabel, SingleLabel
 from sentiment_core.model.records import EpochRecord, GuaranteeGrid
 from sentiment_core.runtime import preflight, storage
+from sentiment_core.training import encoder_check
 from sentiment_core.training.job import TrainResult, train
-from sentiment_core.training.resume import SCORED, STUDENT, ResumableRun
+from sentiment_core.training.resume import SCORED, STUDENT, STUDENT_REQUEST, ResumableRun, find_differences
 
 
 @dataclass(frozen=True)
@@ -33,23 +39,41 @@ def distill(settings: DistillSettings) -> DistillResult:
     preflight.check_lasting(settings.out)
     run = ResumableRun.of_distillation(settings.out)
     bundle.check_free(settings.out, run.has_checkpoint)
-    start_from = encoder.fetch(settings.model)
-    if settings.layers is not None:
-        layer_cut.read_config(start_from, settings.layers)
     teacher = teachers.open_teacher(settings)
     settings = _take_over(settings, teacher)
     rows = read_labelled(settings, teacher.scheme)
-    with run.open(asdict(settings) | {"teacher_sha256": teacher.digest}, {}) as folder:
-        scored = storage.join(folder, SCORED)
-        plan = teachers.plan_answers(settings, teacher, scored)
-        remarks = teachers.score_texts(plan) if plan else []
-        try:
-            parts = make_parts(settings, teachers.collect_answers(settings, teacher, scored, remarks), rows)
-        except UserError:
-            storage.delete_folder(folder)  # a resumed run would end the same
-            raise
-        student = _train(settings, storage.join(folder, STUDENT), parts)
+    objective = MultiLabel() if teacher.scheme.several else SingleLabel(settings.ordinal)
+    encoder_check.check_settings(settings, teacher.label_names, objective)
+    with run.open(_describe_scoring(settings, teacher), defaults_of(settings)) as folder:
+        parts = _make_parts(settings, teacher, rows, folder)
+        student = _train(settings, folder, parts)
         return _publish(settings, teacher, parts, student)
+
+
+def _describe_scoring(settings: DistillSettings, teacher: Teacher) -> dict[str, Any]:
+    """Return what decides the scored texts. The student's settings may change: the texts need no scoring again."""
+    return {"teacher_sha256": teacher.digest, "texts": settings.texts, "text_column": settings.text_column}
+
+
+def _make_parts(settings: DistillSettings, teacher: Teacher, rows: LabelledParts, folder: str) -> StudentParts:
+    """Let the teacher answer the texts, and divide them. Raises `UserError`."""
+    plan = teachers.plan_answers(settings, teacher, storage.join(folder, SCORED))
+    encoder_check.check_cluster(settings, folder)
+    remarks = teachers.score_texts(plan) if plan else []
+    with _delete_after(NothingToLearn, folder):
+        answers = teachers.collect_answers(settings, teacher, plan, remarks)
+    with _delete_after(UserError, folder):
+        return make_parts(settings, answers, rows)
+
+
+@contextlib.contextmanager
+def _delete_after(refusal: type[UserError], folder: str) -> Iterator[None]:
+    """Delete a run's folder after a refusal with which a resumed run would end, too."""
+    try:
+        yield
+    except refusal:
+        storage.delete_folder(folder)
+        raise
 
 
 def _take_over(settings: DistillSettings, teacher: Teacher) -> DistillSettings:
@@ -63,16 +87,30 @@ def _take_over(settings: DistillSettings, teacher: Teacher) -> DistillSettings:
     )
 
 
-def _train(settings: DistillSettings, path: str, parts: StudentParts) -> TrainResult:
-    """Train the student, or return the one that a run left which was stopped afterwards."""
+def _train(settings: DistillSettings, folder: str, parts: StudentParts) -> TrainResult:
+    """Train the student, or return the one that a run left which was stopped afterwards.
+
+    A student of other settings or rows is deleted.
+    """
+    path, noted = storage.join(folder, STUDENT), storage.join(folder, STUDENT_REQUEST)
+    rows = {"data_sha256": parts.train.fingerprint(), "eval_data_sha256": parts.evaluation.fingerprint()}
+    request, defaults = json.loads(json.dumps([asdict(settings) | rows, defaults_of(settings)]))  # as read again
+    if find_differences(defaults | _read_noted(noted), request):
+        storage.delete_folder(path)
+        storage.delete_folder(ResumableRun.of_training(path).folder)
+        storage.write_file(noted, json.dumps(request, indent=2).encode())
     if storage.exists(storage.join(path, bundle.CARD)):
-        info = bundle.read_info(path)
-        trained_on = (info.training.data.fingerprint, info.training.eval_data.fingerprint)
-        if trained_on == (parts.train.fingerprint(), parts.evaluation.fingerprint()):
-            lines = storage.read_file(storage.join(path, bundle.LOG)).splitlines()
-            return TrainResult(path, info, [EpochRecord.from_json(json.loads(line)) for line in lines])
-        storage.delete_folder(path)  # the texts have changed since
+        lines = storage.read_file(storage.join(path, bundle.LOG)).splitlines()
+        return TrainResult(path, bundle.read_info(path), [EpochRecord.from_json(json.loads(line)) for line in lines])
     return train(settings, path, parts=(parts.train, parts.evaluation))
+
+
+def _read_noted(path: str) -> dict[str, Any]:
+    """Read what was noted of an unfinished student; nothing if there is none."""
+    try:
+        return json.loads(storage.read_file(path))
+    except (OSError, ValueError):
+        return {}
 
 
 def _publish(settings: DistillSettings, teacher: Teacher, parts: StudentParts, student: TrainResult) -> DistillResult:

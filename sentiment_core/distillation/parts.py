@@ -77,8 +77,7 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
     )
     evaluation = rows.evaluation
     if evaluation is None:
-        taught, held_out = labelled.split(taught, settings.eval_fraction, settings.seed)
-        evaluation = replace(held_out, soft_labels=None)
+        taught, evaluation = labelled.split(taught, settings.eval_fraction, settings.seed)
     dropped = answers.origin.dropped
     texts = TaughtTexts(
         settings.texts,

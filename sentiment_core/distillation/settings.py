@@ -7,6 +7,16 @@ from sentiment_core.errors import UserError
 from sentiment_core.training.settings import TrainSettings
 
 
+class NothingToLearn(UserError):
+    """The texts hold none that has an answer."""
+
+    def __init__(self, settings: "DistillSettings") -> None:
+        columns = ", ".join(map(repr, settings.text_column))
+        super().__init__(
+            f"--texts {settings.texts} has no row with text and an answer in {columns}. Give texts to learn from."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(TrainSettings):
     """Settings of a distillation: those of a training, the teacher, and the texts that it answers."""

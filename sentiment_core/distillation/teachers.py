@@ -9,9 +9,8 @@ from sentiment_core.analysis.scored_rows import OpenedOutput
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.data.origin import DataOrigin
-from sentiment_core.data.shards import read_metadata
-from sentiment_core.distillation.answer_file import PROBABILITIES, describe_no_text, read_answers
-from sentiment_core.distillation.settings import DistillSettings
+from sentiment_core.distillation.answer_file import is_folder, read_answers
+from sentiment_core.distillation.settings import DistillSettings, NothingToLearn
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry, source
 from sentiment_core.model.distillation_record import Answers
@@ -23,6 +22,16 @@ from sentiment_core.scoring.outputs import Output
 from sentiment_core.scoring.plan import ScorePlan, plan_scoring
 from sentiment_core.scoring.settings import ScoreSettings
 from sentiment_core.text.arrow import join_texts
+
+PREFIX = "teacher_answers_"  # of the scored columns, so that texts may have columns of any name
+
+
+class ScoringStopped(Exception):
+    """The teacher's scoring broke off. `exit_code` is that of `sentiment-core score`."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Teacher:
     model: OpenedModel | None = None  # None: only its answers are there
     answers: LabelledTexts | None = None  # that were read already
     scored: OpenedOutput | None = None  # or that stand in an output of score
+    remarks: tuple[str, ...] = ()  # what to know about that output
 
     @property
     def label_names(self) -> list[str]:
@@ -60,14 +70,14 @@ def open_teacher(settings: DistillSettings) -> Teacher:
             raise UserError(str(error).replace("--model", "--teacher")) from None
         columns = settings.text_column or model.info.text_columns
         return Teacher(model.path, model.info.label_scheme, columns, bundle.digest_of(model.files), model)
+    if is_folder(settings.texts) and outputs.read_run_file(settings.texts) is not None:
+        return _open_scored(settings)
     columns = settings.text_column or ("text",)
-    if storage.is_folder(settings.texts) and outputs.read_run_file(settings.texts) is not None:
-        return _open_scored(settings, columns)
     answers = read_answers(replace(settings, text_column=columns))
     return Teacher(answers.origin.place, answers.scheme, columns, answers=answers)
 
 
-def _open_scored(settings: DistillSettings, columns: tuple[str, ...]) -> Teacher:
+def _open_scored(settings: DistillSettings) -> Teacher:
     """Open an output of score, and the model that made it, if that is where it was. Raises `UserError`."""
     run_file = outputs.read_run_file(settings.texts)
     names = [model.model for model in run_file.run.columns_of_models] if run_file else []
@@ -92,8 +102,36 @@ def _open_scored(settings: DistillSettings, columns: tuple[str, ...]) -> Teacher
     except UserError:
         model = None
     model = model if model and bundle.digest_of(model.files) == digest else None
+    opened, remarks = _keep_outputs_of(settings, opened, digest)
+    columns = settings.text_column or tuple(run.text_columns)
     scheme = model.info.label_scheme if model else LabelScheme(opened.labels, several=opened.several)
-    return Teacher(name, scheme, columns, digest, model, scored=opened)
+    return Teacher(name, scheme, columns, digest, model, scored=opened, remarks=remarks)
+
+
+def _keep_outputs_of(
+    settings: DistillSettings, opened: OpenedOutput, digest: str
+) -> tuple[OpenedOutput, tuple[str, ...]]:
+    """Leave out what other bundles scored, and return remarks about that and about missing rows. Raises `UserError`."""
+    name, remarks = opened.model.model, []
+    own = [output for output in opened.outputs if output.origin and output.origin.run.bundles.get(name) == digest]
+    if not own:
+        raise UserError(
+            f"--texts {settings.texts} has only outputs of earlier bundles of its model. Run sentiment-core score "
+            "again."
+        )
+    if left_out := opened.rows - sum(output.rows for output in own):
+        remarks.append(f"{left_out:,} rows of --texts were scored by earlier bundles and were left out")
+    if opened.missing_rows:
+        remarks.append(
+            f"{opened.missing_rows:,} rows are missing in --texts {settings.texts}. Run sentiment-core score again to "
+            "learn them, too."
+        )
+    elif not storage.exists(storage.join(opened.folder, outputs.SUCCESS_FILE)):
+        remarks.append(
+            f"--texts {settings.texts} is not complete. Run sentiment-core score again to learn all of its input."
+        )
+    labels = {label: None for output in own if output.counts for label in output.counts.models[name].labels.value}
+    return replace(opened, outputs=own, labels=list(labels)), tuple(remarks)
 
 
 def plan_answers(settings: DistillSettings, teacher: Teacher, folder: str) -> ScorePlan | None:
@@ -101,7 +139,7 @@ def plan_answers(settings: DistillSettings, teacher: Teacher, folder: str) -> Sc
     if teacher.answers is not None or teacher.scored is not None or settings.teacher is None:
         return None
     try:
-        plan = plan_scoring(
+        return plan_scoring(
             ScoreSettings(
                 model=registry.resolve(settings.teacher),
                 input=settings.texts,
@@ -109,59 +147,64 @@ def plan_answers(settings: DistillSettings, teacher: Teacher, folder: str) -> Sc
                 text_column=teacher.text_columns,
                 keep=teacher.text_columns,
                 probabilities=True,
+                prefix=PREFIX,
+                prune=True,
                 device=settings.device,
             )
         )
     except UserError as error:
         raise UserError(str(error).replace("--input", "--texts").replace("--model", "--teacher")) from None
-    corpus = plan.corpus
-    if corpus.table is None and corpus.units:
-        schema = read_metadata(corpus.root, corpus.units[0].source).schema.to_arrow_schema()
-        if PROBABILITIES in schema.names:
-            raise UserError(
-                f"--teacher is given, and --texts {settings.texts} has answers, the column {PROBABILITIES!r}. Leave "
-                "--teacher out to learn these, or give texts without that column."
-            )
-    return plan
 
 
 def score_texts(plan: ScorePlan) -> list[str]:
-    """Score what is not scored yet, and return what to know about it. Raises `UserError` as scoring does."""
-    record = job.score(plan).record
+    """Score what is not scored yet, and return what to know about it.
+
+    Raises `UserError` as scoring does, and `ScoringStopped`.
+    """
+    result = job.score(plan)
+    record = result.record
     if record.stopped:
-        raise RuntimeError(f"scoring --texts stopped: {record.stopped}; rerun the same command to resume")
+        raise ScoringStopped(
+            f"the teacher's scoring of --texts stopped: {record.stopped}; finished files are kept; rerun the same "
+            "command to resume",
+            result.exit_code,
+        )
     return [f"{shard.source} of --texts could not be scored: {shard.reason}" for shard in record.failed_shards]
 
 
 def collect_answers(
-    settings: DistillSettings, teacher: Teacher, scored_folder: str, remarks: list[str]
+    settings: DistillSettings, teacher: Teacher, plan: ScorePlan | None, remarks: list[str]
 ) -> LabelledTexts:
     """Return the texts with the teacher's answers; rows without text or answer are left out and counted.
 
     Args:
         settings: The request.
         teacher: The teacher.
-        scored_folder: Output folder of its scoring, if it has scored for this run.
+        plan: The plan by which it has scored for this run, if it has.
         remarks: What to know about that scoring.
 
     Raises:
-        UserError: There is no text with an answer.
+        NothingToLearn: There is no text with an answer.
+        UserError: An output cannot be read.
     """
     if teacher.answers is not None:
         return teacher.answers
     if teacher.scored is not None:
-        return _read_scored(settings, teacher, teacher.scored, [])
+        return _read_scored(settings, teacher, teacher.scored, list(teacher.remarks))
+    assert plan is not None, "a teacher without answers scores"
     try:
-        opened = scored_rows.open_output(scored_folder)
+        opened = scored_rows.open_output(plan.output_folder)
     except scored_rows.NothingScored:
-        raise UserError(describe_no_text(settings)) from None
-    return _read_scored(settings, teacher, opened, remarks)
+        raise NothingToLearn(settings) from None
+    # where shards failed, outputs of deleted and changed ones are still there
+    current = [output for output in opened.outputs if output.path not in plan.outputs_to_delete]
+    return _read_scored(settings, teacher, replace(opened, outputs=current), remarks)
 
 
 def _read_scored(
     settings: DistillSettings, teacher: Teacher, opened: OpenedOutput, remarks: list[str]
 ) -> LabelledTexts:
-    """Read texts and probabilities from an output of score, equal texts of an output file once.
+    """Read texts and probabilities from an output of score.
 
     Where rows have several labels, those that abstained are left out: nothing says which labels they get.
     """
@@ -188,7 +231,7 @@ def _read_scored(
     parts = list(scored_rows.map_outputs(read, opened.outputs))
     texts = [text for own_texts, *_ in parts for text in own_texts]
     if not texts:
-        raise UserError(describe_no_text(settings))
+        raise NothingToLearn(settings)
     order = [opened.labels.index(name) for name in teacher.label_names]
     probabilities = np.concatenate([part[1] for part in parts])[:, order]
     labels = np.concatenate([part[2] for part in parts])[:, order] if opened.several else probabilities.argmax(axis=1)

@@ -20,7 +20,10 @@ PRIOR_ROWS = 2.0  # weight of the prior, which draws the temperature towards 1: 
 
 
 def fit(logits: np.ndarray, targets: np.ndarray) -> Calibration:
-    """Fit the temperature on `logits` (n, classes) and `targets` (n,), and measure what it gains."""
+    """Fit the temperature on `logits` (n, classes), and measure what it gains.
+
+    `targets` are labels (n,), or a teacher's probabilities (n, classes): then confidences come to be the teacher's.
+    """
     temperature = fit_temperature(logits, targets)
     return Calibration(
         method=METHOD,
@@ -33,7 +36,7 @@ def fit(logits: np.ndarray, targets: np.ndarray) -> Calibration:
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Find the temperature with the least cross entropy on `logits` (n, classes) and `targets` (n,)."""
+    """Find the temperature with the least cross entropy; arguments as for `fit`."""
     from scipy.optimize import minimize_scalar  # half a second, which processes that only compute need not spend
 
     logits = logits.astype(np.float64)

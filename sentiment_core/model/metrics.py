@@ -110,14 +110,27 @@ def mean_calibration_gap(confidence: np.ndarray, correct: np.ndarray, weights: n
 
 
 def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Compute the expected calibration error (Guo et al. 2017) of the most probable labels."""
-    return mean_calibration_gap(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
+    """Compute the expected calibration error (Guo et al. 2017) of the most probable labels.
+
+    `targets` are as in `cross_entropy`; of probabilities those of the most probable labels count as shares of right
+    ones.
+    """
+    best = probabilities.argmax(axis=1)
+    correct = best == targets if targets.ndim == 1 else targets[np.arange(len(targets)), best]
+    return mean_calibration_gap(probabilities.max(axis=1), correct)
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Compute the mean negative log likelihood in nats; `logits` is (n, classes)."""
+    """Compute the mean negative log likelihood in nats.
+
+    Args:
+        logits: (n, classes).
+        targets: (n,) int, the class of each row; or (n, classes) float, the probability of each.
+    """
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    if targets.ndim == 2:
+        return float(-(log_probability * targets).sum(axis=1).mean())
     return float(-log_probability[np.arange(len(targets)), targets].mean())
 
 

@@ -165,7 +165,10 @@ def _best_threshold(p: np.ndarray, target: np.ndarray) -> float:
 
 
 def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> LabelCalibration:
-    """Fit scale and shift of each label, and measure what they gain."""
+    """Fit scale and shift of each label, and measure what they gain.
+
+    `targets` may be a teacher's probabilities too, (n, labels) float.
+    """
     scales, shifts = fit_scales(logits, targets)
     return LabelCalibration(
         method=METHOD,

@@ -130,7 +130,7 @@ class SingleLabel:
         """Refuse a layer that a calibration cannot be folded into. Raises `UserError`."""
 
     def fit_calibration(self, logits: np.ndarray, targets: np.ndarray) -> Calibration:
-        """Fit the calibration on labelled rows and measure what it gains."""
+        """Fit the calibration on labelled rows, or on a teacher's probabilities, and measure what it gains."""
         return calibration.fit(logits, targets)
 
     def calibrate(self, logits: np.ndarray, fitted: Any) -> np.ndarray:

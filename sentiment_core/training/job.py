@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import ray
 import safetensors.torch
-import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sentiment_core.config import command_line, defaults_of
 from sentiment_core.data.labelled import LabelledTexts
-from sentiment_core.data.labels import label_shares
-from sentiment_core.errors import UserError
+from sentiment_core.data.labels import count_labels, label_shares
 from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
-from sentiment_core.model import bundle, classifier, encoder, fitness, guarantee, layer_cut
+from sentiment_core.model import bundle, classifier, encoder, guarantee, layer_cut
 from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
 from sentiment_core.model.records import (
     EncoderOrigin,
@@ -29,7 +27,7 @@ from sentiment_core.model.records import (
     TrainingRecord,
     TrainingRows,
 )
-from sentiment_core.runtime import cluster, connection, preflight, storage
+from sentiment_core.runtime import cluster, preflight, storage
 from sentiment_core.text.preprocessing import Preprocessing
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
@@ -37,9 +35,10 @@ from sentiment_core.training import checkpoint, tracking, vocabulary
 from sentiment_core.training.checkpoint import LOGITS
 from sentiment_core.training.data import read_parts, tokenize_part
 from sentiment_core.training.diagnostics import find_warnings, reference_statistics, worst_mistakes
+from sentiment_core.training.encoder_check import check_cluster, check_encoder
 from sentiment_core.training.monitor import start_monitor
 from sentiment_core.training.ray_workers import run_workers
-from sentiment_core.training.recipe import Recipe, choose_recipe
+from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.task import TokenizedPart, TrainingTask
@@ -118,6 +117,11 @@ class PreparedTraining:
         return self.train_part.label_names
 
     @property
+    def label_counts(self) -> np.ndarray:
+        """Training rows that have each label, (classes,) int; of a teacher's probabilities the labels it decides."""
+        return count_labels(self.train_part.labels, len(self.labels))
+
+    @property
     def objective(self) -> Objective:
         """The objective of the training."""
         return choose_objective(self.settings, self.train_part)
@@ -171,8 +175,7 @@ def train(
     """
     started = time.monotonic()
     prepared = prepare(settings, path or settings.out, parts)
-    connection.connect_for(settings.workers, storage.parent(prepared.path), settings.device)
-    preflight.check_precision(settings.precision, cluster.device_kind(settings.device))
+    check_cluster(settings, prepared.path)
     with (
         prepared.run.open(prepared.request, defaults_of(settings)) as folder,
         tracking.log_curves(tracking.requested_trackers(prepared.chosen_settings, folder, tracker)) as track,
@@ -203,25 +206,10 @@ def _prepare_from(
     eval_part: LabelledTexts,
 ) -> PreparedTraining:
     """Check an encoder for the rows, and tokenize these. Raises `UserError`."""
-    labels, objective = train_part.label_names, choose_objective(settings, train_part)
-    try:
-        encoder_config = classifier.make_config(start_from.folder, labels)
-        recipe = choose_recipe(settings, encoder_config, len(train_part), len(labels))
-        model_config = classifier.make_config(start_from.folder, labels, recipe.dropout, objective.problem_type)
-        tokenizer = encoder.load_tokenizer(start_from.folder)
-        classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)
-        fitness.check_tokenizer(settings.model, model_config, tokenizer)
-        with torch.random.fork_rng(devices=[]):  # the session's random numbers stay as they were
-            model = classifier.from_encoder(start_from.folder, model_config, settings.head)
-        objective.check_last_layer(classifier.last_layer(model, len(labels)))
-        fitness.check_attention(settings.model, model, settings.head)
-        fitness.check_padding(model)
-        del model
-    except (OSError, ValueError, AttributeError, ImportError, safetensors.SafetensorError) as error:
-        raise UserError(f"--model {settings.model} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    encoder.check_max_length(start_from, tokenizer, model_config, settings.max_length)
+    objective = choose_objective(settings, train_part)
+    checked = check_encoder(settings, start_from, train_part.label_names, objective, len(train_part))
     rules = Preprocessing(settings.max_length, settings.truncation, settings.clean)
-    text_tokenizer = Tokenizer.from_transformers(tokenizer, rules)
+    text_tokenizer = Tokenizer.from_transformers(checked.tokenizer, rules)
     train_part, train_tokens = tokenize_part(train_part, text_tokenizer)
     eval_part, eval_tokens = tokenize_part(eval_part, text_tokenizer)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
@@ -229,13 +217,13 @@ def _prepare_from(
     preflight.check_space(path, 12 * sum(map(len, files.values())))
     return PreparedTraining(
         settings=settings,
-        recipe=recipe,
+        recipe=checked.recipe,
         path=path,
         run=resumable,
         encoder=start_from,
         encoder_files=files,
-        model_config=model_config,
-        tokenizer=tokenizer,
+        model_config=checked.model_config,
+        tokenizer=checked.tokenizer,
         unknown_id=text_tokenizer.unknown_id,
         train_part=train_part,
         train_tokens=train_tokens,
@@ -265,6 +253,7 @@ def run(prepared: PreparedTraining, folder: str, track: Callable[[int, dict[str,
         recipe=prepared.recipe,
         objective=prepared.objective,
         label_names=prepared.labels,
+        label_counts=prepared.label_counts,
         model_config=model_config,
         pad_id=pad_id,
         token_ids=token_ids,
@@ -299,7 +288,7 @@ def finish(
     settings, labels, targets = prepared.settings, prepared.labels, prepared.eval_part.labels
     logits, log = weights.logits, weights.log
     objective = prepared.objective
-    fitted = objective.fit_calibration(logits, targets)
+    fitted = objective.fit_calibration(logits, prepared.eval_part.targets)
     objective.fold_calibration(classifier.last_layer(weights.model, len(labels)), fitted)
     probabilities = objective.activate(objective.calibrate(logits, fitted))
     objective = objective.fit_decision(probabilities, targets)

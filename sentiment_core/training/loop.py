@@ -23,7 +23,6 @@ import torch
 import torch.distributed
 from torch import nn
 
-from sentiment_core.data.labels import count_labels
 from sentiment_core.errors import UserError
 from sentiment_core.inference import timing
 from sentiment_core.model import classifier
@@ -88,14 +87,14 @@ class TrainingLoop:
         if self.device.type == "cpu":
             torch.set_num_threads(task.threads)
         torch.manual_seed(self.settings.seed)
-        counts = count_labels(self.train_part.labels, len(task.label_names))
         self.model = load_model(task, self.device)
         self.vocabulary = TrimmedVocabulary(self.model, task.token_ids)
         self.model.to(self.device)
         balanced = self.settings.class_weights == "balanced"
-        weights = self.objective.balance(counts, len(self.train_part)) if balanced else np.ones(len(counts))
+        counts, rows = task.label_counts, len(self.train_part)
+        weights = self.objective.balance(counts, rows) if balanced else np.ones(len(counts))
         if not balanced:  # or the head is to say yes to each label as often as no
-            start_head(self.model, task, self.objective.initial_bias(counts, len(self.train_part)))
+            start_head(self.model, task, self.objective.initial_bias(counts, rows))
         self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)  # (classes,)
         self.number_type = NumberType(self._choose_number_type())
         self.forward = self._make_forward(self.number_type.dtype)

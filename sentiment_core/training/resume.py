@@ -13,6 +13,7 @@ from sentiment_core.runtime import storage
 REQUEST, SNAPSHOT = "request.json", "checkpoint_manager_snapshot.json"
 # In the folder of a distillation: the texts as the teacher scored them, and the student until it is compared.
 SCORED, STUDENT = "scored", "student"
+STUDENT_REQUEST = "student.json"  # what decides that student: its settings and rows
 # Settings that do not affect the result: they may differ when a run is resumed.
 RESUME_MAY_CHANGE = ("out", "device", "checkpoint_minutes", "max_failures", "tensorboard")
 
@@ -76,13 +77,17 @@ class ResumableRun:
             before = defaults | json.loads(storage.read_file(path))
         except (OSError, ValueError):
             before = {}
-        different = [name for name in request if before.get(name) != request[name] and name not in RESUME_MAY_CHANGE]
-        if different:
+        if different := find_differences(before, request):
             changes = ", ".join(f"{name}: {before.get(name)!r} there, {request[name]!r} now" for name in different)
             raise UserError(
                 f"{self.folder} holds a checkpoint made with other settings ({changes}). Rerun with the old settings "
                 "to resume, or delete the folder to start over."
             )
+
+
+def find_differences(before: dict[str, Any], request: dict[str, Any]) -> list[str]:
+    """Return the names of what a request asks for otherwise than a request before; some settings do not count."""
+    return [name for name in request if before.get(name) != request[name] and name not in RESUME_MAY_CHANGE]
 
 
 def _folder_beside(out: str, prefix: str) -> str:

@@ -32,6 +32,7 @@ class TrainingTask:
     recipe: Recipe
     objective: Objective
     label_names: list[str]
+    label_counts: np.ndarray  # (classes,) training rows that have each label; of probabilities the decided ones
     model_config: PretrainedConfig
     pad_id: int
     token_ids: np.ndarray  # ids of the vocabulary that the data has; tokens are numbered by their position in it

@@ -1,6 +1,7 @@
 """Answers of someone are read as they are; texts are learned once, and those of evaluation rows not at all."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sentiment_core.api import Classifier
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.distillation.comparison import compare
 from sentiment_core.distillation.parts import LabelledParts, make_parts, read_labelled
 from sentiment_core.distillation.settings import DistillSettings
 from sentiment_core.distillation.teachers import open_teacher
 from sentiment_core.errors import UserError
+from sentiment_core.model import source
+from sentiment_core.training.job import prepare
+from sentiment_core.training.settings import TrainSettings
 from tests.conftest import sentences
 
 TEXTS = ["one", "two", "three", None]
@@ -59,10 +65,39 @@ def test_files_may_name_labels_in_any_order_and_leave_out_those_that_are_not_pro
         lines = [json.dumps({"text": f"{name}{i}", "probabilities": row}) for i, row in enumerate(own)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     answers = open_teacher(settings_for(tmp_path)).answers
-    assert sorted(answers.label_names) == ["maybe", "no", "yes"]
+    assert answers.label_names == ["maybe", "no", "yes"]  # in the order of labels of rows
     by_name = dict(zip(answers.label_names, answers.soft_labels.T.tolist(), strict=True))
     np.testing.assert_allclose(by_name["no"], [1, 0.3, 0], rtol=1e-6)
     np.testing.assert_allclose(by_name["maybe"], [0, 0, 0.6], rtol=1e-6)
+
+
+def test_labels_of_mappings_are_mapped_and_those_of_one_name_are_added_up(tmp_path):
+    rows = [{"no": 0.5, "nope": 0.25, "yes": 0.25}, None]
+    pq.write_table(pa.table({"text": ["a", "b"], "probabilities": rows}), tmp_path / "a.parquet")
+    answers = open_teacher(settings_for(tmp_path, label_map=("nope=no", "yes=positive"))).answers
+    assert answers.label_names == ["no", "positive"]
+    assert answers.soft_labels.tolist() == [[0.75, 0.25]]
+
+
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_files_with_probabilities_beside_files_without_are_refused(tmp_path, first):
+    with_probabilities = {"text": ["x"], "label": ["no"], "probabilities": [{"no": 0.5, "yes": 0.5}]}
+    pq.write_table(pa.table(with_probabilities), tmp_path / f"{first}.parquet")
+    pq.write_table(pa.table({"text": ["y"], "label": ["yes"]}), tmp_path / "m.parquet")
+    with pytest.raises(UserError) as error:
+        open_teacher(settings_for(tmp_path))
+    assert str(error.value) == (
+        f"--texts {tmp_path} has files with the column 'probabilities', such as {tmp_path}/{first}.parquet, and files "
+        "without it; expected it in all or none. Distill from one kind of them, or add the column."
+    )
+
+
+def test_a_table_of_a_catalog_is_read_as_one_and_not_as_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYICEBERG_HOME", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        open_teacher(settings_for("iceberg://nowhere/reviews.texts"))
+    assert "cannot be accessed" not in str(error.value)
+    assert "nowhere" in str(error.value)
 
 
 def test_labels_of_someone_are_answers_that_are_certain(tmp_path, labelled):
@@ -154,6 +189,35 @@ def test_equal_texts_are_learned_once_and_evaluated_or_labelled_ones_are_left_ou
     assert (told.rows, told.copies, told.evaluation_texts, told.labelled_texts) == (5, 1, 3, 3)
     assert parts.train.origin.remarks == ["3 rows of --texts have texts of evaluation rows and were left out"]
     assert (parts.labelled_rows, parts.is_by_teacher) == (3, False)
+
+
+def test_held_out_answers_keep_their_probabilities_by_which_a_student_is_calibrated():
+    answers = replace(numbered(20), soft_labels=np.tile([0.25, 0.75], (20, 1)).astype(np.float32))
+    parts = make_parts(settings_for("p"), answers, LabelledParts(None, None))
+    assert parts.is_by_teacher
+    assert parts.evaluation.targets.tolist() == [[0.25, 0.75]] * 2
+
+
+def test_labels_that_a_teacher_decides_are_counted_for_class_weights(tmp_path, tiny_encoder):
+    soft = np.tile([0.4, 0.6], (20, 1)).astype(np.float32)
+    soft[:5] = [1, 0]
+    data = LabelledTexts([f"text {i}" for i in range(20)], soft.argmax(axis=1), ["no", "yes"], soft_labels=soft)
+    settings = TrainSettings(data="p", model=tiny_encoder, out=str(tmp_path / "b"))
+    prepared = prepare(settings, settings.out, (data, data))
+    assert prepared.label_counts.tolist() == [5, 15]
+
+
+def test_a_teacher_whose_answers_are_there_computes_no_agreement(tiny_bundle):
+    model = source.open_model(tiny_bundle)
+    texts = sentences(40, seed=3)["text"].to_pylist()
+    decided = Classifier(model.files).predict_proba(texts).argmax(axis=1)
+    rows = LabelledTexts(texts, 1 - decided, model.info.labels)  # answers that it does not give
+    by_teacher = compare(model, model, rows, is_by_teacher=True)
+    assert (by_teacher.rows, by_teacher.agreement, by_teacher.student.accuracy) == (40, 0.0, None)
+    assert by_teacher.teacher.rows_per_second > 0
+    by_labels = compare(model, model, rows, is_by_teacher=False)
+    assert (by_labels.agreement, by_labels.student.accuracy, by_labels.teacher.accuracy) == (1.0, 0.0, 0.0)
+    assert compare(model, None, rows, is_by_teacher=False).agreement is None
 
 
 def test_texts_that_all_have_labels_are_refused():

@@ -1,8 +1,11 @@
 """Students learn what a teacher answers; the bundle says who taught it; a stopped run resumes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,10 +16,12 @@ from sentiment_core.api import Classifier
 from sentiment_core.distillation import job as distillation
 from sentiment_core.distillation.job import distill
 from sentiment_core.distillation.settings import DistillSettings
+from sentiment_core.errors import EXIT_FAULT, UserError
 from sentiment_core.model import bundle
 from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.records import GuaranteeGrid
 from sentiment_core.runtime import storage
+from sentiment_core.subcommands import COMMANDS
 from sentiment_core.training.job import train
 from sentiment_core.training.settings import TrainSettings
 from tests.conftest import sentences
@@ -35,12 +40,13 @@ def teacher(ray_here, short_encoder, labelled, tmp_path_factory) -> str:
 
 @pytest.fixture
 def texts(tmp_path) -> str:
-    """Write texts without labels, in two files, a hundred of them twice."""
+    """Write texts without labels, in two files, a hundred of them twice, beside columns named as answers are."""
     (tmp_path / "texts").mkdir()
     table = sentences(700, seed=5)
     numbered = pa.array([f"{text} number {i}" for i, text in enumerate(table["text"].to_pylist())])
-    pq.write_table(pa.table({"text": numbered.slice(0, 400)}), tmp_path / "texts" / "a.parquet")
-    pq.write_table(pa.table({"text": numbered.slice(300)}), tmp_path / "texts" / "b.parquet")
+    for name, own in {"a": numbered.slice(0, 400), "b": numbered.slice(300)}.items():
+        others = {column: ["?"] * len(own) for column in ("label", "confidence", "status", "probabilities")}
+        pq.write_table(pa.table({"text": own} | others), tmp_path / "texts" / f"{name}.parquet")
     return str(tmp_path / "texts")
 
 
@@ -87,42 +93,78 @@ def test_a_student_agrees_with_its_teacher_and_its_bundle_says_so(in_process, te
 
 
 def test_a_run_that_stopped_after_scoring_resumes_with_what_was_scored(
-    in_process, tiny_bundle, tiny_encoder, texts, labelled, tmp_path, monkeypatch
+    in_process, tiny_bundle, tiny_encoder, texts, labelled, tmp_path, monkeypatch, capfd
 ):
-    out = str(tmp_path / "small")
+    """A file of texts is deleted meanwhile, and the student gets another length."""
+    table = pq.read_table(labelled)
+    no_token = pa.table({"text": ["\x07"], "label": ["positive"]}).cast(table.schema)
+    data, gone = tmp_path / "data.parquet", Path(texts, "c.parquet")
+    pq.write_table(pa.concat_tables([table, no_token]), data)
+    pq.write_table(pa.table({"text": ["a text that is deleted"]}), gone)
+    out, work = str(tmp_path / "small"), tmp_path / "_distilling-small"
     settings = DistillSettings(
-        teacher=tiny_bundle, texts=texts, data=labelled, model=tiny_encoder, out=out, epochs=1, **FAST
+        teacher=tiny_bundle, texts=texts, data=str(data), model=tiny_encoder, out=out, epochs=1, **FAST
     )
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    work = tmp_path / "_distilling-small"
-    for name in ("train", "_publish"):  # before the training, and after it
+    def distill_until(name: str, wanted: DistillSettings) -> dict[Path, int]:
+        """Stop at a function; return when each output was scored."""
         with monkeypatch.context() as patch:
             patch.setattr(distillation, name, stop)
             with pytest.raises(KeyboardInterrupt):
-                distill(settings)
-        scored = {path: path.stat().st_mtime_ns for path in (work / "scored").glob("*.parquet")}
-        assert len(scored) == 2
+                distill(wanted)
+        return {path: path.stat().st_mtime_ns for path in (work / "scored").glob("*.parquet")}
+
+    first = distill_until("train", settings)
+    assert len(first) == 3
+    gone.unlink()
+    unfinished = work / "_training-student"  # of the old length, as a training leaves it that is killed
+    (unfinished / "run").mkdir(parents=True)
+    (unfinished / "run" / "checkpoint_manager_snapshot.json").write_text("{}")
+    (unfinished / "request.json").write_text("{}")
+    longer = replace(settings, max_length=40)
+    scored = distill_until("_publish", longer)
+    assert len(scored) == 2
+    assert scored.items() < first.items()
+    assert not unfinished.exists()
     trained = (work / "student" / "sentiment.json").stat().st_mtime_ns
+
+    output = min(scored)
+    content = output.read_bytes()
+    end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # of what stands before the footer
+    output.write_bytes(content[:4] + bytes(end - 4) + content[end:])
+    with pytest.raises(UserError, match=r"^a\S*\.parquet of .* cannot be read"):
+        distill(longer)
+    output.write_bytes(content)
+    assert set((work / "scored").glob("*.parquet")) == set(scored)
+
+    summary = work / "scored" / "_summary.json"
+    summary.unlink()
+    (summary / "folder").mkdir(parents=True)  # so that it cannot be written
+    assert COMMANDS["distill"].run(longer) == EXIT_FAULT
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: the teacher's scoring of --texts stopped: _summary.json cannot be written: ")
+    assert error.endswith("; finished files are kept; rerun the same command to resume")
+    shutil.rmtree(summary)
     kept = {}
     copy = bundle.copy
 
     def look(*arguments: object) -> None:
-        kept.update({path: path.stat().st_mtime_ns for path in scored})
-        assert (work / "student" / "sentiment.json").stat().st_mtime_ns == trained
+        kept.update({path.name: path.stat().st_mtime_ns for path in (work / "student").iterdir()})
         copy(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(bundle, "copy", look)
-        result = distill(settings)
-    assert kept == scored
+        result = distill(longer)
+    assert kept["sentiment.json"] == trained
     assert not storage.exists(str(work))
-    record = result.info.distillation
-    assert record.labelled_rows == 640 - result.info.metrics.n
-    assert record.evaluated_on == "labels"
-    assert result.info.training.data.train_rows == record.labelled_rows + 700
+    record, info = result.info.distillation, result.info
+    assert info.max_length == 40
+    assert (record.texts.rows, record.evaluated_on) == (700, "labels")
+    assert info.training.data.dropped.without_tokens + info.training.eval_data.dropped.without_tokens == 1
+    assert info.training.data.train_rows + info.metrics.n == 640 + 700
 
 
 def test_an_output_of_score_teaches_and_without_labels_metrics_are_agreement(
@@ -131,9 +173,12 @@ def test_an_output_of_score_teaches_and_without_labels_metrics_are_agreement(
     """The teacher gives several labels a row."""
     scored = str(tmp_path / "scored")
     score_folder(multi_label_bundle, texts, scored, keep=("text",))
+    Path(scored, "_SUCCESS").unlink()
     out = str(tmp_path / "small")
     result = distill(DistillSettings(texts=scored, model=tiny_encoder, out=out, epochs=1, **FAST))
     record = result.info.distillation
+    told = f"--texts {scored} is not complete. Run sentiment-core score again to learn all of its input."
+    assert told in result.warnings
     assert (record.teacher, record.answers) == (multi_label_bundle, "probabilities")
     assert (record.rows, record.texts.rows) == (70, 630)
     assert result.info.objective.several
@@ -147,23 +192,36 @@ def test_an_output_of_score_teaches_and_without_labels_metrics_are_agreement(
     card = Path(out, "README.md").read_text()
     assert "agreement with the teacher, not accuracy" in card
     assert "results: []" in card
-    score_folder(out, texts, tmp_path / "again")
+    score_folder(out, texts, tmp_path / "again", keep=())
     errors = find_model_errors(open_output(str(tmp_path / "again")))
     assert errors.reason == f"the evaluation rows of the bundle at {out} have the labels of its teacher; label a sample"
 
 
-def test_probabilities_of_someone_teach_without_a_model(ray_here, tiny_encoder, tmp_path):
-    table = sentences(240, seed=8)
-    sure = {"positive": {"positive": 0.9, "negative": 0.1}, "negative": {"negative": 1}}
+def test_probabilities_of_someone_teach_without_a_model(ray_here, short_encoder, tmp_path):
+    """They are never sure, and so is the student."""
+    table = sentences(640, seed=8)
+    unsure = {
+        "positive": {"positive": 0.6, "negative": 0.4},
+        "negative": {"positive": 0.4, "negative": 0.6},
+    }
     pairs = zip(*(table[name].to_pylist() for name in ("text", "label")), strict=True)
-    rows = [{"text": f"{text} {i}", "probabilities": sure[label]} for i, (text, label) in enumerate(pairs)]
+    rows = [{"text": f"{text} {i}", "probabilities": unsure[label]} for i, (text, label) in enumerate(pairs)]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = distill(DistillSettings(texts=str(path), model=tiny_encoder, out=str(tmp_path / "s"), epochs=1, **FAST))
+    out = str(tmp_path / "s")
+    settings = FAST | {"lr": 5e-4, "head_lr": 2e-3}
+    result = distill(DistillSettings(texts=str(path), model=short_encoder, out=out, epochs=4, **settings))
     record = result.info.distillation
     assert (record.teacher, record.teacher_bundle, record.teacher_shows) == (str(path), None, None)
     assert record.agreement == pytest.approx(result.info.metrics.accuracy, abs=0.05)
-    assert sorted(result.info.labels) == ["negative", "positive"]
+    assert record.agreement > 0.9
+    assert result.info.labels == ["negative", "positive"]
+    entropy = -0.6 * np.log(0.6) - 0.4 * np.log(0.4)
+    assert np.mean(result.log[-1].losses) == pytest.approx(entropy, abs=0.03)  # that of labels comes to be 0
+    confidences = Classifier.load(out).predict_proba([row["text"] for row in rows]).max(axis=1)
+    assert confidences.mean() == pytest.approx(0.6, abs=0.03)
+    assert result.info.calibration.temperature > 0.3  # labels ask for the least
+    assert result.info.calibration.ece_after < 0.05
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "s"]
 
 

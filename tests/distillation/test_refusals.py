@@ -57,14 +57,25 @@ def test_texts_that_a_teacher_cannot_score(tmp_path, texts, tiny_bundle, tiny_en
     assert sentence == "texts.parquet has no column 'body'; it has text; choose with --text-column"
 
 
-def test_a_teacher_beside_answers(tmp_path, tiny_bundle, tiny_encoder):
-    path = tmp_path / "answers.parquet"
-    pq.write_table(pa.table({"text": ["a"], "probabilities": [{"negative": 0.5, "positive": 0.5}]}), path)
-    sentence = refuse(tmp_path, teacher=tiny_bundle, texts=str(path), model=tiny_encoder)
-    assert sentence == (
-        f"--teacher is given, and --texts {path} has answers, the column 'probabilities'. Leave --teacher out to learn "
-        "these, or give texts without that column."
-    )
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_length": 513}, "--max-length is 513; {model} takes at most 512 tokens. Lower it."),
+        (
+            {"max_length": 2},
+            "--max-length is 2; expected at least 3: the special tokens and one token of the text",
+        ),
+        (
+            {"recipe": "none", "workers": 64},
+            "--batch-size is 32; expected at least one row for each of 64 workers",
+        ),
+    ],
+)
+def test_a_student_that_cannot_be_trained_is_refused_before_texts_are_scored(
+    tmp_path, texts, tiny_bundle, tiny_encoder, settings, sentence
+):
+    refused = refuse(tmp_path, teacher=tiny_bundle, texts=texts, model=tiny_encoder, **settings)
+    assert refused == sentence.format(model=tiny_encoder)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sentiment_core.model import calibration, metrics
+from sentiment_core.model import calibration, metrics, multi_label
 from sentiment_core.model.objective import MultiLabel, SingleLabel
 
 PROBABILITIES = np.array([[0.2, 0.8], [np.nan, np.nan], [0.6, 0.4], [0.5, 0.5]], np.float32)
@@ -121,3 +121,33 @@ def test_the_loss_of_probabilities_is_least_where_the_model_has_them(logits):
     assert (SingleLabel().row_losses(logits + torch.randn(6, 3), soft, EQUAL) > least).all()
     wanted = logits.sigmoid()
     assert (MultiLabel().row_losses(logits + 1, wanted, EQUAL) > MultiLabel().row_losses(logits, wanted, EQUAL)).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "expected"),
+    [
+        # -(0.7 ln 0.75 + 0.3 ln 0.25); smoothed the targets are 0.68 and 0.32; the mean weight is 0.7 * 1 + 0.3 * 3;
+        # the targets' mean probability is 0.7 * 0.75 + 0.3 * 0.25 = 0.6
+        ([1.0, 1.0], {}, 0.617266),
+        ([1.0, 1.0], {"label_smoothing": 0.1}, 0.639238),
+        ([1.0, 3.0], {}, 0.617266 * 1.6),
+        ([1.0, 1.0], {"focal_gamma": 2.0}, 0.617266 * 0.16),
+    ],
+)
+def test_the_loss_of_probabilities_is_the_one_computed_by_hand(weights, settings, expected):
+    logits, targets = torch.tensor([[np.log(3), 0.0]]).float(), torch.tensor([[0.7, 0.3]])
+    loss = SingleLabel().row_losses(logits, targets, torch.tensor(weights), **settings)
+    assert loss.tolist() == pytest.approx([expected], rel=1e-5)
+
+
+def test_calibration_on_probabilities_gives_a_student_its_teachers_confidences():
+    sure = np.random.default_rng(0).normal(0, 3, (500, 3))  # logits of the student
+    teacher = metrics.softmax(sure / 4).astype(np.float32)
+    fitted = SingleLabel().fit_calibration(sure, teacher)
+    assert fitted.temperature == pytest.approx(4, rel=0.06)  # which the prior draws towards 1
+    assert fitted.ece_after < 0.01 < 0.2 < fitted.ece_before
+    assert SingleLabel().fit_calibration(sure, teacher.argmax(axis=1)).temperature < 0.1  # what labels ask for
+    several = MultiLabel().fit_calibration(sure, multi_label.sigmoid(sure / 4 + 1).astype(np.float32))
+    np.testing.assert_allclose(several.scales, [0.25] * 3, rtol=0.15)
+    np.testing.assert_allclose(several.shifts, [1] * 3, rtol=0.15)
+    assert several.ece_after < 0.02 < several.ece_before
