@@ -159,7 +159,7 @@ def main() -> None:
     stages.read_and_tokenize, stages.ClassifyStage = read_drawn, SleepingStage  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        model = PassModel("", "none", SingleLabel(), LABELS, "")
+        model = PassModel("", "none", SingleLabel(), LABELS, ("",))
         context = ScoringContext(folder, folder, Run(folder, "none"), (model,), {})
         units = [Unit(f"{i}.parquet", 0, ROWS, ROWS, 0, 0, 0) for i in range(settings.tasks)]
         engine = {"seconds": settings.task_ms / 1000, "log": log}

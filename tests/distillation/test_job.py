@@ -197,6 +197,7 @@ def test_an_output_of_score_teaches_and_without_labels_metrics_are_agreement(
     assert errors.reason == f"the evaluation rows of the bundle at {out} have the labels of its teacher; label a sample"
 
 
+@pytest.mark.journey
 def test_probabilities_of_someone_teach_without_a_model(ray_here, short_encoder, tmp_path):
     """They are never sure, and so is the student."""
     table = sentences(640, seed=8)
