@@ -178,7 +178,7 @@ class Counts:
     tokens: TokenCount
     unknown_tokens: UnknownTokens
     texts: DistinctTexts
-    escalated_rows: EscalatedRows
+    escalated_rows: EscalatedRows = EscalatedRows(0)  # noqa: RUF009 (frozen)
 
     @property
     def rows(self) -> int:
