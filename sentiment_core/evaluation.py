@@ -202,7 +202,8 @@ def _write_suspects(path: str, infos: list[BundleInfo], data: LabelledTexts, pro
     storage.write_file(path, suspects.format_suspects(suspected, data, info.objective, decisions))
     lines = [f"{len(suspected.rows):,} of {len(data):,} labels are suspected to be wrong, the worst first in {path}"]
     seen = [rows for part in infos for rows in (part.training.data, part.training.eval_data)]
-    if any(is_same_data(rows, data.origin.place, data.fingerprint()) for rows in seen):
+    fingerprint = data.fingerprint()
+    if any(is_same_data(rows, data.origin.place, fingerprint) for rows in seen):
         lines.append(
             "the model was made with this data, and repeats wrong labels that it has seen; suspects of rows that it "
             "has not seen are better"

@@ -6,17 +6,17 @@ import numpy as np
 
 from sentiment_core.analysis import known_texts
 from sentiment_core.cascading.settings import CascadeSettings
-from sentiment_core.data import files, labelled
+from sentiment_core.data import labelled
+from sentiment_core.data.column_search import find_file_with
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import parse_mapping, renumber
 from sentiment_core.data.origin import DataOrigin
-from sentiment_core.data.readers import SUFFIXES, Columns, MissingColumn
+from sentiment_core.data.readers import Columns, MissingColumn
 from sentiment_core.errors import UserError
 from sentiment_core.evaluation import is_same_data
 from sentiment_core.model import cascade
 from sentiment_core.model.bundle import LARGE, SMALL
 from sentiment_core.model.source import OpenedModel
-from sentiment_core.runtime import storage
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_rows(settings: CascadeSettings, models: dict[str, OpenedModel], texts: 
         data = labelled.read(settings.data, columns, scheme)
     except MissingColumn as missing:
         has_flags = settings.label_column or settings.label_map
-        if has_flags or missing.column != columns.label or _is_partly_labelled(settings.data, columns):
+        if has_flags or missing.column != columns.label or find_file_with(columns, settings.data):
             raise
         unlabelled = labelled.read_texts(settings.data, columns)
         remark = f"no column {columns.label!r}: the rows are held to the large model's answers"
@@ -82,22 +82,6 @@ def read_rows(settings: CascadeSettings, models: dict[str, OpenedModel], texts: 
     if not is_labelled:
         return Rows(data.texts, None, data.origin, remarks=data.origin.remarks)
     return Rows(data.texts, data.labels, data.origin, data.fingerprint(), data.origin.remarks)
-
-
-def _is_partly_labelled(path: str, columns: Columns) -> bool:
-    """Return whether some of the files at a path have the label column."""
-    if not (storage.exists(path) or files.is_glob(path)):
-        return False  # a data set of the hub, of one schema
-    data_files = files.find_files(path, SUFFIXES)
-    for stamp in data_files.stamps:
-        try:
-            labelled.read_texts(storage.join(data_files.root, stamp.path), replace(columns, texts=(columns.label,)))
-        except MissingColumn:
-            continue
-        except UserError:  # it holds something else than text
-            return True
-        return True
-    return False
 
 
 def _fingerprint(data: LabelledTexts, label_names: list[str]) -> str:

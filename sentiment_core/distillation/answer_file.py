@@ -1,19 +1,18 @@
 """Read texts with someone's answers: the column `probabilities`, or labels."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from sentiment_core.data import files, iceberg, labelled
+from sentiment_core.data import labelled
+from sentiment_core.data.column_search import find_file_with
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme, parse_mapping, shorten
 from sentiment_core.data.origin import DataOrigin, DroppedRows
-from sentiment_core.data.readers import SUFFIXES, Columns, MissingColumn
+from sentiment_core.data.readers import Columns, MissingColumn
 from sentiment_core.distillation.settings import DistillSettings, NothingToLearn
 from sentiment_core.errors import UserError
-from sentiment_core.runtime import storage
 
 PROBABILITIES = "probabilities"  # name of the column
 SUM_TOLERANCE = 0.01  # people and programs round probabilities
@@ -29,7 +28,7 @@ def read_answers(settings: DistillSettings) -> LabelledTexts:
     except MissingColumn as missing:
         if missing.column != PROBABILITIES:
             raise
-    with_probabilities = read[0] if read else _find_probabilities(settings.texts, wanted)
+    with_probabilities = read[0] if read else find_file_with(wanted, settings.texts)
     if with_probabilities:
         raise UserError(
             f"--texts {settings.texts} has files with the column {PROBABILITIES!r}, such as {with_probabilities}, and "
@@ -43,22 +42,6 @@ def read_answers(settings: DistillSettings) -> LabelledTexts:
             f"--texts {settings.texts} has no answers: a file has neither the column {PROBABILITIES!r} nor "
             f"{settings.label_column!r}; it has {', '.join(missing.names)}. Give --teacher, or texts with answers."
         ) from None
-
-
-def is_folder(path: str) -> bool:
-    """Return whether there is a folder at a path, which may name a table of a catalog, too. Raises `UserError`."""
-    return not path.startswith(iceberg.SCHEME) and storage.is_folder(path)
-
-
-def _find_probabilities(path: str, wanted: Columns) -> str | None:
-    """Return the path of a file that has the column `probabilities`; None if none has. Raises `UserError`."""
-    if not files.is_glob(path) and not is_folder(path):
-        return None
-    data = files.find_files(path, SUFFIXES)
-    for stamp in data.stamps if data.table is None else []:
-        with contextlib.suppress(MissingColumn):
-            return next(labelled.read_tables(storage.join(data.root, stamp.path), wanted))[0]
-    return None
 
 
 def _read_probabilities(settings: DistillSettings, wanted: Columns, read: list[str]) -> LabelledTexts:

@@ -6,10 +6,11 @@ import numpy as np
 
 from sentiment_core.analysis import scored_rows
 from sentiment_core.analysis.scored_rows import OpenedOutput
+from sentiment_core.data.column_search import is_folder
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.data.origin import DataOrigin
-from sentiment_core.distillation.answer_file import is_folder, read_answers
+from sentiment_core.distillation.answer_file import read_answers
 from sentiment_core.distillation.settings import DistillSettings, NothingToLearn
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, registry, source

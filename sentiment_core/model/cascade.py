@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentiment_core.config import check
+from sentiment_core.model.binomial_bounds import upper_bound
 from sentiment_core.model.records import Record
 
 CERTAINTY = 0.95  # unless the user demands another one
@@ -67,20 +68,6 @@ def list_thresholds() -> np.ndarray:
     hand_over_all = np.nextafter(np.float32(1), np.float32(2))
     thresholds = np.concatenate([[0], 1 / (1 + np.exp(-LOG_ODDS)), [hand_over_all]]).astype(np.float32)
     return np.unique(thresholds)[::-1]  # next to 1 some are the same in float32
-
-
-def upper_bound(lost: np.ndarray | int, rows: int, certainty: float) -> np.ndarray:
-    """Compute the exact one-sided upper bound of a share (Clopper and Pearson 1934).
-
-    Args:
-        lost: Counted rows that are lost, any shape.
-        rows: All counted rows.
-        certainty: Probability that the share is at most the bound, at least.
-    """
-    from scipy import special  # a fifth of a second, which scoring need not spend
-
-    counts = np.asarray(lost, float)
-    return np.where(counts < rows, special.betaincinv(counts + 1, np.maximum(rows - counts, 1), certainty), 1.0)
 
 
 def required_rows(max_loss: float, certainty: float) -> int:

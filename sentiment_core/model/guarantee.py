@@ -15,6 +15,7 @@ import numpy as np
 
 from sentiment_core.config import check
 from sentiment_core.errors import UserError
+from sentiment_core.model.binomial_bounds import lower_bound
 from sentiment_core.model.records import Guarantee, GuaranteeGrid, LabelGuarantee
 
 if TYPE_CHECKING:
@@ -73,20 +74,6 @@ def count_above(confidence: np.ndarray, is_right: np.ndarray, comparisons: int =
         rows_above=(rows - first).tolist(),
         right_above=(int(right.sum()) - right_below).tolist(),
     )
-
-
-def lower_bound(right: np.ndarray, rows: np.ndarray, level: float) -> np.ndarray:
-    """Compute the exact one-sided lower bound of a share (Clopper and Pearson 1934).
-
-    Args:
-        right: Counted rows that are right, any shape.
-        rows: Counted rows, same shape.
-        level: Probability that the share is below the bound, at most.
-    """
-    from scipy import special  # a fifth of a second, which planning without a target need not spend
-
-    right, rows = np.asarray(right, float), np.asarray(rows, float)
-    return np.where(right > 0, special.betaincinv(np.maximum(right, 1), rows - right + 1, level), 0.0)
 
 
 def promise(grid: GuaranteeGrid, target: float, certainty: float) -> Guarantee:

@@ -1,4 +1,4 @@
-"""What cannot be distilled is refused in one sentence, and leaves nothing behind."""
+"""Requests that `distill` refuses: one sentence each, and no file is left."""
 
 import json
 from pathlib import Path

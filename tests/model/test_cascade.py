@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from sentiment_core.errors import UserError
+from sentiment_core.model.binomial_bounds import upper_bound
 from sentiment_core.model.cascade import (
     CascadeRecord,
     check_settings,
@@ -15,7 +16,6 @@ from sentiment_core.model.cascade import (
     describe_seconds,
     list_thresholds,
     required_rows,
-    upper_bound,
 )
 
 DRAWS = 500

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from sentiment_core.errors import UserError
+from sentiment_core.model.binomial_bounds import lower_bound
 from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.guarantee import (
     COVERAGES,
@@ -14,7 +15,6 @@ from sentiment_core.model.guarantee import (
     check_settings,
     count_above,
     derive_threshold,
-    lower_bound,
     make_grid,
     promise,
     promise_by_label,
