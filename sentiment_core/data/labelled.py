@@ -222,9 +222,9 @@ def restrict_labels(data: LabelledTexts, names: list[str]) -> LabelledTexts:
 def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledTexts, LabelledTexts]:
     """Split into a training and an evaluation part, each label in proportion.
 
-    The evaluation part holds `fraction` of the distinct texts. All rows of a text are in the same part: one that was
-    trained on would prove nothing. A label with one text is trained on, and said to be. Raises `UserError` for too few
-    rows.
+    The evaluation part holds `fraction` of the distinct texts, and of one label a row no fewer than there are labels.
+    All rows of a text are in the same part: one that was trained on would prove nothing. A label with one text is
+    trained on, and said to be. Raises `UserError` for too few rows.
     """
     numbers: dict[str, int] = {}
     text_numbers = np.array([numbers.setdefault(text, len(numbers)) for text in data.texts])
@@ -233,8 +233,10 @@ def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledText
     single = np.flatnonzero(counts == 1)  # labels that cannot be in both parts
     is_divisible = np.ones(len(text_labels), bool) if data.several else counts[text_labels] > 1
     divisible = np.flatnonzero(is_divisible)  # texts
-    classes, held_out = np.count_nonzero(counts > 1), round(fraction * len(divisible))
+    classes, held_out = int(np.count_nonzero(counts > 1)), round(fraction * len(divisible))
     needed = 1 if data.several else classes  # texts that hold all labels
+    if not data.several:
+        held_out = max(held_out, classes)
     if classes < (1 if data.several else 2) or held_out < needed or len(divisible) - held_out < needed:
         raise UserError(
             f"the data cannot be split into a training and an evaluation part: {len(divisible)} rows"

@@ -212,6 +212,14 @@ def test_a_split_of_too_few_rows_is_refused():
         labelled.split(data, 0.5, 0)
 
 
+def test_a_split_of_few_rows_holds_out_one_of_each_label():
+    names = ["a", "b", "c", "d"]
+    data = labelled.LabelledTexts([f"text {i}" for i in range(16)], np.arange(16) % 4, names)
+    train, evaluation = labelled.split(data, 0.1, 0)
+    assert sorted(evaluation.labels.tolist()) == [0, 1, 2, 3]
+    assert np.bincount(train.labels).tolist() == [3, 3, 3, 3]
+
+
 def test_the_origin_is_written_and_read_again():
     origin = DataOrigin("data.csv", files=1, rows=5, dropped=DroppedRows(1, 0, 2), numbered=True, truncated_rows=3)
     content = origin.to_json()
