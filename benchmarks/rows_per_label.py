@@ -116,7 +116,7 @@ def train_here(drawn: Drawn, recipe: str) -> dict[str, Any]:
         trained = train(train_settings, parts=parts)
         probabilities = Classifier.load(train_settings.out).predict_proba(drawn.test.texts)
     scores = trained.info.objective.evaluate(probabilities, drawn.test.labels, drawn.test.label_names)
-    names = ("epochs", "passes", "batch_size", "lr", "head_lr", "select_by")
+    names = ("epochs", "batch_size", "lr", "head_lr")
     chosen = {name: trained.info.training.settings[name] for name in names}
     return {"accuracy": scores.accuracy, "ece": scores.ece, "chosen": chosen}
 
