@@ -107,6 +107,7 @@ def test_keep_chooses_the_columns_and_limit_the_first_rows(in_process, tiny_bund
     assert verify(VerifySettings(input=str(tmp_path / "in"), out=str(tmp_path / "out"), limit=25)).exit_code == 0
 
 
+@pytest.mark.journey
 def test_two_workers_write_what_one_writes(odd_scored, odd_corpus, tiny_bundle, tmp_path):
     """To the byte, though in another order, with other numbers of threads, and cut into other tasks.
 

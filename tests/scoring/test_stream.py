@@ -67,6 +67,7 @@ class RecordingStage(stages.ClassifyStage):
         return task.replace("", backend=f"{threading.get_ident()} {started} {time.monotonic()}").table
 
 
+@pytest.mark.journey
 def test_an_actor_with_two_calls_computes_one_at_a_time_in_one_thread(plan, tmp_path, monkeypatch):
     """As on GPUs: the second call is there to fetch and to store. Nor may Ray Data give up before the first ends."""
     monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)

@@ -133,6 +133,7 @@ def test_evaluation_gives_the_metrics_of_the_evaluation_rows_again(trained, data
         evaluate(EvaluateSettings(**options))
 
 
+@pytest.mark.journey
 def test_a_night_promotes_a_better_candidate_whose_two_workers_lose_what_one_loses(
     in_process, trained, multi_label_bundle, short_encoder, data, tmp_path
 ):
