@@ -1,7 +1,7 @@
 # make demo     fine-tune, evaluate and score real text here; leaves runs/demo/report.html
 # make test     the tests, side by side; but for those of make journeys, make chaos and make lint
 # make journeys whole commands, pages and notebooks as users run them, each for half a minute or more
-# make unit     the tests that need no Ray, in random order; takes about a minute
+# make unit     the tests that need no Ray, in random order, but for the slow ones; takes about a minute
 # make lint     ruff, mypy, the order of the packages, the words of docstrings and documents
 # make lock     renews constraints.txt; LOCK=FILE writes another file
 # make docs     the documentation site, in site/
@@ -31,7 +31,7 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(SIDE_BY_SIDE) -p no:randomly --durations=15 -m "not journey" $(RULES:%=--ignore=%)
 
 unit: .venv/.test
-	.venv/bin/python -m pytest -n 0 -m "not ray and not slow and not journey and not chaos" $(RULES:%=--ignore=%)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(SIDE_BY_SIDE) -m "not ray and not slow and not journey and not chaos" $(RULES:%=--ignore=%)
 
 journeys: .venv/.test
 	.venv/bin/python -m pytest -p no:randomly --durations=15 -m journey $(RULES:%=--ignore=%)

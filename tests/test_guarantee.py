@@ -16,6 +16,8 @@ from sentiment_core.evaluation import EvaluateSettings, describe_evaluation, eva
 from sentiment_core.model import bundle
 from sentiment_core.model.guarantee import count_above, promise
 
+pytestmark = pytest.mark.slow
+
 LABELS = np.array(["negative", "positive"])
 TEXTS = [f"word{i} good bad {i}" * (1 + i % 7) for i in range(600)]
 

@@ -39,6 +39,7 @@ def estimate(design, members, truth, scores, group=None, power=None, certainty=0
     return estimate_mean(design, y, f, group[members], scores[group].mean(), power, certainty)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_intervals_hold_the_share_as_often_as_asked(share):
     rng = np.random.default_rng(round(100 * share))
@@ -57,6 +58,7 @@ def test_intervals_hold_the_share_as_often_as_asked(share):
         assert abs(np.mean(bare)) > 3 * abs(np.mean(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_intervals_hold_for_groups_that_cut_strata(share):
     rng = np.random.default_rng(round(100 * share) + 1)

@@ -37,6 +37,7 @@ def test_draws_without_a_threshold_do_not_count_as_held():
     assert 0 < many["mean_share_labelled"] < many["best_share_labelled"] == pytest.approx(0.4, abs=0.05)
 
 
+@pytest.mark.slow
 def test_results_are_added_by_name(tmp_path):
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1, 1000).astype(np.float32)

@@ -22,6 +22,8 @@ from tests.cascades import ROWS, Models, load, make_models, make_texts, settings
 from tests.conftest import make_bundle
 from tests.ready_models import LABELS
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [*make_texts(60, seed=1), None, " ", "word " * 40]
 
 

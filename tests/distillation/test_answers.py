@@ -207,6 +207,7 @@ def test_labels_that_a_teacher_decides_are_counted_for_class_weights(tmp_path, t
     assert prepared.label_counts.tolist() == [5, 15]
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_answers_are_there_computes_no_agreement(tiny_bundle):
     model = source.open_model(tiny_bundle)
     texts = sentences(40, seed=3)["text"].to_pylist()

@@ -90,6 +90,7 @@ def names(codes: np.ndarray) -> list[str]:
     return [comparison.STATUS_NAMES[code] for code in codes]
 
 
+@pytest.mark.journey
 def test_actors_of_ray_score_the_same(ray_here, scored, models, corpus, tmp_path):
     """Each gets both models; the tasks that read get both tokenizers without weights."""
     result = score_folder(models.cascade, corpus, tmp_path / "out", probabilities=True)
@@ -167,6 +168,7 @@ def test_costs_are_said_before_the_run(scored, models, corpus, tmp_path, command
     assert plan_folder(models.cascade, corpus, scored.place, probabilities=True).describe_cascades() == []
 
 
+@pytest.mark.slow
 def test_8_bits_are_refused(models, corpus, tmp_path):
     with pytest.raises(UserError) as caught:
         plan_folder(models.cascade, corpus, tmp_path / "out", int8=True)

@@ -20,6 +20,7 @@ def test_a_search_that_cannot_be_is_refused(part):
         TuneSettings(data="d", model="m", out="o", search=(part,))
 
 
+@pytest.mark.journey
 def test_trials_with_several_labels_a_row_are_compared_by_micro_f1(ray_here, tiny_encoder, tmp_path, capsys):
     pq.write_table(topics(160, seed=0), tmp_path / "train.parquet")
     out = tmp_path / "best"
