@@ -11,7 +11,6 @@ rows and appends a line of JSON for each training to benchmarks/results/few_labe
 there are skipped.
 """
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
+from trainings import ResultLines
 from transformers import AutoTokenizer
 
 from sentiment_core.cli import run_and_exit
@@ -98,17 +98,15 @@ def main() -> None:
     settings = parse(FewLabelsSettings, __doc__)
     data = labelled.read(settings.data)
     augmentation = Augmentation(settings.model)
-    results = Path(settings.results)
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    results = ResultLines(settings.results)
     for seed in range(settings.seeds):
         rows = data.take(np.random.default_rng(seed).permutation(len(data))[: settings.rows])
         for variant, flags in VARIANTS.items():
             key = {"rows": settings.rows, "seed": seed, "variant": variant}
-            if any(all(line[name] == value for name, value in key.items()) for line in done):
+            if results.find(key):
                 continue
             result = run(settings, rows, variant, flags, seed, augmentation)
-            with results.open("a") as file:
-                file.write(json.dumps(key | result) + "\n")
+            results.append(key | result)
             print(f"{settings.rows} rows, seed {seed}, {variant}: accuracy {result['accuracy']:.4f}", flush=True)
 
 

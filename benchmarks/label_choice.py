@@ -12,7 +12,6 @@ Prints a table, and appends a line of JSON for each training to benchmarks/resul
 have a line there are skipped.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trainings import ResultLines, find_distinct
 
 from sentiment_core.analysis import uncertain
 from sentiment_core.analysis.known_texts import hash_text
@@ -100,9 +100,7 @@ def read_rows(settings: LabelChoiceSettings) -> Rows:
             f"--eval-data {settings.eval_data} has {len(evaluation):,} rows; expected more than --selection-rows "
             f"{settings.selection_rows:,}. Lower that or add rows."
         )
-    evaluated = set(map(hash_text, evaluation.texts))
-    first_of = {text_hash: i for i, text in reversed([*enumerate(data.texts)]) if (text_hash := hash_text(text))}
-    distinct = np.array(sorted(i for text_hash, i in first_of.items() if text_hash not in evaluated), np.int64)
+    distinct = find_distinct(data.texts, evaluation.texts)
     if len(distinct) < settings.most_labels:
         raise UserError(
             f"--data {settings.data} has {len(distinct):,} distinct texts that are not in --eval-data; expected "
@@ -187,8 +185,7 @@ def measure(settings: LabelChoiceSettings) -> list[dict[str, Any]]:
     """Run the trainings that have no line yet. Returns the lines of all. Raises UserError."""
     rows = read_rows(settings)
     conditions = describe_conditions(settings, rows)
-    results = Path(settings.results)
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    results = ResultLines(settings.results)
     lines = []
     for seed in range(settings.seeds):
         pool = rows.draw_pool(settings.pool_rows, seed)
@@ -196,12 +193,12 @@ def measure(settings: LabelChoiceSettings) -> list[dict[str, Any]]:
         for number in range(settings.rounds):
             for arm in (RANDOM, CHOSEN) if number else (BOTH,):
                 labelled_rows = asked[CHOSEN if arm == BOTH else arm]
-                key = {"name": settings.name, "seed": seed, "arm": arm, "labels": len(labelled_rows)} | conditions
-                line = next((line for line in done if all(line.get(name) == key[name] for name in key)), None)
+                key: dict[str, Any] = {"name": settings.name, "seed": seed, "arm": arm, "labels": len(labelled_rows)}
+                key |= conditions
+                line = results.find(key)
                 if line is None:
                     line = key | run(settings, rows, pool, labelled_rows, seed, arm)
-                    with results.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    results.append(line)
                     print(
                         f"{settings.name}, seed {seed}, {len(labelled_rows)} labels, {arm}: "
                         f"accuracy {line['accuracy']:.4f} ({line['seconds']:.0f} s)",

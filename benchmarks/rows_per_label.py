@@ -13,7 +13,6 @@ Prints a table, and appends a line of JSON for each training to benchmarks/resul
 have a line there are skipped.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trainings import ResultLines, find_distinct
 
-from sentiment_core.analysis.known_texts import hash_text
 from sentiment_core.api import Classifier
 from sentiment_core.cli import run_and_exit
 from sentiment_core.config import REQUIRED, check, parse, setting
@@ -76,19 +75,18 @@ def read_rows(settings: RowsPerLabelSettings) -> tuple[LabelledTexts, LabelledTe
     """Read the rows to draw from and the rows to test on. Raises UserError."""
     columns = Columns(settings.text_column, settings.label_column)
     data = labelled.read(settings.data, columns)
-    first_of = {hash_text(text): i for i, text in reversed([*enumerate(data.texts)])}
     if settings.eval_data:
         test = labelled.read(settings.eval_data, columns, data.scheme)
     else:
-        order = np.random.default_rng(0).permutation(sorted(first_of.values()))
+        order = np.random.default_rng(0).permutation(find_distinct(data.texts))
         test = data.take(order[: settings.test_rows])
-    tested = set(map(hash_text, test.texts))
-    rows = sorted(i for text_hash, i in first_of.items() if text_hash not in tested)
-    return data.take(np.array([i for i in rows if len(data.texts[i].split()) >= settings.min_words])), test
+    distinct = find_distinct(data.texts, test.texts)
+    has_words = [len(data.texts[i].split()) >= settings.min_words for i in distinct]
+    return data.take(distinct[has_words]), test
 
 
 def draw(data: LabelledTexts, rows_per_label: int, seed: int) -> LabelledTexts:
-    """Draw so many rows of each label. Raises UserError where a label has fewer."""
+    """Draw so many rows of each label, or all where it has fewer. Raises UserError where these are fewer than 8."""
     rng = np.random.default_rng(seed)
     rows: list[int] = []
     for label, name in enumerate(data.label_names):
@@ -152,8 +150,7 @@ WAYS: dict[str, Callable[[Drawn], dict[str, Any]]] = {
 def measure(settings: RowsPerLabelSettings) -> list[dict[str, Any]]:
     """Run the trainings that have no line yet. Returns the lines of all. Raises UserError."""
     data, test = read_rows(settings)
-    results = Path(settings.results)
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    results = ResultLines(settings.results)
     lines = []
     for rows in map(int, settings.rows):
         for seed in range(settings.seeds):
@@ -169,12 +166,11 @@ def measure(settings: RowsPerLabelSettings) -> list[dict[str, Any]]:
                     "data_sha256": drawn.train.fingerprint(),
                     "test_sha256": test.fingerprint(),
                 }
-                line = next((line for line in done if all(line.get(name) == key[name] for name in key)), None)
+                line = results.find(key)
                 if line is None:
                     started = time.monotonic()
                     line = key | WAYS[way](drawn) | {"seconds": time.monotonic() - started}
-                    with results.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    results.append(line)
                     print(
                         f"{settings.name}, {rows} rows a label, seed {seed}, {way}: accuracy {line['accuracy']:.4f} "
                         f"({line['seconds']:.0f} s)",

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPO))
+sys.path += [str(REPO), str(REPO / "benchmarks")]
 
 from benchmarks.label_choice import (  # noqa: E402
     LabelChoiceSettings,

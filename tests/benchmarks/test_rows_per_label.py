@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPO))
+sys.path += [str(REPO), str(REPO / "benchmarks")]
 
 from benchmarks.rows_per_label import RowsPerLabelSettings, draw, format_table, read_rows  # noqa: E402
 from sentiment_core.errors import UserError  # noqa: E402
