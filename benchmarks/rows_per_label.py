@@ -30,6 +30,7 @@ from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
+from sentiment_core.training.data import divide
 from sentiment_core.training.job import train
 from sentiment_core.training.settings import TrainSettings
 
@@ -110,8 +111,7 @@ def train_here(drawn: Drawn, recipe: str) -> dict[str, Any]:
             recipe=recipe,  # type: ignore[arg-type]
             seed=drawn.seed,
         )
-        parts = labelled.split(drawn.train, train_settings.eval_fraction, drawn.seed)
-        trained = train(train_settings, parts=parts)
+        trained = train(train_settings, parts=divide(drawn.train, train_settings))
         probabilities = Classifier.load(train_settings.out).predict_proba(drawn.test.texts)
     scores = trained.info.objective.evaluate(probabilities, drawn.test.labels, drawn.test.label_names)
     names = ("epochs", "batch_size", "lr", "head_lr")

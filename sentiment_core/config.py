@@ -193,9 +193,13 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, kind: Any, field: datac
 
 def _without_none(kind: Any) -> Any:
     """Return `int` for `int | None`, and for a text or a mapping of texts `str`, as a flag has it."""
-    if isinstance(kind, types.UnionType):
-        return next(k for k in typing.get_args(kind) if k is not type(None))
-    return kind
+    return next((k for k in _kinds_of(kind) if k is not type(None)), kind)
+
+
+def _kinds_of(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union; of another type none."""
+    # `Literal[...] | None` is one of the second kind
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else ()
 
 
 def _split_names(text: str) -> tuple[str, ...]:
@@ -258,7 +262,7 @@ def _read_yaml(path: str) -> tuple[dict, dict]:
 
 def _convert(origin: str, name: str, value: Any, kind: Any, written: Any) -> Any:
     """Return `value` as the type `kind` of a setting, or raise `UserError`. `written`: the value as it is written."""
-    kinds, kind = typing.get_args(kind) if isinstance(kind, types.UnionType) else (), _without_none(kind)
+    kinds, kind = _kinds_of(kind), _without_none(kind)
     if value is None and types.NoneType in kinds:
         return None
     if isinstance(value, dict) and dict[str, str] in kinds:

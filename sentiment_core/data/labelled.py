@@ -1,6 +1,6 @@
-"""Read labelled text from files or the Hugging Face hub, and split it.
+"""Read labelled text from files or the Hugging Face hub.
 
-`readers` knows the file formats, `hub` fetches data sets, `labels` numbers the classes.
+`readers` knows the file formats, `hub` fetches data sets, `labels` numbers the classes, `splits` divides the rows.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-from sklearn.model_selection import train_test_split
 
 from sentiment_core.data import files, hub, labels, unit_reader
 from sentiment_core.data.labels import SHOWN_LABELS, FileLabels, LabelScheme, NumberedLabels
@@ -217,72 +216,6 @@ def restrict_labels(data: LabelledTexts, names: list[str]) -> LabelledTexts:
         remarks=[*data.origin.remarks, remark],
     )
     return replace(data.take(rows), labels=labels_of_rows, label_names=names, origin=origin)
-
-
-def split(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledTexts, LabelledTexts]:
-    """Split into a training and an evaluation part, each label in proportion.
-
-    The evaluation part holds `fraction` of the distinct texts, and of one label a row no fewer than there are labels.
-    All rows of a text are in the same part: one that was trained on would prove nothing. A label with one text is
-    trained on, and said to be. Raises `UserError` for too few rows.
-    """
-    numbers: dict[str, int] = {}
-    text_numbers = np.array([numbers.setdefault(text, len(numbers)) for text in data.texts])
-    text_labels = data.labels[np.unique(text_numbers, return_index=True)[1]]  # of each text's first row
-    counts = labels.count_labels(text_labels, len(data.label_names))
-    single = np.flatnonzero(counts == 1)  # labels that cannot be in both parts
-    is_divisible = np.ones(len(text_labels), bool) if data.several else counts[text_labels] > 1
-    divisible = np.flatnonzero(is_divisible)  # texts
-    classes, held_out = int(np.count_nonzero(counts > 1)), round(fraction * len(divisible))
-    needed = 1 if data.several else classes  # texts that hold all labels
-    if not data.several:
-        held_out = max(held_out, classes)
-    if classes < (1 if data.several else 2) or held_out < needed or len(divisible) - held_out < needed:
-        raise UserError(
-            f"the data cannot be split into a training and an evaluation part: {len(divisible)} rows"
-            f"{' (of distinct texts)' * (len(text_labels) < len(data))} of {classes} labels with two or more are too "
-            "few; add rows or give --eval-data"
-        )
-    if data.several:
-        evaluation = _draw_stratified(text_labels, fraction, np.random.default_rng(seed))
-    else:
-        strata = text_labels[divisible]
-        _, evaluation = train_test_split(divisible, test_size=held_out, stratify=strata, random_state=seed)
-    evaluation_rows = np.isin(text_numbers, evaluation)
-    parts = [data.take(np.flatnonzero(rows)) for rows in (~evaluation_rows, evaluation_rows)]
-    if len(single):
-        names = ", ".join(data.label_names[i] for i in single[:SHOWN_LABELS])
-        remark = f"trained on but never evaluated, since they have one text each: {names}"
-        parts[0] = replace(parts[0], origin=replace(data.origin, remarks=[*data.origin.remarks, remark]))
-    return parts[0], parts[1]
-
-
-def _draw_stratified(text_labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw `fraction` of the texts, so that each label of two texts or more is on both sides, in proportion.
-
-    The texts of the rarest label are dealt out first, then those of the next that are left (Sechidis et al. 2011, On
-    the Stratification of Multi-Label Data). Texts without labels come last and make up the number.
-
-    Args:
-        text_labels: (texts, labels) bool.
-        fraction: Of the texts to draw.
-        rng: Source of randomness.
-
-    Returns:
-        Numbers of the texts drawn.
-    """
-    counts = text_labels.sum(axis=0)
-    drawn, left = np.zeros(len(text_labels), bool), np.ones(len(text_labels), bool)
-    for label in np.argsort(counts, kind="stable"):
-        texts = rng.permutation(np.flatnonzero(left & text_labels[:, label]))
-        wanted = np.clip(round(fraction * counts[label]), min(1, counts[label] - 1), max(0, counts[label] - 1))
-        missing = int(np.clip(wanted - (drawn & text_labels[:, label]).sum(), 0, len(texts)))
-        drawn[texts[:missing]] = True
-        left[texts] = False
-    unlabelled = rng.permutation(np.flatnonzero(left))
-    missing = int(np.clip(round(fraction * len(text_labels)) - drawn.sum(), 0, len(unlabelled)))
-    drawn[unlabelled[:missing]] = True
-    return np.flatnonzero(drawn)
 
 
 @dataclass(frozen=True)

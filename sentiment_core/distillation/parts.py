@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sentiment_core.analysis.known_texts import hash_text
-from sentiment_core.data import labelled
+from sentiment_core.data import labelled, splits
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme, parse_mapping
 from sentiment_core.distillation.settings import DistillSettings
@@ -42,7 +42,7 @@ def read_labelled(settings: DistillSettings, scheme: LabelScheme) -> LabelledPar
         labelled.read(path, settings.columns, scheme) if path else None for path in (settings.data, settings.eval_data)
     )
     if data and not evaluation:
-        return LabelledParts(*labelled.split(data, settings.eval_fraction, settings.seed))
+        return LabelledParts(*splits.hold_out(data, settings.eval_fraction, settings.seed))
     return LabelledParts(data, evaluation)
 
 
@@ -77,7 +77,7 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
     )
     evaluation = rows.evaluation
     if evaluation is None:
-        taught, evaluation = labelled.split(taught, settings.eval_fraction, settings.seed)
+        taught, evaluation = splits.hold_out(taught, settings.eval_fraction, settings.seed)
     dropped = answers.origin.dropped
     texts = TaughtTexts(
         settings.texts,

@@ -45,6 +45,9 @@ class DistillSettings(TrainSettings):
         "D",
         group="data",
     )
+    eval_fraction: float = setting(  # few rows are held out, too: the texts may be many
+        0.1, "share of --data, or without it of --texts, to hold out without --eval-data", group="data"
+    )
     text_column: tuple[str, ...] = setting(
         (),
         "column with the text, or several whose texts are joined; default: those of the teacher, else text",

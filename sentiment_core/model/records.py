@@ -258,6 +258,7 @@ class EvaluationRows(DataOrigin):
     """The rows that chose the best epoch and fitted the calibration."""
 
     eval_rows: int = 0
+    folds: int = 0  # of cross-validation on the training rows; 0: training did not see these rows
     fingerprint: str = ""  # sha256 of texts and labels
 
 

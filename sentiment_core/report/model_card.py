@@ -68,7 +68,7 @@ def list_results(info: "BundleInfo") -> list[EvalResult]:
         return []
     is_on_hub = bool(origin.revision)
     # a part of the training data, kept from training
-    is_held_out = info.training.epochs > 0 and not info.training.settings.get("eval_data")
+    is_held_out = info.training.epochs > 0 and not info.training.settings.get("eval_data") and not origin.folds
     return [
         EvalResult(
             task_type=TASK,

@@ -17,7 +17,7 @@ from ray.train import Checkpoint
 
 from sentiment_core.model import bundle
 
-FORMAT = 3  # of the state files; a run of another format is not resumed
+FORMAT = 4  # of the state files; a run of another format is not resumed
 STATE, LOGITS = "state-{}.pt", "eval_logits.npy"  # of each worker; beside the best epoch's weights
 SCORE = "score"  # by which Ray keeps the best checkpoint, besides the latest
 NOT_BEST = -1e30  # score of a checkpoint without an epoch that is the best so far

@@ -1,10 +1,10 @@
-"""Read, split and tokenize the labelled rows of a training."""
+"""Read, divide and tokenize the labelled rows of a training."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from sentiment_core.data import labelled
+from sentiment_core.data import labelled, splits
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme, count_labels, parse_mapping
 from sentiment_core.errors import UserError
@@ -13,9 +13,15 @@ from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
 from sentiment_core.training.settings import TrainSettings
 
+EVAL_FRACTION = 0.1  # of the rows, to hold out
+CROSS_VALIDATED_ROWS = 500  # with fewer rows cross-validation evaluates: a tenth of them would prove little
+FOLDS = 5  # of cross-validation
 
-def read_parts(settings: TrainSettings, scheme: LabelScheme | None = None) -> tuple[LabelledTexts, LabelledTexts]:
-    """Read the training part and the evaluation part, with the same labels.
+
+def read_parts(
+    settings: TrainSettings, scheme: LabelScheme | None = None
+) -> tuple[LabelledTexts, LabelledTexts | None]:
+    """Read the training part and the evaluation part, with the same labels; the latter as from `divide`.
 
     `scheme` has the classes of a model that the new one is to replace. Raises `UserError`.
     """
@@ -38,7 +44,7 @@ def read_parts(settings: TrainSettings, scheme: LabelScheme | None = None) -> tu
             "the steps of a scale; leave --ordinal out"
         )
     if not settings.eval_data:
-        return labelled.split(data, settings.eval_fraction, settings.seed)
+        return divide(data, settings)
     evaluation = labelled.restrict_labels(labelled.read(settings.eval_data, settings.columns, read.scheme), names)
     new = np.flatnonzero((count_labels(evaluation.labels, len(names)) > 0) & ~occurs)
     if len(new):
@@ -47,6 +53,26 @@ def read_parts(settings: TrainSettings, scheme: LabelScheme | None = None) -> tu
             f"{settings.data} has. Remove those rows, or add some to train on."
         )
     return data, evaluation
+
+
+def divide(data: LabelledTexts, settings: TrainSettings) -> tuple[LabelledTexts, LabelledTexts | None]:
+    """Divide rows into the training part and the evaluation part.
+
+    Few rows are all trained on. Then cross-validation evaluates, and there is no evaluation part. Raises `UserError`.
+    """
+    if settings.eval_fraction is None and len(data) < CROSS_VALIDATED_ROWS:
+        return data, None
+    return splits.hold_out(data, settings.eval_fraction or EVAL_FRACTION, settings.seed)
+
+
+def deal_folds(part: LabelledTexts, tokens: TokenLists, seed: int) -> tuple[np.ndarray, LabelledTexts, TokenLists]:
+    """Deal the rows out to folds for cross-validation.
+
+    Returns the folds as `splits.deal_folds` does, and the rows that are in one, with their tokens. Raises `UserError`.
+    """
+    folds = splits.deal_folds(part, FOLDS, seed)
+    rows = np.flatnonzero(folds >= 0)
+    return folds, part.take(rows), tokens.take(rows)
 
 
 def tokenize_part(part: LabelledTexts, tokenizer: Tokenizer) -> tuple[LabelledTexts, TokenLists]:

@@ -26,16 +26,21 @@ class CheckedEncoder:
 def check_settings(settings: TrainSettings, labels: list[str], objective: Objective) -> None:
     """Check encoder, layers, head, length and optimization before there are rows. Raises `UserError`."""
     with layer_cut.cut_layers(encoder.fetch(settings.model), settings.layers) as start_from:
-        check_encoder(settings, start_from, labels, objective, rows=1)
+        check_encoder(settings, start_from, labels, objective, rows=1, evaluation_rows=1)
 
 
 def check_encoder(
-    settings: TrainSettings, start_from: encoder.Encoder, labels: list[str], objective: Objective, rows: int
+    settings: TrainSettings,
+    start_from: encoder.Encoder,
+    labels: list[str],
+    objective: Objective,
+    rows: int,
+    evaluation_rows: int | None,
 ) -> CheckedEncoder:
-    """Check an encoder for these labels, and choose the recipe for so many training rows. Raises `UserError`."""
+    """Check an encoder for these labels, and choose the recipe for so many rows. Raises `UserError`."""
     try:
         encoder_config = classifier.make_config(start_from.folder, labels)
-        recipe = choose_recipe(settings, encoder_config, rows, len(labels))
+        recipe = choose_recipe(settings, encoder_config, rows, len(labels), evaluation_rows)
         model_config = classifier.make_config(start_from.folder, labels, recipe.dropout, objective.problem_type)
         tokenizer = encoder.load_tokenizer(start_from.folder)
         classifier.check(model_config, settings.head, labels, settings.gradient_checkpointing)

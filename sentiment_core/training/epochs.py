@@ -1,4 +1,4 @@
-"""Keep how far a training is: the epoch and step it is at, and the records of the epochs before."""
+"""Keep how far a training is: the epoch and step it is at, the records before it, and what cross-validation gave."""
 
 from typing import Any
 
@@ -11,9 +11,13 @@ from sentiment_core.model.records import EpochRecord
 class RunProgress:
     """Position of a worker's run. Steps are counted from 0 in each epoch."""
 
-    def __init__(self, steps: int, device: torch.device) -> None:
-        """Begin before the first epoch, which has so many steps."""
+    def __init__(self, steps: int, device: torch.device, fold_logits: np.ndarray | None = None) -> None:
+        """Begin before the first epoch, which has so many steps.
+
+        `fold_logits`: (epochs, rows, classes) of the evaluation rows by cross-validation, if that evaluates.
+        """
         self.device = device
+        self.fold_logits = fold_logits
         self.epoch = 0
         self.log: list[EpochRecord] = []
         self.begin_epoch(steps)
@@ -50,6 +54,7 @@ class RunProgress:
         return {
             "at": [self.epoch, self.step, self.seconds],
             "losses": self.losses,
+            "fold_logits": None if self.fold_logits is None else torch.from_numpy(self.fold_logits),
             "log": [record.to_json() for record in self.log],
         }
 
@@ -57,4 +62,5 @@ class RunProgress:
         """Continue from a checkpoint."""
         self.epoch, self.step, self.seconds = state["at"]
         self.losses = state["losses"].to(self.device)
+        self.fold_logits = None if state["fold_logits"] is None else state["fold_logits"].numpy()
         self.log = [EpochRecord.from_json(record) for record in state["log"]]

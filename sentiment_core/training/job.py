@@ -33,7 +33,7 @@ from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
 from sentiment_core.training import checkpoint, tracking, vocabulary
 from sentiment_core.training.checkpoint import LOGITS
-from sentiment_core.training.data import read_parts, tokenize_part
+from sentiment_core.training.data import deal_folds, read_parts, tokenize_part
 from sentiment_core.training.diagnostics import find_warnings, reference_statistics, worst_mistakes
 from sentiment_core.training.encoder_check import check_cluster, check_encoder
 from sentiment_core.training.monitor import start_monitor
@@ -42,6 +42,8 @@ from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.task import TokenizedPart, TrainingTask
+
+SHOWN_EPOCHS = 20  # at most, in the terminal
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class TrainResult:
         """Return a few lines for the terminal."""
         names = "  ".join(f"{name:>8}" for name in self.log[0].eval.shown)
         lines = [f"epoch  train loss  eval loss  {names}  rows/s"]
-        for record in self.log:
+        folds, shown_every = self.info.training.eval_data.folds, -(-len(self.log) // SHOWN_EPOCHS)
+        for record in self.log[::-shown_every][::-1]:  # the last among them
             best = "  best" if record.epoch == self.info.training.best_epoch else ""
             shown = "  ".join(f"{value:8.4f}" for value in record.eval.shown.values())
             lines.append(
@@ -84,7 +87,7 @@ class TrainResult:
         fitted, scores = self.info.calibration, self.info.metrics
         first, second, *_ = (f"{name} {value:.4f}" for name, value in scores.named_numbers.items())
         lines += [
-            f"{first}, {second} on {scores.n:,} held-out rows",
+            f"{first}, {second} on {scores.n:,} {'rows by cross-validation' if folds else 'held-out rows'}",
             *self.warnings,
             f"calibration error {fitted.ece_before:.4f} -> {fitted.ece_after:.4f} ({fitted.parameters})",
             f"bundle: {self.place} ({self.info.training.seconds:.0f} s, {self.info.training.dtype} on "
@@ -110,6 +113,7 @@ class PreparedTraining:
     train_tokens: TokenLists
     eval_part: LabelledTexts
     eval_tokens: TokenLists
+    folds: np.ndarray | None  # (training rows,) of cross-validation, by which the evaluation part is made
 
     @property
     def labels(self) -> list[str]:
@@ -158,7 +162,7 @@ def train(
     settings: TrainSettings,
     path: str | None = None,
     tracker: tracking.Tracker | None = None,
-    parts: tuple[LabelledTexts, LabelledTexts] | None = None,
+    parts: tuple[LabelledTexts, LabelledTexts | None] | None = None,
     trials: int = 1,
 ) -> TrainResult:
     """Fine-tune, calibrate and write the bundle.
@@ -167,7 +171,7 @@ def train(
         settings: What to do.
         path: Where the bundle goes for now, instead of `--out`.
         tracker: Gets the curves, besides TensorBoard and MLflow.
-        parts: The rows to train and to evaluate on, if they are read already.
+        parts: The rows to train and to evaluate on, if they are read already; as from `data.divide`.
         trials: Trainings of a search that are compared on the evaluation rows, this one among them.
 
     Raises:
@@ -185,7 +189,7 @@ def train(
 
 
 def prepare(
-    settings: TrainSettings, path: str, parts: tuple[LabelledTexts, LabelledTexts] | None = None
+    settings: TrainSettings, path: str, parts: tuple[LabelledTexts, LabelledTexts | None] | None = None
 ) -> PreparedTraining:
     """Read, check and tokenize everything; start nothing. Raises `UserError`."""
     preflight.check_lasting(path)
@@ -203,15 +207,20 @@ def _prepare_from(
     resumable: ResumableRun,
     start_from: encoder.Encoder,
     train_part: LabelledTexts,
-    eval_part: LabelledTexts,
+    eval_part: LabelledTexts | None,
 ) -> PreparedTraining:
     """Check an encoder for the rows, and tokenize these. Raises `UserError`."""
     objective = choose_objective(settings, train_part)
-    checked = check_encoder(settings, start_from, train_part.label_names, objective, len(train_part))
+    names, evaluation_rows = train_part.label_names, len(eval_part) if eval_part else None
+    checked = check_encoder(settings, start_from, names, objective, len(train_part), evaluation_rows)
     rules = Preprocessing(settings.max_length, settings.truncation, settings.clean)
     text_tokenizer = Tokenizer.from_transformers(checked.tokenizer, rules)
     train_part, train_tokens = tokenize_part(train_part, text_tokenizer)
-    eval_part, eval_tokens = tokenize_part(eval_part, text_tokenizer)
+    folds = None
+    if eval_part is not None:
+        eval_part, eval_tokens = tokenize_part(eval_part, text_tokenizer)
+    else:
+        folds, eval_part, eval_tokens = deal_folds(train_part, train_tokens, settings.seed)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
     # three checkpoints, one of them being written, of weights, their average and the optimizer's two numbers for each
     preflight.check_space(path, 12 * sum(map(len, files.values())))
@@ -229,6 +238,7 @@ def _prepare_from(
         train_tokens=train_tokens,
         eval_part=eval_part,
         eval_tokens=eval_tokens,
+        folds=folds,
     )
 
 
@@ -260,6 +270,7 @@ def run(prepared: PreparedTraining, folder: str, track: Callable[[int, dict[str,
         threads=cluster.cpus_per_worker(settings.workers),
         encoder=ray.put(prepared.encoder_files),
         data=ray.put(parts),
+        folds=prepared.folds,
         monitor=start_monitor(),
     )
     log, best = run_workers(folder, task, len(prepared.train_part), track)
@@ -332,12 +343,15 @@ def _make_grid(
 ) -> GuaranteeGrid:
     """Return what the evaluation rows promise; nothing where the model was trained on them.
 
-    Rows of samples promise nothing either: they were not drawn evenly. All planned epochs count as compared: how many
-    of them early stopping left out depends on the same rows.
+    Rows of samples promise nothing either: they were not drawn evenly. Cross-validation tells of other models. All planned epochs count as compared, unless
+    the last is taken anyway: how many of them early stopping left out depends on the same rows.
     """
-    if prepared.eval_part.samples or prepared.request["data_sha256"] == prepared.request["eval_data_sha256"]:
+    is_trained_on = (
+        prepared.folds is not None or prepared.request["data_sha256"] == prepared.request["eval_data_sha256"]
+    )
+    if prepared.eval_part.samples or is_trained_on:
         return GuaranteeGrid()
-    comparisons = trials * prepared.recipe.epochs
+    comparisons = trials * (1 if prepared.recipe.select_by == "last" else prepared.recipe.epochs)
     return guarantee.make_grid(objective, probabilities, prepared.eval_part.labels, comparisons)
 
 
@@ -350,7 +364,10 @@ def _describe_training(prepared: PreparedTraining, log: list[EpochRecord], start
         encoder=EncoderOrigin(prepared.encoder.name, prepared.encoder.revision),
         data=TrainingRows(**vars(train_part.origin), train_rows=len(train_part), fingerprint=request["data_sha256"]),
         eval_data=EvaluationRows(
-            **vars(eval_part.origin), eval_rows=len(eval_part), fingerprint=request["eval_data_sha256"]
+            **vars(eval_part.origin),
+            eval_rows=len(eval_part),
+            folds=0 if prepared.folds is None else int(prepared.folds.max()) + 1,
+            fingerprint=request["eval_data_sha256"],
         ),
         label_shares=label_shares(train_part.labels, prepared.labels),
         best_epoch=best.epoch,

@@ -51,21 +51,14 @@ from sentiment_core.training.optimizer import (
     make_optimizer,
     set_learning_rates,
 )
-from sentiment_core.training.task import TrainingTask
+from sentiment_core.training.task import TokenizedPart, TrainingTask
 from sentiment_core.training.token_budget import TRAIN_TOKENS, TokenBudget, find_token_budget
 from sentiment_core.training.vocabulary import TrimmedVocabulary
 from sentiment_core.training.weight_averaging import WeightAverage
 
 REPORT_EVERY_S = 0.5  # between two reports to the driver
+DIVERGED = UserError("the training diverged: its logits are not finite. Lower --lr or --head-lr.")
 AGREE_EVERY_STEPS = 10  # after which the workers agree whether it is time for a checkpoint
-
-
-def train_loop(config: dict[str, Any]) -> list[EpochRecord] | UserError:
-    """Train on this worker's share and leave the best epoch's weights as a checkpoint.
-
-    Returns the records of the epochs, or what is wrong with the settings.
-    """
-    return TrainingLoop(ray.get(config["task"])).run()
 
 
 class Diverged(Exception):
@@ -75,11 +68,27 @@ class Diverged(Exception):
 class TrainingLoop:
     """One worker's part of a training run."""
 
-    def __init__(self, task: TrainingTask) -> None:
+    def __init__(
+        self,
+        task: TrainingTask,
+        train_part: TokenizedPart,
+        eval_part: TokenizedPart,
+        rows_before: int = 0,
+        fold_logits: np.ndarray | None = None,
+    ) -> None:
+        """Prepare the run.
+
+        Args:
+            task: The training.
+            train_part: Rows to train on.
+            eval_part: Rows to evaluate on.
+            rows_before: Training rows that cross-validation has gone through.
+            fold_logits: (epochs, rows, classes) of the evaluation rows by cross-validation; None: by this model.
+        """
         connection.leave_background()
         self.task, self.settings, self.recipe = task, task.settings, task.recipe
         self.objective = task.objective
-        self.train_part, self.eval_part = ray.get(task.data)
+        self.train_part, self.eval_part, self.rows_before = train_part, eval_part, rows_before
         self.lengths = self.train_part.tokens.lengths
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
@@ -105,7 +114,7 @@ class TrainingLoop:
         self.budget = TokenBudget(tokens)
         self.backward = self._choose_backward(self.number_type.dtype)
         torch.manual_seed(self.settings.seed + self.rank)  # from here on for dropout: each worker its own
-        self.progress = RunProgress(self._count_steps(), self.device)
+        self.progress = RunProgress(self._count_steps(), self.device, fold_logits)
         # what is in a checkpoint: parts that are the same on all workers, and parts of each worker's own
         self.shared: dict[str, Stateful] = {
             "model": self.model,
@@ -137,8 +146,8 @@ class TrainingLoop:
                 self._train_epoch()
                 self._end_epoch()
         except Diverged:  # which all workers find at the same moment
-            if not log:
-                return UserError("the training diverged: its logits are not finite. Lower --lr or --head-lr.")
+            if not log or self.recipe.select_by == "last":  # the weights of other epochs are not kept
+                return DIVERGED
             log[-1] = replace(log[-1], diverged_after=True)
         return log
 
@@ -203,30 +212,42 @@ class TrainingLoop:
         if self.workers > 1:
             torch.distributed.all_reduce(losses)
         with self.average.in_place():
-            classes = len(self.task.label_names)
-            logits = self.forward.predict(self.model, self.eval_part.tokens, classes, self.rank, self.workers)
-            if not np.isfinite(logits).all():
-                raise Diverged
+            logits = self._answer()
+            if progress.fold_logits is not None:
+                logits = progress.fold_logits[progress.epoch - 1]
             progress.log.append(self._evaluate(logits, losses.tolist()))
-            best = None
-            if progress.epochs_since_best == 0:
+            record, best = progress.log[-1], None
+            may_be_best = self.recipe.select_by != "last" or record.epoch == self.recipe.epochs
+            if may_be_best and progress.epochs_since_best == 0:
                 best = BestEpoch(self.vocabulary.restore(self.model) if self.rank == 0 else {}, logits)
-        record = progress.log[-1]
         self._report({f"eval/{name}": value for name, value in asdict(record.eval).items()} | {"epoch": record.epoch})
-        self.pruning.choose(progress.epoch + 1)
-        progress.begin_epoch(self._count_steps())
+        self._begin_epoch()
+        if may_be_best or self._is_time_to_save():
+            self._save(record.selected_by if best else NOT_BEST, best)
+
+    def _answer(self) -> np.ndarray:
+        """Return the logits of the evaluation rows, (rows, classes) float32. Raises `Diverged`."""
+        classes = len(self.task.label_names)
+        logits = self.forward.predict(self.model, self.eval_part.tokens, classes, self.rank, self.workers)
+        if not np.isfinite(logits).all():
+            raise Diverged
+        return logits
+
+    def _begin_epoch(self) -> None:
+        self.pruning.choose(self.progress.epoch + 1)
+        self.progress.begin_epoch(self._count_steps())
         self.reported_step = 0
-        self._save(record.selected_by if best else NOT_BEST, best)
 
     def _evaluate(self, logits: np.ndarray, losses: list[float]) -> EpochRecord:
         scores = self.objective.score_epoch(logits, self.eval_part.labels, self.task.label_names)
+        select_by = self.recipe.select_by
         return EpochRecord(
             epoch=self.progress.epoch,
             losses=losses,
             seconds=self.progress.seconds,
             rows=len(self.pruning.rows),
             eval=scores,
-            selected_by=scores.value_of(self.settings.select_by),
+            selected_by=self.progress.epoch if select_by == "last" else scores.value_of(select_by),
             device=hardware.device_name(self.device),
             dtype=hardware.dtype_name(self.forward.dtype),
         )
@@ -325,7 +346,7 @@ class TrainingLoop:
     def _report(self, values: dict[str, float]) -> None:
         """Report to the driver's monitor, from the first worker."""
         if self.rank == 0:
-            rows = round(self.progress.epochs_done(self.progress.step) * len(self.train_part))
+            rows = self.rows_before + round(self.progress.epochs_done(self.progress.step) * len(self.train_part))
             self.task.monitor.put.remote(rows, self.progress.steps_done, values)
 
     def _is_time_to_save(self) -> bool:

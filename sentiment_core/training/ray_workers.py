@@ -18,7 +18,8 @@ from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.progress import Progress, repeat_every
 from sentiment_core.training import cpu
 from sentiment_core.training.checkpoint import SCORE
-from sentiment_core.training.loop import train_loop
+from sentiment_core.training.cross_validation import count_rows, cross_validate
+from sentiment_core.training.loop import DIVERGED, Diverged, TrainingLoop
 from sentiment_core.training.task import TrainingTask
 from sentiment_core.training.torch_setup import CheckedTorchConfig
 
@@ -32,6 +33,22 @@ VARIABLES = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody asks what it sees
 }
 POLL_EVERY_S = 0.5  # between two looks at the monitor
+
+
+def train_loop(config: dict[str, Any]) -> list[EpochRecord] | UserError:
+    """Train on this worker's share and leave the best epoch's weights as a checkpoint.
+
+    Returns the records of the epochs, or what is wrong with the settings.
+    """
+    task = ray.get(config["task"])
+    train_part, eval_part = ray.get(task.data)
+    fold_logits = None
+    if task.folds is not None and not ray.train.get_checkpoint():  # which has what cross-validation gave
+        try:
+            fold_logits = cross_validate(task, train_part, eval_part)
+        except Diverged:
+            return DIVERGED
+    return TrainingLoop(task, train_part, eval_part, count_rows(task, len(train_part)), fold_logits).run()
 
 
 def run_workers(folder: str, task: TrainingTask, rows: int, track: Track) -> tuple[list[EpochRecord], Checkpoint]:
@@ -50,13 +67,15 @@ def run_workers(folder: str, task: TrainingTask, rows: int, track: Track) -> tup
         UserError: The settings lead nowhere.
     """
     on_interrupt = signal.getsignal(signal.SIGINT)
+    total = rows * task.recipe.epochs + count_rows(task, rows)
     try:
         with (
             variables_set(VARIABLES),
-            Progress("train", rows * task.recipe.epochs, "rows", cluster.describe_wait) as progress,
+            Progress("train", total, "rows", cluster.describe_wait) as progress,
             _follow(task.monitor, progress, track),
         ):
-            progress.say(f"train: {rows:,} rows, {task.recipe.describe()}")
+            folds = f", after {task.folds_to_train} folds of cross-validation" * (task.folds is not None)
+            progress.say(f"train: {rows:,} rows, {task.recipe.describe()}{folds}")
             result = _fit(folder, task, progress)
     except SystemExit:  # Ray's answer to Ctrl-C, with exit code 0
         raise KeyboardInterrupt from None
@@ -120,6 +139,7 @@ def first_failure(error: Exception) -> Exception:
     """Return the worker's exception that says most: when one fails, the others lose their connection to it."""
     failures = getattr(error, "worker_failures", {}).values()
     failure = min(failures, key=_lost_connection, default=getattr(error, "controller_failure", error))
+    failure = getattr(failure, "health_check_failure", failure)  # why a worker does not answer, such as its memory
     cause = getattr(failure, "cause", None)  # of Ray's wrapper, where the workers were only being set up
     return cause if isinstance(cause, UserError) else failure
 

@@ -9,6 +9,8 @@ from sentiment_core.data.labels import parse_mapping
 from sentiment_core.data.readers import Columns
 from sentiment_core.text.preprocessing import Clean, Truncation
 
+SelectBy = Literal["accuracy", "macro_f1", "loss", "last"]
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -29,12 +31,15 @@ class TrainSettings:
     out: str = setting(REQUIRED, "folder or URI of the new model bundle; must not exist yet", "BUNDLE", group="output")
     eval_data: str | None = setting(
         None,
-        "labelled text to evaluate and calibrate on and to choose the best epoch; default: a part of --data is held out",
+        "labelled text to evaluate and calibrate on and to choose the best epoch; default: see --eval-fraction",
         "D",
         group="data",
     )
-    eval_fraction: float = setting(
-        0.1, "share of --data that is held out without --eval-data, each label in proportion", group="data"
+    eval_fraction: float | None = setting(
+        None,
+        "share of --data to hold out without --eval-data, each label in proportion; default: 0.1, but nothing of fewer "
+        "than 500 rows, which are evaluated by cross-validation",
+        group="data",
     )
     text_column: tuple[str, ...] = setting(
         ("text",),
@@ -143,9 +148,10 @@ class TrainSettings:
     clean: Clean = setting(  # noqa: RUF009
         "none", "markup: replace HTML tags and character references before a text is read", group="long texts"
     )
-    select_by: Literal["accuracy", "macro_f1", "loss"] = setting(
-        "accuracy",
-        "metric on the evaluation rows that chooses the best epoch; of several labels a row accuracy means micro-F1",
+    select_by: SelectBy | None = setting(  # noqa: RUF009
+        None,
+        "metric on the evaluation rows that chooses the best epoch (of several labels a row accuracy means micro-F1), or "
+        "last: train all epochs and take the last; default: see --recipe, accuracy unless these rows are few",
         group="optimization",
     )
     patience: int = setting(2, "early stopping: epochs in a row without a better one", group="optimization")
@@ -188,7 +194,8 @@ class TrainSettings:
             check(value is None or 0 <= value < 1, name, value, "a share from 0 to below 1")
         check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "a share above 0, up to 1")
         check(0 <= self.warmup <= 1, "warmup", self.warmup, "a share from 0 to 1")
-        check(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a share between 0 and 1")
+        is_share = self.eval_fraction is None or 0 < self.eval_fraction < 1
+        check(is_share, "eval_fraction", self.eval_fraction, "a share between 0 and 1")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         names = self.label_names

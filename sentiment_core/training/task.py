@@ -23,6 +23,10 @@ class TokenizedPart:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: np.ndarray) -> "TokenizedPart":
+        """Select rows."""
+        return TokenizedPart(self.tokens.take(rows), self.labels[rows])
+
 
 @dataclass(frozen=True)
 class TrainingTask:
@@ -39,4 +43,12 @@ class TrainingTask:
     threads: int  # on a CPU
     encoder: ray.ObjectRef  # the files of the encoder's folder
     data: ray.ObjectRef  # training and evaluation part, a list of two `TokenizedPart`
+    folds: (
+        np.ndarray | None
+    )  # (training rows,) of cross-validation, -1: not evaluated; None: the evaluation part is apart
     monitor: Any  # actor handle of a `monitor.Monitor`
+
+    @property
+    def folds_to_train(self) -> int:
+        """Folds of cross-validation; 0 without it."""
+        return 0 if self.folds is None else int(self.folds.max()) + 1

@@ -23,7 +23,7 @@ from sentiment_core.runtime.environment import variables_set
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.training.data import read_parts
 from sentiment_core.training.job import train
-from sentiment_core.training.recipe import choose_recipe
+from sentiment_core.training.recipe import FIXED, choose_recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 
@@ -83,6 +83,8 @@ class TuneSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.trials >= 1, "trials", self.trials, "1 or more")
+        metrics = "accuracy, macro_f1 or loss, by which trials are compared"
+        check(self.select_by != "last", "select_by", self.select_by, metrics)
         for name, domain in self.space().items():
             for value in domain:
                 replace(self.base(), **{name: value})  # type: ignore[arg-type]  # refuses what a training would
@@ -115,15 +117,17 @@ def tune(settings: TuneSettings) -> str:
     run = ResumableRun.of_search(settings.out)
     bundle.check_free(settings.out, run.has_checkpoint)
     start_from = encoder.fetch(settings.model)  # what can be refused now no trial need find out
-    train_part, _ = read_parts(settings)
+    train_part, eval_part = read_parts(settings)
     labels = train_part.label_names
     try:
         config = classifier.make_config(start_from.folder, labels)
     except (OSError, ValueError) as problem:
         raise UserError(f"--model {settings.model} cannot be loaded: {' '.join(str(problem).split())[:300]}") from None
-    epochs = choose_recipe(settings.base(), config, len(train_part), len(labels)).epochs
-    settings = replace(settings, epochs=epochs)  # the same for all trials, so that they can be compared
-    score = _score_name(settings, train_part.several)
+    recipe = choose_recipe(settings.base(), config, len(train_part), len(labels), len(eval_part) if eval_part else None)
+    epochs, select_by = recipe.epochs, settings.select_by or FIXED.select_by
+    # the same for all trials, so that they can be compared
+    settings = replace(settings, epochs=epochs, select_by=select_by)
+    score = _score_name(select_by, train_part.several)
     connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)
     with run.open(asdict(settings), defaults_of(settings)) as folder:
         with variables_set(VARIABLES):
@@ -171,9 +175,9 @@ def _parse_domain(text: str) -> tuple[str, Domain]:
     return name, ends
 
 
-def _score_name(settings: TrainSettings, several: bool) -> str:
+def _score_name(select_by: str, several: bool) -> str:
     """Name what trials are compared by: of several labels a row, micro-F1 stands for accuracy."""
-    return "micro_f1" if several and settings.select_by == "accuracy" else settings.select_by
+    return "micro_f1" if several and select_by == "accuracy" else select_by
 
 
 def _search(settings: TuneSettings, epochs: int, score: str, folder: str) -> Any:

@@ -1,4 +1,4 @@
-"""Labelled text is read, split, and refused when it cannot be used."""
+"""Labelled text is read, and refused when it cannot be used."""
 
 import json
 
@@ -134,24 +134,6 @@ def test_bytes_that_are_not_utf8_become_replacement_characters(tmp_path):
     assert labelled.read(str(tmp_path)).texts == ["ok\ufffd", "abc"]
 
 
-def test_a_split_is_seeded_stratified_and_complete():
-    labels = np.array([0] * 80 + [1] * 20)
-    data = labelled.LabelledTexts([str(i) for i in range(100)], labels, ["a", "b"])
-    train, held = labelled.split(data, 0.2, seed=1)
-    assert sorted(train.texts + held.texts, key=int) == data.texts
-    assert np.bincount(held.labels).tolist() == [16, 4]
-    assert labelled.split(data, 0.2, seed=1)[1].texts == held.texts != labelled.split(data, 0.2, seed=2)[1].texts
-
-
-def test_rows_with_the_same_text_are_in_the_same_part():
-    texts = [f"text {i % 40}" for i in range(100)]
-    data = labelled.LabelledTexts(texts, np.arange(100) % 2, ["x", "y"])
-    train, held = labelled.split(data, 0.25, 0)
-    assert len(train) + len(held) == 100
-    assert not set(train.texts) & set(held.texts)
-    assert len(set(held.texts)) == 10
-
-
 def test_the_fingerprint_differs_with_the_content():
     data = labelled.LabelledTexts(["ab", "c"], np.array([0, 1]), ["x", "y"])
     assert data.fingerprint() == labelled.LabelledTexts(["ab", "c"], np.array([0, 1]), ["x", "y"]).fingerprint()
@@ -202,22 +184,6 @@ def test_paths_that_do_not_exist_are_refused(path):
     with pytest.raises(UserError) as error:
         labelled.read(path)
     assert path.split("*")[0] in str(error.value)
-
-
-def test_a_split_of_too_few_rows_is_refused():
-    data = labelled.LabelledTexts(["a", "b", "c"], np.array([0, 0, 1]), ["x", "y"])
-    with pytest.raises(
-        UserError, match=r"2 rows of 1 labels with two or more are too few; add rows or give --eval-data"
-    ):
-        labelled.split(data, 0.5, 0)
-
-
-def test_a_split_of_few_rows_holds_out_one_of_each_label():
-    names = ["a", "b", "c", "d"]
-    data = labelled.LabelledTexts([f"text {i}" for i in range(16)], np.arange(16) % 4, names)
-    train, evaluation = labelled.split(data, 0.1, 0)
-    assert sorted(evaluation.labels.tolist()) == [0, 1, 2, 3]
-    assert np.bincount(train.labels).tolist() == [3, 3, 3, 3]
 
 
 def test_the_origin_is_written_and_read_again():

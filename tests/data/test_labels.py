@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.data import labelled
+from sentiment_core.data import labelled, splits
 from sentiment_core.data.labels import LabelScheme, parse_mapping
 from sentiment_core.errors import UserError
 
@@ -115,7 +115,7 @@ def test_a_label_map_that_cannot_be_read_is_refused(pair):
 
 def test_a_label_with_one_text_is_trained_on_and_told():
     data = labelled.LabelledTexts([str(i) for i in range(41)], np.array([0, 1] * 20 + [2]), ["a", "b", "c"])
-    train, held_out = labelled.split(data, 0.25, seed=0)
+    train, held_out = splits.hold_out(data, 0.25, seed=0)
     assert 2 in train.labels
     assert set(held_out.labels) == {0, 1}
     assert train.origin.remarks == ["trained on but never evaluated, since they have one text each: c"]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.data import labelled
+from sentiment_core.data import labelled, splits
 from sentiment_core.data.labels import LabelScheme
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
@@ -124,7 +124,7 @@ def draw(rows: int) -> labelled.LabelledTexts:
 
 def test_a_split_has_each_label_in_proportion_and_rare_ones_on_both_sides():
     data = draw(1_000)
-    train, evaluation = labelled.split(data, 0.2, seed=1)
+    train, evaluation = splits.hold_out(data, 0.2, seed=1)
     assert len(evaluation) == pytest.approx(200, abs=10)
     assert not set(train.texts) & set(evaluation.texts)
     assert len(train) + len(evaluation) == 1_000
@@ -132,15 +132,15 @@ def test_a_split_has_each_label_in_proportion_and_rare_ones_on_both_sides():
     np.testing.assert_allclose(drawn[:2], 0.2 * counts[:2], atol=1)
     assert drawn[2:].tolist() == [1, 0]
     assert train.origin.remarks == ["trained on but never evaluated, since they have one text each: once"]
-    again, _ = labelled.split(data, 0.2, seed=1)
+    again, _ = splits.hold_out(data, 0.2, seed=1)
     assert again.texts == train.texts
-    assert labelled.split(data, 0.2, seed=2)[0].texts != train.texts
+    assert splits.hold_out(data, 0.2, seed=2)[0].texts != train.texts
 
 
 def test_all_rows_of_a_text_are_on_the_same_side():
     data = draw(200)
     repeated = data.take(np.repeat(np.arange(200), 3))
-    train, evaluation = labelled.split(repeated, 0.25, seed=0)
+    train, evaluation = splits.hold_out(repeated, 0.25, seed=0)
     assert not set(train.texts) & set(evaluation.texts)
     assert len(evaluation) == pytest.approx(150, abs=9)
 

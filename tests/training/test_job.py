@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import sentiment_core
 from sentiment_core.analysis.sample_file import DrawnRow, format_sample
+from sentiment_core.api import Classifier
 from sentiment_core.data import labelled as dataset
 from sentiment_core.data.readers import Columns
 from sentiment_core.evaluation import EvaluateSettings, evaluate
@@ -137,6 +138,7 @@ def test_curves_that_cannot_be_logged_cost_no_training(tmp_path, capsys, monkeyp
     assert "nothing is logged to TensorBoard from here on" in capsys.readouterr().err
 
 
+@pytest.mark.journey
 def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     """The same global batches and seed; without dropout, whose masks are each worker's own. On the way, a bundle of two
     labels becomes a model of three with the mlp head, long texts are used in windows, as the bundle tells, and all that
@@ -213,3 +215,22 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
     always_b = metrics.evaluate(np.eye(3)[[1] * 8], np.array([0, 0, 1, 1, 1, 1, 2, 2]), ["a", "b", "c"])
     info = dataclasses.replace(trained.info, metrics=always_b)
     assert "no better than always giving 'b' (0.5000)" in dataclasses.replace(trained, info=info).summary()
+
+
+def test_few_rows_are_all_trained_on_and_evaluated_by_cross_validation(ray_here, short_encoder, tmp_path, capsys):
+    pq.write_table(sentences(60, seed=3), tmp_path / "few.parquet")
+    flags = {"data": str(tmp_path / "few.parquet"), "model": short_encoder, "out": str(tmp_path / "b")}
+    trained = train(TrainSettings(**flags, epochs=6, patience=1))
+    rows, evaluation = trained.info.training.data.train_rows, trained.info.training.eval_data
+    assert (rows, evaluation.eval_rows, evaluation.folds, trained.metrics["n"]) == (60, 60, 5, 60)
+    assert [len(record.losses) for record in trained.log] == [4] * 6  # 4 batches of 16 rows and fewer
+    assert trained.info.training.settings["select_by"] == "last"
+    assert trained.info.training.best_epoch == 6
+    assert trained.info.guarantee.rows == 0  # its errors are those of other models
+    assert "on 60 rows by cross-validation" in trained.summary()
+    assert "after 5 folds of cross-validation" in capsys.readouterr().err
+    # the model was trained on these rows, and fits them better than those of a fold
+    table = pq.read_table(tmp_path / "few.parquet")
+    fitted = Classifier.load(trained.place).predict_proba(table["text"].to_pylist())
+    numbers = [trained.info.labels.index(label) for label in table["label"].to_pylist()]
+    assert -np.log(fitted[np.arange(60), numbers]).mean() < trained.log[-1].eval.loss

@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from torch import nn
 
 from sentiment_core.model import bundle, classifier
+from sentiment_core.runtime.failures import describe_error
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.training.optimizer import clip_at_next_step
-from sentiment_core.training.ray_workers import is_loss
+from sentiment_core.training.ray_workers import first_failure, is_loss
 from sentiment_core.training.token_budget import TokenBudget, find_token_budget
+from sentiment_core.training.torch_setup import CheckedTorchConfig
 from sentiment_core.training.vocabulary import TrimmedVocabulary, ids_in, remap
 
 
@@ -51,6 +56,27 @@ def test_a_run_resumed_on_a_smaller_gpu_computes_what_fits_there(fits, resumed):
 )
 def test_only_a_worker_that_went_away_is_a_loss(message, lost):
     assert is_loss(RuntimeError(message)) == lost
+
+
+class GroupOutOfMemory:
+    """Workers that Ray has killed for their memory."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def execute_async(self, *_: object, **__: object) -> None:
+        raise OutOfMemoryError("killed due to the node running low on memory")
+
+
+def test_a_worker_killed_for_its_memory_is_a_loss_that_is_told_and_leaves_its_cpus():
+    lost = WorkerHealthCheckFailedError(
+        "A worker health check failed.", OutOfMemoryError("the node runs low on memory")
+    )
+    failure = first_failure(WorkerGroupError("Training failed", {0: lost}))
+    assert is_loss(failure)
+    assert describe_error(failure) == "OutOfMemoryError: the node runs low on memory"
+    config = CheckedTorchConfig()
+    config.backend_cls().on_shutdown(GroupOutOfMemory(), config)  # raises nothing: Ray would leave the CPUs taken
 
 
 def test_embeddings_that_the_data_has_no_token_of_stay_as_they_are(tiny_bundle):

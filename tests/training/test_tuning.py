@@ -39,3 +39,9 @@ def test_trials_with_several_labels_a_row_are_compared_by_micro_f1(ray_here, tin
     assert line.split()[:2] == [f"{trial['scores'][0]:.4f}", "1"]
     assert f"trial 1 of 1, epoch 1: micro_f1 {trial['scores'][0]:.4f} with --head-lr" in capsys.readouterr().err
     assert (out / "tuning.png").exists()
+
+
+def test_trials_are_compared_by_a_metric():
+    message = "--select-by is 'last'; expected accuracy, macro_f1 or loss, by which trials are compared"
+    with pytest.raises(UserError, match=message):
+        TuneSettings(data="d", model="m", out="o", select_by="last")
