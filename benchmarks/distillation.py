@@ -56,7 +56,9 @@ class DistillationSettings:
     layers: tuple[str, ...] = setting((), "numbers of layers, besides the whole encoder", "N,N")
     seeds: int = setting(3, "trainings of each arm")
     epochs: int | None = setting(None, "epochs of a training; default: by the recipe")
+    adversarial: float | None = setting(None, "adversarial steps of a training; default: by the recipe")
     max_length: int = setting(128, "tokens that students read of a text")
+    scored: str | None = setting(None, "folder of the teacher's answers; is read again if it is there", "DIR")
     results: str = setting(str(RESULTS), "folder of the results", "DIR")
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ def run(settings: DistillationSettings, key: dict[str, Any], scored: str, out: s
         "out": out,
         "eval_data": settings.eval_data,
         "epochs": settings.epochs,
+        "adversarial": settings.adversarial,
         "max_length": settings.max_length,
         "layers": key["layers"],
         "seed": key["seed"],
@@ -117,15 +120,14 @@ def measure(settings: DistillationSettings) -> dict[str, Any]:
     }
     columns = teacher.info.text_columns
     with tempfile.TemporaryDirectory() as work:
-        scored = str(Path(work, "scored"))
+        scored = settings.scored or str(Path(work, "scored"))
         scoring = ScoreSettings(
             model=settings.teacher, input=settings.texts, out=scored, probabilities=True, keep=columns
         )
         for key in list_runs(settings):
             if any(key.items() <= line.items() for line in report["runs"]):
                 continue
-            if not Path(scored).exists():
-                score(plan_scoring(scoring))
+            score(plan_scoring(scoring))  # only what has no output yet
             started, out = time.monotonic(), str(Path(work, f"{key['arm']}-{key['layers']}-{key['seed']}"))
             run(settings, key, scored, out)
             line = key | evaluate(Classifier.load(out), test, probabilities)

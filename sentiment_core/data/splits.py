@@ -39,20 +39,32 @@ def hold_out(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledT
 def deal_folds(data: LabelledTexts, folds: int, seed: int) -> np.ndarray:
     """Deal the rows out to folds for cross-validation; return the fold of each row, (n,) int64.
 
-    Rows of a label with one text get -1, since no other fold could teach it. So few texts that a fold would stay empty
-    give fewer folds. Raises `UserError` for too few rows.
+    The texts of the rarest label are dealt out first, each to the fold that has the fewest of them, of equal ones to
+    the smallest (Sechidis et al. 2011, On the Stratification of Multi-Label Data). There are no more folds than texts.
+    Of one label a row, a label with one text gets -1, since no other fold could teach it. Raises `UserError` for too
+    few rows.
     """
     texts, rng = _DistinctTexts.of(data), np.random.default_rng(seed)
     texts.check(1, 1)
     is_label = texts.labels if data.several else texts.labels[:, None] == np.arange(len(data.label_names))
-    folds = min(folds, int(is_label.sum(axis=0).max()))
-    fold_of_text, left = np.full(len(texts.labels), -1), texts.divisible
-    for fold in range(folds):
-        last = fold == folds - 1
-        drawn = np.arange(len(left)) if last else _draw_stratified(is_label[left], 1 / (folds - fold), rng)
-        fold_of_text[left[drawn]] = fold
-        left = np.delete(left, drawn)
+    folds = min(folds, len(texts.divisible))
+    fold_of_text, left = np.full(len(is_label), -1), np.isin(np.arange(len(is_label)), texts.divisible)
+    sizes, counts = np.zeros(folds, int), np.zeros((folds, is_label.shape[1]), int)
+    for label in [*np.argsort(texts.counts, kind="stable"), None]:  # at last the texts without labels
+        chosen = left if label is None else left & is_label[:, label]
+        for text in rng.permutation(np.flatnonzero(chosen)):
+            wanted = sizes if label is None else counts[:, label]
+            fold = np.lexsort((sizes, wanted))[0]
+            fold_of_text[text] = fold
+            sizes[fold] += 1
+            counts[fold] += is_label[text]
+        left &= ~chosen
     return fold_of_text[texts.of_rows]
+
+
+def name_unevaluated(data: LabelledTexts) -> list[str]:
+    """Return the remarks on the data, with one on the labels that are never evaluated: they have one text."""
+    return _remarks(data, _DistinctTexts.of(data))
 
 
 @dataclass(frozen=True)

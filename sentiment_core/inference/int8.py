@@ -46,7 +46,8 @@ def prepare_int8(
 ) -> tuple[Int8Check, dict[str, bytes]]:
     """Put as many linear layers into 8 bits as leave the labels as they are.
 
-    The labels are compared with those of float32, on as many rows as cost seconds: evaluation rows, then training rows.
+    The labels are compared with those of float32, on as many rows as cost seconds: evaluation rows, unless the model was
+    trained on them, then training rows.
 
     Returns:
         The check, and the bundle's file by its name; without a file where too many labels change, or where the model
@@ -101,7 +102,9 @@ class _Comparison:
         tokens_left = COMPARED_TOKENS - int(evaluation.tokens.lengths[sample].sum())
         chosen = LabelledTokens(evaluation.tokens.take(sample), evaluation.targets[sample])
         others = training.take(_sample_rows(training, rows_left, tokens_left))
-        expected = np.concatenate([engine.probabilities(tokens)[0] for tokens in (chosen.tokens, others)])
+        expected = np.concatenate(
+            [engine.probabilities(tokens)[0] for tokens in (chosen.tokens, others) if len(tokens)]
+        )
         return cls(chosen, others, expected)
 
     def check(self, engine: "Engine", layers: int, all_layers: int) -> Int8Check:

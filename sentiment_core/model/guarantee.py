@@ -136,7 +136,7 @@ def derive_threshold(path: str, info: "BundleInfo", target: float, certainty: fl
     if not info.guarantee.rows:
         raise UserError(
             f"--target-accuracy: --model {path} notes no guarantee. Run sentiment-core evaluate --target-accuracy on "
-            "labelled rows and pass its --min-confidence, or make the model again with labelled rows."
+            "labelled rows and pass its --min-confidence, or make the model again with --eval-data."
         )
     guarantee = promise(info.guarantee, target, certainty)
     if guarantee.reason:

@@ -325,13 +325,14 @@ def _report_shares(plan: NightPlan, night: Night) -> None:
 def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
     """Train and compare a candidate if there are new labels. A failure is an alarm; the night is done all the same."""
     from sentiment_core.nightly import renewal
-    from sentiment_core.training.data import read_parts
+    from sentiment_core.training.data import hold_out_always, read_parts
 
     settings, info, models = plan.settings, plan.scoring.opened[""].info, str(plan.settings.model)
     try:
         names = list(retraining.label_names)
         scheme = info.label_scheme
         scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
+        retraining = hold_out_always(retraining)
         parts = read_parts(retraining, scheme)
         rows, fingerprint = len(parts[0]), parts[0].fingerprint()
         model_files = bundle.parts_of(plan.scoring.opened[""].files).values()

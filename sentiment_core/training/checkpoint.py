@@ -4,6 +4,7 @@ A part of the run that keeps state has `state_dict` and `load_state_dict`; `loop
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sentiment_core.model import bundle
 
 FORMAT = 4  # of the state files; a run of another format is not resumed
 STATE, LOGITS = "state-{}.pt", "eval_logits.npy"  # of each worker; beside the best epoch's weights
+FOLD_LOGITS = "fold_logits-{}.npy"  # of so many folds of cross-validation, before the final model is begun
 SCORE = "score"  # by which Ray keeps the best checkpoint, besides the latest
 NOT_BEST = -1e30  # score of a checkpoint without an epoch that is the best so far
 
@@ -39,6 +41,14 @@ class BestEpoch:
 
     weights: dict[str, torch.Tensor]  # empty but on the first worker
     logits: np.ndarray  # (n, classes) float32 of the evaluation rows
+
+
+@dataclass(frozen=True)
+class FoldLogits:
+    """What cross-validation has made so far."""
+
+    folds: int  # that are done
+    logits: np.ndarray  # (epochs, rows, classes) float32 of the evaluation rows; of folds to come 0
 
 
 class RandomState:
@@ -81,6 +91,22 @@ def save_checkpoint(
             safetensors.torch.save_file(best.weights, os.path.join(folder, bundle.WEIGHTS))
             np.save(os.path.join(folder, LOGITS), best.logits)
         ray.train.report({SCORE: score}, checkpoint=Checkpoint.from_directory(folder))
+
+
+def save_folds(done: FoldLogits) -> None:
+    """Report a checkpoint within cross-validation to Ray Train; all workers take part."""
+    with tempfile.TemporaryDirectory(prefix="sentiment-core-") as folder:
+        np.save(os.path.join(folder, FOLD_LOGITS.format(done.folds)), done.logits)
+        ray.train.report({SCORE: NOT_BEST}, checkpoint=Checkpoint.from_directory(folder))
+
+
+def load_folds(checkpoint: Checkpoint) -> FoldLogits | None:
+    """Load what cross-validation had made; None of a checkpoint of the final model."""
+    with checkpoint.as_directory() as folder:
+        for name in os.listdir(folder):
+            if match := re.fullmatch(FOLD_LOGITS.format(r"(\d+)"), name):
+                return FoldLogits(int(match[1]), np.load(os.path.join(folder, name)))
+    return None
 
 
 def load_checkpoint(

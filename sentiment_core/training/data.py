@@ -1,6 +1,7 @@
 """Read, divide and tokenize the labelled rows of a training."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,10 +12,13 @@ from sentiment_core.errors import UserError
 from sentiment_core.text.status import TRUNCATED
 from sentiment_core.text.token_lists import TokenLists
 from sentiment_core.text.tokenizer import Tokenizer
+from sentiment_core.training.recipe import FIXED
 from sentiment_core.training.settings import TrainSettings
 
+Settings = TypeVar("Settings", bound=TrainSettings)
+
 EVAL_FRACTION = 0.1  # of the rows, to hold out
-CROSS_VALIDATED_ROWS = 500  # with fewer rows cross-validation evaluates: a tenth of them would prove little
+CROSS_VALIDATED_ROWS = 300  # with fewer rows cross-validation evaluates: a tenth of them would prove little
 FOLDS = 5  # of cross-validation
 
 
@@ -65,14 +69,32 @@ def divide(data: LabelledTexts, settings: TrainSettings) -> tuple[LabelledTexts,
     return splits.hold_out(data, settings.eval_fraction or EVAL_FRACTION, settings.seed)
 
 
-def deal_folds(part: LabelledTexts, tokens: TokenLists, seed: int) -> tuple[np.ndarray, LabelledTexts, TokenLists]:
-    """Deal the rows out to folds for cross-validation.
+def hold_out_always(settings: Settings) -> Settings:
+    """Return settings with which few rows are held out, too, and a metric chooses the epoch.
 
-    Returns the folds as `splits.deal_folds` does, and the rows that are in one, with their tokens. Raises `UserError`.
+    Searches and renewals compare models by such rows. These are also the values that older versions had.
+    """
+    return replace(
+        settings,
+        eval_fraction=settings.eval_fraction or EVAL_FRACTION,
+        select_by=settings.select_by or FIXED.select_by,
+    )
+
+
+def deal_folds(
+    part: LabelledTexts, tokens: TokenLists, seed: int
+) -> tuple[np.ndarray, LabelledTexts, LabelledTexts, TokenLists]:
+    """Deal the rows out to folds for cross-validation. Raises `UserError`.
+
+    Returns:
+        The folds, as from `splits.deal_folds`, the rows with what is to say of them, and those that are in a fold, with
+        their tokens.
     """
     folds = splits.deal_folds(part, FOLDS, seed)
     rows = np.flatnonzero(folds >= 0)
-    return folds, part.take(rows), tokens.take(rows)
+    remarks = part.origin.remarks if part.several else splits.name_unevaluated(part)
+    whole = replace(part, origin=replace(part.origin, remarks=remarks))
+    return folds, whole, part.take(rows), tokens.take(rows)
 
 
 def tokenize_part(part: LabelledTexts, tokenizer: Tokenizer) -> tuple[LabelledTexts, TokenLists]:

@@ -18,12 +18,14 @@ class RunProgress:
         """
         self.device = device
         self.fold_logits = fold_logits
-        self.epoch = 0
+        self.epoch = self.steps_before = 0  # steps of the epochs before
+        self.step = 0
         self.log: list[EpochRecord] = []
         self.begin_epoch(steps)
 
     def begin_epoch(self, steps: int) -> None:
         """Go on to the next epoch, which has so many steps."""
+        self.steps_before += self.step
         self.epoch += 1
         self.step = 0
         self.seconds = 0.0
@@ -37,7 +39,7 @@ class RunProgress:
     @property
     def steps_done(self) -> int:
         """Steps done in all epochs."""
-        return sum(len(record.losses) for record in self.log[: self.epoch - 1]) + self.step
+        return self.steps_before + self.step
 
     def epochs_done(self, step: float) -> float:
         """Return how many epochs are done when so many steps of this one are."""
@@ -52,7 +54,7 @@ class RunProgress:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {
-            "at": [self.epoch, self.step, self.seconds],
+            "at": [self.epoch, self.step, self.steps_before, self.seconds],
             "losses": self.losses,
             "fold_logits": None if self.fold_logits is None else torch.from_numpy(self.fold_logits),
             "log": [record.to_json() for record in self.log],
@@ -60,7 +62,7 @@ class RunProgress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.epoch, self.step, self.seconds = state["at"]
+        self.epoch, self.step, self.steps_before, self.seconds = state["at"]
         self.losses = state["losses"].to(self.device)
         self.fold_logits = None if state["fold_logits"] is None else state["fold_logits"].numpy()
         self.log = [EpochRecord.from_json(record) for record in state["log"]]

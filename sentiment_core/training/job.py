@@ -77,7 +77,9 @@ class TrainResult:
         names = "  ".join(f"{name:>8}" for name in self.log[0].eval.shown)
         lines = [f"epoch  train loss  eval loss  {names}  rows/s"]
         folds, shown_every = self.info.training.eval_data.folds, -(-len(self.log) // SHOWN_EPOCHS)
-        for record in self.log[::-shown_every][::-1]:  # the last among them
+        for record in self.log:
+            if (len(self.log) - record.epoch) % shown_every and record.epoch != self.info.training.best_epoch:
+                continue
             best = "  best" if record.epoch == self.info.training.best_epoch else ""
             shown = "  ".join(f"{value:8.4f}" for value in record.eval.shown.values())
             lines.append(
@@ -220,7 +222,7 @@ def _prepare_from(
     if eval_part is not None:
         eval_part, eval_tokens = tokenize_part(eval_part, text_tokenizer)
     else:
-        folds, eval_part, eval_tokens = deal_folds(train_part, train_tokens, settings.seed)
+        folds, train_part, eval_part, eval_tokens = deal_folds(train_part, train_tokens, settings.seed)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
     # three checkpoints, one of them being written, of weights, their average and the optimizer's two numbers for each
     preflight.check_space(path, 12 * sum(map(len, files.values())))
@@ -308,7 +310,8 @@ def finish(
         sum(len(record.losses) for record in log),
         {"calibrated/ece": scores.ece, "calibrated/brier": scores.brier},
     )
-    evaluation = LabelledTokens(prepared.eval_tokens, targets)
+    unseen = np.arange(len(targets) if prepared.folds is None else 0)
+    evaluation = LabelledTokens(prepared.eval_tokens.take(unseen), targets[unseen])
     int8, int8_files = prepare_int8(
         weights.model, len(labels), settings.max_length, objective, evaluation, prepared.train_tokens
     )

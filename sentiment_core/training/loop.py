@@ -131,9 +131,9 @@ class TrainingLoop:
         self.reported_at, self.reported_step = 0.0, 0  # when, and up to which step of the epoch
         self.saved_at = time.monotonic()
 
-    def run(self) -> list[EpochRecord] | UserError:
-        """Train all epochs, from the last checkpoint if there is one."""
-        if checkpoint := ray.train.get_checkpoint():
+    def run(self, checkpoint: ray.train.Checkpoint | None) -> list[EpochRecord] | UserError:
+        """Train all epochs, from a checkpoint if there is one."""
+        if checkpoint:
             load_checkpoint(checkpoint, self.rank, self.shared, self.own)
             self._go_on_in(self.number_type.dtype)
             self.reported_step = self.progress.step

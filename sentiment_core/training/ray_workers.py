@@ -17,7 +17,7 @@ from sentiment_core.runtime.environment import variables_set
 from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.progress import Progress, repeat_every
 from sentiment_core.training import cpu
-from sentiment_core.training.checkpoint import SCORE
+from sentiment_core.training.checkpoint import SCORE, load_folds
 from sentiment_core.training.cross_validation import count_rows, cross_validate
 from sentiment_core.training.loop import DIVERGED, Diverged, TrainingLoop
 from sentiment_core.training.task import TrainingTask
@@ -40,15 +40,15 @@ def train_loop(config: dict[str, Any]) -> list[EpochRecord] | UserError:
 
     Returns the records of the epochs, or what is wrong with the settings.
     """
-    task = ray.get(config["task"])
+    task, checkpoint = ray.get(config["task"]), ray.train.get_checkpoint()
     train_part, eval_part = ray.get(task.data)
-    fold_logits = None
-    if task.folds is not None and not ray.train.get_checkpoint():  # which has what cross-validation gave
+    folds_done, fold_logits = checkpoint and load_folds(checkpoint), None
+    if task.folds is not None and (folds_done or not checkpoint):  # one of the final model has the logits
         try:
-            fold_logits = cross_validate(task, train_part, eval_part)
+            fold_logits, checkpoint = cross_validate(task, train_part, eval_part, folds_done), None
         except Diverged:
             return DIVERGED
-    return TrainingLoop(task, train_part, eval_part, count_rows(task, len(train_part)), fold_logits).run()
+    return TrainingLoop(task, train_part, eval_part, count_rows(task, len(train_part)), fold_logits).run(checkpoint)
 
 
 def run_workers(folder: str, task: TrainingTask, rows: int, track: Track) -> tuple[list[EpochRecord], Checkpoint]:

@@ -38,7 +38,7 @@ class TrainSettings:
     eval_fraction: float | None = setting(
         None,
         "share of --data to hold out without --eval-data, each label in proportion; default: 0.1, but nothing of fewer "
-        "than 500 rows, which are evaluated by cross-validation",
+        "than 300 rows, which are evaluated by cross-validation",
         group="data",
     )
     text_column: tuple[str, ...] = setting(
@@ -158,7 +158,7 @@ class TrainSettings:
     workers: int = setting(1, "data-parallel workers: one GPU each where the cluster has GPUs, else CPUs")
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "what to train on; auto: GPUs where the cluster has any")
     gradient_checkpointing: bool = setting(False, "use less memory and a third more time")
-    checkpoint_minutes: float = setting(10.0, "time between two checkpoints within an epoch")
+    checkpoint_minutes: float = setting(10.0, "time between two checkpoints, besides those at the end of an epoch")
     max_failures: int = setting(10, "how often lost workers are replaced; training resumes from the last checkpoint")
     tensorboard: str | None = setting(None, "folder for TensorBoard files, written while it trains", "DIR")
     seed: int = setting(0, "seed of the split, the order of rows, the new head's weights and dropout")

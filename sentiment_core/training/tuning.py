@@ -21,9 +21,9 @@ from sentiment_core.model import bundle, classifier, encoder
 from sentiment_core.runtime import cluster, connection, preflight, storage
 from sentiment_core.runtime.environment import variables_set
 from sentiment_core.runtime.failures import describe_error
-from sentiment_core.training.data import read_parts
+from sentiment_core.training.data import hold_out_always, read_parts
 from sentiment_core.training.job import train
-from sentiment_core.training.recipe import FIXED, choose_recipe
+from sentiment_core.training.recipe import choose_recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 
@@ -117,17 +117,17 @@ def tune(settings: TuneSettings) -> str:
     run = ResumableRun.of_search(settings.out)
     bundle.check_free(settings.out, run.has_checkpoint)
     start_from = encoder.fetch(settings.model)  # what can be refused now no trial need find out
+    settings = hold_out_always(settings)
     train_part, eval_part = read_parts(settings)
     labels = train_part.label_names
     try:
         config = classifier.make_config(start_from.folder, labels)
     except (OSError, ValueError) as problem:
         raise UserError(f"--model {settings.model} cannot be loaded: {' '.join(str(problem).split())[:300]}") from None
-    recipe = choose_recipe(settings.base(), config, len(train_part), len(labels), len(eval_part) if eval_part else None)
-    epochs, select_by = recipe.epochs, settings.select_by or FIXED.select_by
-    # the same for all trials, so that they can be compared
-    settings = replace(settings, epochs=epochs, select_by=select_by)
-    score = _score_name(select_by, train_part.several)
+    evaluation_rows = len(eval_part) if eval_part else None
+    epochs = choose_recipe(settings.base(), config, len(train_part), len(labels), evaluation_rows).epochs
+    settings = replace(settings, epochs=epochs)  # the same for all trials, so that they can be compared
+    score = _score_name(settings, train_part.several)
     connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)
     with run.open(asdict(settings), defaults_of(settings)) as folder:
         with variables_set(VARIABLES):
@@ -175,9 +175,9 @@ def _parse_domain(text: str) -> tuple[str, Domain]:
     return name, ends
 
 
-def _score_name(select_by: str, several: bool) -> str:
+def _score_name(settings: TrainSettings, several: bool) -> str:
     """Name what trials are compared by: of several labels a row, micro-F1 stands for accuracy."""
-    return "micro_f1" if several and select_by == "accuracy" else select_by
+    return "micro_f1" if several and settings.select_by == "accuracy" else str(settings.select_by)
 
 
 def _search(settings: TuneSettings, epochs: int, score: str, folder: str) -> Any:

@@ -63,7 +63,10 @@ def test_a_label_with_one_text_is_in_no_fold_and_few_texts_make_few_folds():
     texts = [*map(str, range(6)), "same", "same"]
     folds = splits.deal_folds(labelled.LabelledTexts(texts, labels, ["a", "b", "c"]), 5, seed=0)
     assert folds[6:].tolist() == [-1, -1]
-    assert sorted(folds[:3]) == sorted(folds[3:6]) == [0, 1, 2]
+    assert len(set(folds[:3])) == len(set(folds[3:6])) == 3
+    assert sorted(np.bincount(folds[:6])) == [1, 1, 1, 1, 2]
+    four = labelled.LabelledTexts(list("abcd"), np.array([0, 0, 1, 1]), ["x", "y"])
+    assert sorted(splits.deal_folds(four, 5, seed=0)) == [0, 1, 2, 3]
     with pytest.raises(UserError, match=r"2 rows of 1 labels with two or more are too few; add rows or give"):
         splits.deal_folds(labelled.LabelledTexts(["a", "b", "c"], np.array([0, 0, 1]), ["x", "y"]), 5, seed=0)
 
@@ -75,3 +78,9 @@ def test_folds_of_several_labels_a_row_hold_each_label_in_proportion():
     folds = splits.deal_folds(data, 5, seed=0)
     counts = np.array([labels[folds == fold].sum(axis=0) for fold in range(5)])
     assert (counts == [10, 10, 2]).all()
+
+
+def test_folds_of_texts_with_a_label_of_their_own_are_of_equal_size():
+    labels = np.hstack([np.ones((20, 1), bool), np.eye(20, dtype=bool)])
+    data = labelled.LabelledTexts([f"text {i}" for i in range(20)], labels, [*"abcdefghijklmnopqrstu"])
+    assert np.bincount(splits.deal_folds(data, 5, seed=0)).tolist() == [4] * 5
