@@ -46,8 +46,8 @@ def prepare_int8(
 ) -> tuple[Int8Check, dict[str, bytes]]:
     """Put as many linear layers into 8 bits as leave the labels as they are.
 
-    The labels are compared with those of float32, on as many rows as cost seconds: evaluation rows, unless the model was
-    trained on them, then training rows.
+    The labels are compared with those of float32, on as many rows as cost seconds: evaluation rows, unless the model
+    was trained on them, then training rows.
 
     Returns:
         The check, and the bundle's file by its name; without a file where too many labels change, or where the model

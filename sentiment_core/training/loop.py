@@ -128,6 +128,7 @@ class TrainingLoop:
             "number_type": self.number_type,
             "budget": self.budget,  # other parts of a batch would draw other dropout
         }
+        self.unused_memory = cpu.UnusedMemory()
         self.reported_at, self.reported_step = 0.0, 0  # when, and up to which step of the epoch
         self.saved_at = time.monotonic()
 
@@ -160,6 +161,7 @@ class TrainingLoop:
             started = time.monotonic()
             progress.losses[progress.step] = self._train_step(rows[batch])
             progress.step += 1
+            self.unused_memory.give_back()
             self._report_progress()  # waits for what a GPU still computes
             progress.seconds += time.monotonic() - started
             if progress.step < progress.steps and progress.step % AGREE_EVERY_STEPS == 0 and self._is_time_to_save():

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +249,28 @@ def test_the_users_own_choice_is_left_alone(monkeypatch, name):
     assert name not in added
     assert ("MALLOC_CONF" in added) <= ("LD_PRELOAD" in added)
     assert ("GOMP_SPINCOUNT" in added) <= (name == "LD_PRELOAD")
+
+
+@pytest.mark.skipif("LD_PRELOAD" not in cpu.environment(), reason="needs Linux on x86-64, for which Ray has jemalloc")
+def test_unused_memory_is_given_back_to_the_system():
+    script = """
+import torch
+from sentiment_core.training import cpu
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+unused, tensor = cpu.UnusedMemory(), torch.ones(100 << 20)
+del tensor
+full = resident()
+unused.give_back()  # too early
+held = resident()
+unused.give_back(after_s=0)
+print(full - held, held - resident())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | cpu.environment(), capture_output=True, text=True, check=True
+    )
+    early, given_back = map(int, done.stdout.split())
+    assert early < 50 << 20
+    assert given_back > 350 << 20  # of 400 MiB
