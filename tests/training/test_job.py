@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import re
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -234,3 +237,29 @@ def test_few_rows_are_all_trained_on_and_evaluated_by_cross_validation(ray_here,
     fitted = Classifier.load(trained.place).predict_proba(table["text"].to_pylist())
     numbers = [trained.info.labels.index(label) for label in table["label"].to_pylist()]
     assert -np.log(fitted[np.arange(60), numbers]).mean() < trained.log[-1].eval.loss
+
+
+@pytest.mark.journey
+def test_a_training_killed_amid_cross_validation_ends_as_if_it_had_not_been(ray_here, tiny_encoder, tmp_path):
+    pq.write_table(sentences(60, seed=3), tmp_path / "few.parquet")
+    flags = {"data": str(tmp_path / "few.parquet"), "model": tiny_encoder, "epochs": 10}
+    calm = train(TrainSettings(**flags, out=str(tmp_path / "calm")))
+    killed: list[int] = []
+
+    def kill_worker() -> None:
+        stop = time.monotonic() + 120
+        while len({*(tmp_path / "_training-killed").glob("run/checkpoint_*/fold_logits-*.npy")}) < 1:
+            assert time.monotonic() < stop
+            time.sleep(0.01)
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                killed.append(process.pid)
+                process.kill()
+
+    killer = threading.Thread(target=kill_worker)
+    killer.start()
+    again = train(TrainSettings(**flags, out=str(tmp_path / "killed")))
+    killer.join()
+    assert len(killed) == 1
+    assert [record.losses for record in again.log] == [record.losses for record in calm.log]
+    assert again.info.metrics == calm.info.metrics
