@@ -19,6 +19,7 @@ import sentiment_core
 from sentiment_core.analysis.sample_file import DrawnRow, format_sample
 from sentiment_core.api import Classifier
 from sentiment_core.data import labelled as dataset
+from sentiment_core.data import splits
 from sentiment_core.data.readers import Columns
 from sentiment_core.evaluation import EvaluateSettings, evaluate
 from sentiment_core.inference.engine import Engine
@@ -48,6 +49,7 @@ def test_rows_of_a_sample_promise_nothing(tiny_bundle, tmp_path):
 def test_training_learns_and_leaves_a_whole_bundle(ray_here, short_encoder, labelled, tmp_path, monkeypatch):
     out = tmp_path / "trained" / "bundle"
     flags = {"data": labelled, "model": short_encoder, "epochs": 2, "lr": 1e-4, "head_lr": 1e-3, "ema_decay": 0.9}
+    flags |= {"select_by": "accuracy"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     trained = train(TrainSettings(**flags, out=str(out), tensorboard=str(tmp_path / "curves")), trials=3)
@@ -103,7 +105,7 @@ def test_training_learns_and_leaves_a_whole_bundle(ray_here, short_encoder, labe
         found = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         assert found == [(step, pytest.approx(value)) for step, value in values]
     # what the bundle says of itself, calibrated, is what a fresh look finds
-    _, held_out = dataset.split(dataset.read(labelled), 0.1, 0)
+    _, held_out = splits.hold_out(dataset.read(labelled), 0.1, 0)
     names = [held_out.label_names[i] for i in held_out.labels]
     pq.write_table(pa.table({"text": held_out.texts, "label": names}), tmp_path / "held.parquet")
     found = evaluate(

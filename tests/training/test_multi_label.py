@@ -29,7 +29,7 @@ WORDS = {"joy": ["happy", "glad"], "love": ["darling", "beloved"], "anger": ["fu
 NAMES = sorted(WORDS)
 # without dropout, whose masks are each worker's own
 FLAGS = {"epochs": 3, "lr": 3e-4, "head_lr": 3e-3, "focal_gamma": 1.0, "max_length": 32, "precision": "float32"}
-FLAGS |= {"dropout": 0.0, "classifier_dropout": 0.0, "data_pruning": 0.5, "batch_size": 11}
+FLAGS |= {"dropout": 0.0, "classifier_dropout": 0.0, "data_pruning": 0.5, "batch_size": 11, "select_by": "accuracy"}
 
 
 def topics(rows: int, seed: int) -> pa.Table:
