@@ -175,7 +175,7 @@ def test_two_workers_lose_what_one_loses(ray_here, tiny_bundle, tmp_path):
     assert np.linalg.norm(other - end) < 0.2 * np.linalg.norm(end - start)  # they learned from all rows
     assert two.info.labels == ["low", "middle", "high"]
     assert (two.info.truncation, two.info.clean) == ("window", "markup")
-    held_out = dataset.split(dataset.read(str(tmp_path / "d.parquet"), Columns(label="stars")), 0.1, 0)[1]
+    held_out = splits.hold_out(dataset.read(str(tmp_path / "d.parquet"), Columns(label="stars")), 0.1, 0)[1]
     assert np.array(two.info.metrics.confusion).sum() == two.info.metrics.n == len(held_out) == 72
     pq.write_table(pa.table({"text": held_out.texts, "stars": held_out.labels}), tmp_path / "held.parquet")
     found = evaluate(EvaluateSettings(two.place, str(tmp_path / "held.parquet"), label_column="stars")).metrics
