@@ -12,6 +12,8 @@ from sentiment_core.distillation.settings import DistillSettings
 from sentiment_core.errors import UserError
 from sentiment_core.model.distillation_record import TaughtTexts
 
+TEACHER_SHARE = 0.5  # of what a labelled text teaches; the rest is its label
+
 
 @dataclass(frozen=True)
 class LabelledParts:
@@ -49,11 +51,13 @@ def read_labelled(settings: DistillSettings, scheme: LabelScheme) -> LabelledPar
 def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: LabelledParts) -> StudentParts:
     """Divide the texts with their answers, and join them with the rows that have labels.
 
-    Equal texts are learned once. Texts of evaluation rows are left out, and those of labelled rows: a label is worth
-    more than an answer. Raises `UserError` where no text is left, or too few to hold some out.
+    Equal texts are learned once. Texts of evaluation rows are left out. A text with a label is learned by the mean of
+    the label and the teacher's probabilities; if the teacher gave labels only, by its own label. Raises `UserError`
+    where no text is left, or too few to hold some out.
     """
     unknown, labelled_texts = _hash_texts(rows.evaluation), _hash_texts(rows.train)
     chosen: dict[bytes, int] = {}
+    with_label: dict[bytes, int] = {}
     evaluation_texts = known_texts = 0
     for number, text in enumerate(answers.texts):
         digest = hash_text(text)
@@ -61,13 +65,16 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
             evaluation_texts += 1
         elif digest in labelled_texts:
             known_texts += 1
+            with_label.setdefault(digest, number)
         else:
             chosen.setdefault(digest, number)
-    if not chosen:
+    if answers.soft_labels is None:
+        with_label = {}
+    if not chosen and not with_label:
         raise UserError(
             f"--texts {settings.texts} has no text that is not in --data or --eval-data. Give texts without labels."
         )
-    taught = answers.take(np.array(list(chosen.values())))
+    taught = answers.take(np.array(list(chosen.values()), np.int64))
     remark = f"{evaluation_texts:,} rows of --texts have texts of evaluation rows and were left out"
     taught = replace(
         taught,
@@ -88,7 +95,7 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
         known_texts,
         taught.fingerprint(),
     )
-    train = _join(rows.train, taught) if rows.train else taught
+    train = _join(rows.train, taught, answers, with_label) if rows.train else taught
     return StudentParts(train, evaluation, texts, len(rows.train or ()), rows.evaluation is None)
 
 
@@ -96,16 +103,23 @@ def _hash_texts(data: LabelledTexts | None) -> set[bytes]:
     return set(map(hash_text, data.texts)) if data else set()
 
 
-def _join(data: LabelledTexts, taught: LabelledTexts) -> LabelledTexts:
+def _join(
+    data: LabelledTexts, taught: LabelledTexts, answers: LabelledTexts, with_label: dict[bytes, int]
+) -> LabelledTexts:
     """Join labelled rows and taught ones. A label is a probability of 1.
 
     Files and rows are no longer known; the origin is that of the labelled rows, which tells how labels met classes.
+    `with_label` has the numbers of the answers to labelled texts, by the hashes of these.
     """
     labels = np.concatenate([data.labels, taught.labels])
     soft_labels = None
-    if taught.soft_labels is not None:
+    if taught.soft_labels is not None and answers.soft_labels is not None:
         certain = data.labels if data.several else np.eye(len(data.label_names))[data.labels]
         soft_labels = np.concatenate([certain.astype(np.float32), taught.soft_labels])
+        for row, text in enumerate(data.texts):
+            answer = with_label.get(hash_text(text))
+            if answer is not None:
+                soft_labels[row] += TEACHER_SHARE * (answers.soft_labels[answer] - soft_labels[row])
     remarks = [*data.origin.remarks, *taught.origin.remarks]
     return LabelledTexts(
         data.texts + taught.texts,

@@ -174,7 +174,7 @@ def test_answers_that_cannot_be_learned_are_refused(tmp_path, columns, settings,
     assert str(error.value) == sentence.format(path=path)
 
 
-def test_equal_texts_are_learned_once_and_evaluated_or_labelled_ones_are_left_out():
+def test_equal_texts_are_learned_once_evaluated_ones_never_and_labelled_ones_by_both():
     answers = numbered(10)
     copies = [*answers.texts, "text  3", "text 9 "]
     soft = np.tile([0.25, 0.75], (12, 1)).astype(np.float32)
@@ -182,13 +182,25 @@ def test_equal_texts_are_learned_once_and_evaluated_or_labelled_ones_are_left_ou
     rows = LabelledParts(numbered(3), numbered(2, first=3))
     parts = make_parts(settings_for("p"), taught, rows)
     assert parts.train.texts == ["text 0", "text 1", "text 2", *(f"text {i}" for i in range(5, 10))]
-    np.testing.assert_allclose(parts.train.targets[:4], [[1, 0], [0, 1], [1, 0], [0.25, 0.75]])
+    # labels no, yes, no, each with the teacher's 0.25 and 0.75
+    mixed = [[0.625, 0.375], [0.125, 0.875], [0.625, 0.375]]
+    np.testing.assert_allclose(parts.train.targets[:4], [*mixed, [0.25, 0.75]])
     assert parts.train.labels.tolist() == [0, 1, 0, 1, 1, 1, 1, 1]
     assert parts.evaluation.texts == ["text 3", "text 4"]
     told = parts.texts
     assert (told.rows, told.copies, told.evaluation_texts, told.labelled_texts) == (5, 1, 3, 3)
     assert parts.train.origin.remarks == ["3 rows of --texts have texts of evaluation rows and were left out"]
     assert (parts.labelled_rows, parts.is_by_teacher) == (3, False)
+
+
+def test_texts_that_all_have_labels_are_learned_by_both():
+    soft = np.tile([0.5, 0.5], (3, 1)).astype(np.float32)
+    parts = make_parts(
+        settings_for("p"), replace(numbered(3), soft_labels=soft), LabelledParts(numbered(3), numbered(2, 3))
+    )
+    assert parts.train.texts == ["text 0", "text 1", "text 2"]
+    np.testing.assert_allclose(parts.train.targets, [[0.75, 0.25], [0.25, 0.75], [0.75, 0.25]])
+    assert (parts.texts.rows, parts.texts.labelled_texts) == (0, 3)
 
 
 def test_held_out_answers_keep_their_probabilities_by_which_a_student_is_calibrated():
@@ -221,7 +233,7 @@ def test_a_teacher_whose_answers_are_there_computes_no_agreement(tiny_bundle):
     assert compare(model, None, rows, is_by_teacher=False).agreement is None
 
 
-def test_texts_that_all_have_labels_are_refused():
+def test_labels_of_someone_for_texts_that_all_have_labels_are_refused():
     with pytest.raises(UserError) as error:
         make_parts(settings_for("p"), numbered(3), LabelledParts(None, numbered(5)))
     assert str(error.value) == (
