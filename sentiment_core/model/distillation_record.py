@@ -62,7 +62,8 @@ class Distillation(Record):
     def describe(self) -> list[str]:
         """Describe what was learned, and how student and teacher compare, in lines for the terminal."""
         learned = f"taught by {self.teacher}: {self.texts.rows:,} texts of {self.texts.place}"
-        lines = [learned + (f", and {self.labelled_rows:,} rows with labels" if self.labelled_rows else "")]
+        both = f" ({self.texts.labelled_texts:,} texts have both)" if self.texts.labelled_texts else ""
+        lines = [learned + (f", and {self.labelled_rows:,} rows with labels{both}" if self.labelled_rows else "")]
         if self.is_by_teacher:
             lines.append("the evaluation rows have the teacher's labels: accuracy is agreement with the teacher")
         if self.agreement is not None:
