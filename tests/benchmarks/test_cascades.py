@@ -24,7 +24,7 @@ def test_a_row_is_lost_if_only_the_large_model_gets_it_right_and_the_small_one_k
     assert rows.measure_share(1.0)["accuracy"] == 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_cascades_are_made_measured_and_timed(ray_here, packaged_encoder, tmp_path):
     models = make_models(packaged_encoder, tmp_path)
     rows = pq.read_table(models.data)

@@ -222,6 +222,7 @@ def test_training_drops_and_counts_bad_rows_stops_early_and_keeps_the_best_epoch
     assert "no better than always giving 'b' (0.5000)" in dataclasses.replace(trained, info=info).summary()
 
 
+@pytest.mark.journey
 def test_few_rows_are_all_trained_on_and_evaluated_by_cross_validation(ray_here, short_encoder, tmp_path, capsys):
     pq.write_table(sentences(60, seed=3), tmp_path / "few.parquet")
     flags = {"data": str(tmp_path / "few.parquet"), "model": short_encoder, "out": str(tmp_path / "b")}
