@@ -74,6 +74,7 @@ def make_task(bench: Bench, batch_rows: int, checkpoint_minutes: float = 10.0) -
         threads=torch.get_num_threads(),
         encoder=storage.read_folder(folder, encoder.WANTED),
         data=parts,
+        folds=None,
         monitor=mock.MagicMock(),
     )
 
@@ -82,7 +83,7 @@ def train(session: LocalSession, task: Any) -> list[Any]:
     """Run the loop, from the session's checkpoint if it has one; return the epochs' records."""
     from sentiment_core.training.loop import TrainingLoop
 
-    log = TrainingLoop(task).run()
+    log = TrainingLoop(task, *task.data).run(session.latest)
     if isinstance(log, Exception):
         raise log
     return log
@@ -136,7 +137,8 @@ def count_waits(bench: Bench, session: LocalSession) -> dict[str, Any]:
 
     session.latest = None
     rows = np.arange(bench.scale.training_batches[0])
-    loop = TrainingLoop(make_task(bench, len(rows)))
+    task = make_task(bench, len(rows))
+    loop = TrainingLoop(task, *task.data)
     loop.model.train()
     seconds = bench.wall_seconds(lambda: loop._train_step(rows), warm_up=3)
     started = time.perf_counter()
@@ -182,7 +184,8 @@ def fit_memory(bench: Bench, session: LocalSession) -> dict[str, Any]:
     from sentiment_core.training.token_budget import TRAIN_TOKENS, find_token_budget
 
     session.latest = None
-    loop = TrainingLoop(make_task(bench, bench.scale.training_batches[-1]))
+    task = make_task(bench, bench.scale.training_batches[-1])
+    loop = TrainingLoop(task, *task.data)
     bench.free_memory()
     loaded = torch.cuda.memory_allocated()
     loop._probe_memory(TRAIN_TOKENS["cuda"])
