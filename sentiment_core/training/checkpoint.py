@@ -45,7 +45,7 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class FoldLogits:
-    """What cross-validation has made so far."""
+    """Answers of cross-validation so far."""
 
     folds: int  # that are done
     logits: np.ndarray  # (epochs, rows, classes) float32 of the evaluation rows; of folds to come 0

@@ -93,8 +93,8 @@ def deal_folds(
     folds = splits.deal_folds(part, FOLDS, seed)
     rows = np.flatnonzero(folds >= 0)
     remarks = part.origin.remarks if part.several else splits.name_unevaluated(part)
-    whole = replace(part, origin=replace(part.origin, remarks=remarks))
-    return folds, whole, part.take(rows), tokens.take(rows)
+    noted = replace(part, origin=replace(part.origin, remarks=remarks))
+    return folds, noted, part.take(rows), tokens.take(rows)
 
 
 def tokenize_part(part: LabelledTexts, tokenizer: Tokenizer) -> tuple[LabelledTexts, TokenLists]:
