@@ -61,7 +61,7 @@ class CascadesSettings:
 
 @dataclass(frozen=True)
 class AnsweredRows:
-    """What both models make of the test rows."""
+    """Answers of both models to the test rows."""
 
     confidence: np.ndarray  # (n,) float32 of the small model
     small_right: np.ndarray  # (n,) bool
@@ -85,9 +85,9 @@ class AnsweredRows:
         return self.measure(escalated)
 
 
-def answer_test_rows(settings: CascadesSettings) -> AnsweredRows:
+def answer_test_rows(settings: CascadesSettings, large: Classifier) -> AnsweredRows:
     """Let both models answer the test rows. Raises UserError."""
-    small, large = Classifier.load(settings.small), Classifier.load(settings.large)
+    small = Classifier.load(settings.small)
     test = labelled.read(settings.test_data, Columns(large.info.text_columns), large.info.label_scheme)
     own = {model: model.predict_proba(test.texts) for model in (small, large)}
     order = [small.info.labels.index(label) for label in large.info.labels]
@@ -111,7 +111,8 @@ def choose(settings: CascadesSettings, data: str, max_loss: float, out: str) -> 
 
 def measure(settings: CascadesSettings) -> dict[str, Any]:
     """Make the cascades, measure them and time whole jobs. Returns the report. Raises UserError."""
-    test = answer_test_rows(settings)
+    large = Classifier.load(settings.large)
+    test = answer_test_rows(settings, large)
     report: dict[str, Any] = {
         "name": settings.name,
         "chip": hardware.chip_id(hardware.device()),
@@ -122,7 +123,7 @@ def measure(settings: CascadesSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         models = {"small": settings.small, "large": settings.large}
         without_labels = f"{work}/texts.parquet"
-        texts = labelled.read_texts(settings.data, Columns(Classifier.load(settings.large).info.text_columns))
+        texts = labelled.read_texts(settings.data, Columns(large.info.text_columns))
         pq.write_table(pa.table({"text": texts}), without_labels)
         for has_labels, data in ((True, settings.data), (False, without_labels)):
             for max_loss in map(float, settings.max_losses):

@@ -1,4 +1,4 @@
-"""What benchmarks of many trainings share: distinct texts to draw from, and results that a rerun resumes."""
+"""Find distinct texts, and note results that a rerun resumes, for benchmarks of many trainings."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

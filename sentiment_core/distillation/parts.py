@@ -57,7 +57,7 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
     """
     unknown, labelled_texts = _hash_texts(rows.evaluation), _hash_texts(rows.train)
     chosen: dict[bytes, int] = {}
-    with_label: dict[bytes, int] = {}
+    with_label: dict[bytes, np.ndarray] = {}  # (labels,) probabilities, of texts that have a label
     evaluation_texts = known_texts = 0
     for number, text in enumerate(answers.texts):
         digest = hash_text(text)
@@ -65,11 +65,10 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
             evaluation_texts += 1
         elif digest in labelled_texts:
             known_texts += 1
-            with_label.setdefault(digest, number)
+            if answers.soft_labels is not None:
+                with_label.setdefault(digest, answers.soft_labels[number])
         else:
             chosen.setdefault(digest, number)
-    if answers.soft_labels is None:
-        with_label = {}
     if not chosen and not with_label:
         raise UserError(
             f"--texts {settings.texts} has no text that is not in --data or --eval-data. Give texts without labels."
@@ -95,7 +94,7 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
         known_texts,
         taught.fingerprint(),
     )
-    train = _join(rows.train, taught, answers, with_label) if rows.train else taught
+    train = _join(rows.train, taught, with_label) if rows.train else taught
     return StudentParts(train, evaluation, texts, len(rows.train or ()), rows.evaluation is None)
 
 
@@ -103,23 +102,21 @@ def _hash_texts(data: LabelledTexts | None) -> set[bytes]:
     return set(map(hash_text, data.texts)) if data else set()
 
 
-def _join(
-    data: LabelledTexts, taught: LabelledTexts, answers: LabelledTexts, with_label: dict[bytes, int]
-) -> LabelledTexts:
+def _join(data: LabelledTexts, taught: LabelledTexts, with_label: dict[bytes, np.ndarray]) -> LabelledTexts:
     """Join labelled rows and taught ones. A label is a probability of 1.
 
     Files and rows are no longer known; the origin is that of the labelled rows, which tells how labels met classes.
-    `with_label` has the numbers of the answers to labelled texts, by the hashes of these.
+    `with_label` has the teacher's probabilities of labelled texts, by the hashes of these.
     """
     labels = np.concatenate([data.labels, taught.labels])
     soft_labels = None
-    if taught.soft_labels is not None and answers.soft_labels is not None:
+    if taught.soft_labels is not None:
         certain = data.labels if data.several else np.eye(len(data.label_names))[data.labels]
         soft_labels = np.concatenate([certain.astype(np.float32), taught.soft_labels])
         for row, text in enumerate(data.texts):
             answer = with_label.get(hash_text(text))
             if answer is not None:
-                soft_labels[row] += TEACHER_SHARE * (answers.soft_labels[answer] - soft_labels[row])
+                soft_labels[row] += TEACHER_SHARE * (answer - soft_labels[row])
     remarks = [*data.origin.remarks, *taught.origin.remarks]
     return LabelledTexts(
         data.texts + taught.texts,

@@ -333,8 +333,9 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
         scheme = info.label_scheme
         scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
         retraining = hold_out_always(retraining)
-        parts = read_parts(retraining, scheme)
-        rows, fingerprint = len(parts[0]), parts[0].fingerprint()
+        train_part, eval_part = read_parts(retraining, scheme)
+        assert eval_part is not None  # since it is held out always
+        rows, fingerprint = len(train_part), train_part.fingerprint()
         model_files = bundle.parts_of(plan.scoring.opened[""].files).values()
         trained = [bundle.info_of(files).training.data for files in model_files]
         rows_tried: dict[Any, int] = {part.fingerprint: part.train_rows or 0 for part in trained}
@@ -353,7 +354,9 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
             if settings.target_accuracy is not None:
                 derive_threshold(path, source.open_model(path).info, settings.target_accuracy, settings.certainty)
 
-        outcome = renewal.renew(retraining, parts, models, name, test_data, settings.margin, check_candidate)
+        outcome = renewal.renew(
+            retraining, (train_part, eval_part), models, name, test_data, settings.margin, check_candidate
+        )
         night.renewal = replace(outcome, rows=rows, fingerprint=fingerprint)
     except Exception as error:  # training may fail in any way
         night.alarms.append(f"the model was not renewed: {describe_error(error)}")

@@ -106,7 +106,7 @@ def candidate_name(settings: TrainSettings, fingerprint: str) -> str:
 
 
 def train_candidate(
-    settings: TrainSettings, parts: tuple[LabelledTexts, LabelledTexts | None], models: str, name: str
+    settings: TrainSettings, parts: tuple[LabelledTexts, LabelledTexts], models: str, name: str
 ) -> None:
     """Train into the folder `name` of the registry, unless a run that broke off later has done so."""
     path = storage.join(models, name)
@@ -187,7 +187,7 @@ def _compare_micro_f1(
 
 def renew(
     settings: TrainSettings,
-    parts: tuple[LabelledTexts, LabelledTexts | None],
+    parts: tuple[LabelledTexts, LabelledTexts],
     models: str,
     name: str,
     test_data: str,
@@ -210,7 +210,7 @@ def renew(
     current, candidate = registry.resolve(models), storage.join(models, name)  # it may have changed meanwhile
     if current == candidate:
         return Renewal(name, promoted=True, reason="another run has promoted it")
-    comparison = compare(current, candidate, test, {text for part in parts if part for text in part.texts})
+    comparison = compare(current, candidate, test, {text for part in parts for text in part.texts})
     promoted, reason = comparison.decide(margin)
     if promoted:
         try:

@@ -41,7 +41,7 @@ from sentiment_core.training.ray_workers import run_workers
 from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
-from sentiment_core.training.task import TokenizedPart, TrainingTask
+from sentiment_core.training.task import TokenizedPart, TrainingTask, count_folds
 
 SHOWN_EPOCHS = 20  # at most, in the terminal
 
@@ -346,8 +346,9 @@ def _make_grid(
 ) -> GuaranteeGrid:
     """Return what the evaluation rows promise; nothing where the model was trained on them.
 
-    Rows of samples promise nothing either: they were not drawn evenly. Cross-validation tells of other models. All planned epochs count as compared, unless
-    the last is taken anyway: how many of them early stopping left out depends on the same rows.
+    Rows of samples promise nothing either: they were not drawn evenly. Neither does cross-validation, whose answers are
+    those of other models. All planned epochs count as compared, unless the last is taken anyway: how many of them early
+    stopping left out depends on the same rows.
     """
     is_trained_on = (
         prepared.folds is not None or prepared.request["data_sha256"] == prepared.request["eval_data_sha256"]
@@ -369,7 +370,7 @@ def _describe_training(prepared: PreparedTraining, log: list[EpochRecord], start
         eval_data=EvaluationRows(
             **vars(eval_part.origin),
             eval_rows=len(eval_part),
-            folds=0 if prepared.folds is None else int(prepared.folds.max()) + 1,
+            folds=count_folds(prepared.folds),
             fingerprint=request["eval_data_sha256"],
         ),
         label_shares=label_shares(train_part.labels, prepared.labels),

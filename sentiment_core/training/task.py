@@ -43,12 +43,16 @@ class TrainingTask:
     threads: int  # on a CPU
     encoder: ray.ObjectRef  # the files of the encoder's folder
     data: ray.ObjectRef  # training and evaluation part, a list of two `TokenizedPart`
-    folds: (
-        np.ndarray | None
-    )  # (training rows,) of cross-validation, -1: not evaluated; None: the evaluation part is apart
+    # (training rows,) int, of cross-validation; -1: a row is in none; None: the evaluation part is apart
+    folds: np.ndarray | None
     monitor: Any  # actor handle of a `monitor.Monitor`
 
     @property
     def folds_to_train(self) -> int:
         """Folds of cross-validation; 0 without it."""
-        return 0 if self.folds is None else int(self.folds.max()) + 1
+        return count_folds(self.folds)
+
+
+def count_folds(folds: np.ndarray | None) -> int:
+    """Count the folds of cross-validation; 0 without it. `folds`: of each training row, from 0."""
+    return 0 if folds is None else int(folds.max()) + 1

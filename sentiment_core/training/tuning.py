@@ -124,8 +124,8 @@ def tune(settings: TuneSettings) -> str:
         config = classifier.make_config(start_from.folder, labels)
     except (OSError, ValueError) as problem:
         raise UserError(f"--model {settings.model} cannot be loaded: {' '.join(str(problem).split())[:300]}") from None
-    evaluation_rows = len(eval_part) if eval_part else None
-    epochs = choose_recipe(settings.base(), config, len(train_part), len(labels), evaluation_rows).epochs
+    assert eval_part is not None  # since it is held out always
+    epochs = choose_recipe(settings.base(), config, len(train_part), len(labels), len(eval_part)).epochs
     settings = replace(settings, epochs=epochs)  # the same for all trials, so that they can be compared
     score = _score_name(settings, train_part.several)
     connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)
