@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sentiment_core.commands import evaluate, score, train, verify
     from sentiment_core.errors import UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Classifier", "Prediction", "UserError", "__version__", "evaluate", "score", "train", "verify"]
 
 _MODULES = {

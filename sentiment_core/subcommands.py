@@ -220,8 +220,8 @@ which so many labels are right, guaranteed with --certainty.""",
         """\
   sentiment-core cascade --small models/small --large models/large --data unseen.csv --out models/cascade
 
-The result is a bundle wherever one is taken. Of rows drawn like --data at most --max-loss are right with the large
-model alone, guaranteed with --certainty. Exit code 2 also where there is nothing to gain.""",
+The result is a bundle wherever one is taken. At most --max-loss of rows like those of --data are ones that the large
+model gets right and the cascade gets wrong; --certainty is how sure that is. Exit code 2 also for nothing to gain.""",
         "sentiment_core.cascading.settings:CascadeSettings",
         _cascade,
     ),

@@ -18,7 +18,8 @@ REPO = Path(__file__).resolve().parents[1]
 MARKED = re.compile(r"^<!-- run in a test -->\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-PAGES = ["README.md", "docs/guides/python.md", "docs/guides/several-models.md"]  # which use what the first one leaves
+# which use what the first one leaves
+PAGES = ["README.md", "docs/guides/python.md", "docs/guides/several-models.md", "docs/reference/outputs.md"]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,10 @@ class CascadeSettings:
     csv_separator: str | None = csv_separator_setting()
     csv_encoding: str | None = csv_encoding_setting()
     max_loss: float = setting(
-        cascade.MAX_LOSS, "share of rows that may be lost: right with the large model alone", "P", group="output"
+        cascade.MAX_LOSS,
+        "share of rows that may be lost: right by the large model, wrong by the cascade",
+        "P",
+        group="output",
     )
     certainty: float = setting(
         cascade.CERTAINTY, "certainty with which no more than --max-loss are lost", "P", group="output"

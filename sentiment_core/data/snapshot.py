@@ -224,7 +224,7 @@ class Snapshot:
 def describe_missing_extra(path: str, kind: str) -> UserError:
     """Return the error for a table whose library is not installed."""
     return UserError(
-        f"{path} is a table of {kind}; reading it needs the extra tables: pip install 'sentiment-core[tables]'"
+        f"{path} is a table of {kind}; reading it needs the extra tables: pip install '.[tables]' in the checkout"
     )
 
 

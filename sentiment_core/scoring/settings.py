@@ -28,7 +28,7 @@ class ScoreSettings:
     )
     text_column: tuple[str, ...] = setting(
         (),
-        "column with the text, or several whose texts are joined; default: those of the model, else text",
+        "column with the text, or several to join; default: text, or the several columns of the model's training",
         "A,B",
         group="data",
     )
