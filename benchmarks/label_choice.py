@@ -23,7 +23,6 @@ import numpy as np
 from trainings import ResultLines, find_distinct
 
 from sentiment_core.analysis import uncertain
-from sentiment_core.analysis.known_texts import hash_text
 from sentiment_core.api import Classifier
 from sentiment_core.cli import run_and_exit
 from sentiment_core.config import REQUIRED, check, parse, setting
@@ -31,6 +30,7 @@ from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
+from sentiment_core.model.known_texts import hash_text
 from sentiment_core.training.job import train
 from sentiment_core.training.settings import TrainSettings
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sentiment_core.analysis.known_texts import hash_text
+from sentiment_core.model.known_texts import hash_text
 
 
 def find_distinct(texts: Sequence[str], left_out: Iterable[str] = ()) -> np.ndarray:

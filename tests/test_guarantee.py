@@ -140,8 +140,31 @@ def test_a_path_that_the_model_was_trained_or_chosen_on_counts_as_its_rows(tiny_
         evaluate(settings)
     note(data=data, eval_data=few)
     assert "needs at least 57" in evaluate(settings).guarantee.reason  # of four epochs
-    note(data=data, eval_data=data)
-    assert "needs at least 44" in evaluate(settings).guarantee.reason
+    note(data=data, eval_data=data)  # of which these rows are a copy
+    with pytest.raises(UserError, match="the model was trained on --data"):
+        evaluate(settings)
+
+
+def test_copies_of_rows_that_made_the_model_promise_nothing(tiny_bundle, data, tmp_path):
+    """The bundle notes the fingerprint of a part after the split, so that of a copy of the file differs."""
+    trained, copy, mixed = (tmp_path / name for name in ("bundle", "copy.parquet", "mixed.parquet"))
+    shutil.copytree(tiny_bundle, trained)
+    card = json.loads((trained / bundle.CARD).read_text())
+    part = {"place": data, "rows": 600, "fingerprint": "of a part"}
+    (trained / bundle.CARD).write_text(json.dumps(card | {"training": {"epochs": 4, "data": part, "eval_data": part}}))
+    table = pq.read_table(data)
+    pq.write_table(table.slice(0, 100), copy)
+    with pytest.raises(UserError, match="the model was trained on --data"):
+        evaluate(EvaluateSettings(model=str(trained), data=str(copy), target_accuracy=0.9))
+    others = [f"{text} again" for text in table["text"].to_pylist()[:40]]
+    new = pa.table({"text": others, "label": table["label"].combine_chunks().slice(0, 40)})
+    pq.write_table(pa.concat_tables([table.slice(0, 100).select(new.column_names), new]), mixed)
+    suspects = str(tmp_path / "suspects.csv")
+    result = evaluate(EvaluateSettings(model=str(trained), data=str(mixed), target_accuracy=0.9, suspects=suspects))
+    assert result.metrics.n == 140
+    assert "100 rows promise nothing: the model was made with their texts" in result.remarks
+    assert result.guarantee.reason.startswith("40 evaluation rows are too few")
+    assert any("the model was made with this data, or a part of it" in remark for remark in result.remarks)
 
 
 def test_wrong_requests_are_refused():

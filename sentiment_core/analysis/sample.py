@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from sentiment_core.analysis import draw, input_texts, known_texts, strata, uncertain
+from sentiment_core.analysis import draw, input_texts, strata, uncertain
 from sentiment_core.analysis.draw import Draws
 from sentiment_core.analysis.input_texts import ScoredInput
 from sentiment_core.analysis.sample_file import LABEL_SEPARATOR, DrawnRow, check_text_columns, format_sample
@@ -19,6 +19,7 @@ from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data.labels import SHOWN_LABELS
 from sentiment_core.data.partitions import partition_values
 from sentiment_core.errors import UserError
+from sentiment_core.model import known_texts
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.scoring.outputs import Output
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sentiment_core.analysis import known_texts
+from sentiment_core.model import known_texts
 
 CANDIDATES = 5  # for each text that is wanted, among which diverse ones are chosen
 FEATURES = 1 << 14  # hashed n-grams; 16 times as many take 20 times as long to reduce

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sentiment_core.analysis import known_texts
 from sentiment_core.cascading.settings import CascadeSettings
 from sentiment_core.data import labelled
 from sentiment_core.data.column_search import find_file_with
@@ -16,6 +15,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.evaluation import is_same_data
 from sentiment_core.model import cascade
 from sentiment_core.model.bundle import LARGE, SMALL
+from sentiment_core.model.known_texts import find_seen
 from sentiment_core.model.source import OpenedModel
 
 
@@ -44,7 +44,7 @@ def choose_text_columns(settings: CascadeSettings, models: dict[str, OpenedModel
             f"{settings.name(LARGE)} reads the text columns {','.join(large)}; {settings.name(SMALL)} reads "
             f"{','.join(small)}; choose with --text-column"
         )
-    return small if small == large else settings.text_column
+    return settings.text_column or small
 
 
 def read_rows(settings: CascadeSettings, models: dict[str, OpenedModel], texts: tuple[str, ...]) -> Rows:
@@ -92,17 +92,10 @@ def _fingerprint(data: LabelledTexts, label_names: list[str]) -> str:
 
 def leave_out_known(settings: CascadeSettings, models: dict[str, OpenedModel], rows: Rows) -> Rows:
     """Leave out rows whose text is among those that a model was made with, where these are at hand."""
-    seen: set[bytes] = set()
-    unread = []
-    for part, model in models.items():
-        hashes, reasons = known_texts.read_training_texts(model.info, with_taught=True)
-        seen |= hashes
-        unread += [f"{settings.name(part)}: {reason}; make sure that --data has no row of it" for reason in reasons]
-    is_new = np.array([known_texts.hash_text(text) not in seen for text in rows.texts], bool)
-    left_out = int((~is_new).sum())
-    remark = f"{left_out:,} rows were left out: a model was trained or evaluated on their texts"
-    remarks = [*rows.remarks, *[remark] * (left_out > 0), *unread]
-    return replace(rows.take(np.flatnonzero(is_new)), remarks=remarks)
+    seen, unread = find_seen(rows.texts, {settings.name(part): model.info for part, model in models.items()})
+    remark = f"{seen.sum():,} rows were left out: a model was trained or evaluated on their texts"
+    remarks = [*rows.remarks, *[remark] * bool(seen.any()), *unread]
+    return replace(rows.take(np.flatnonzero(~seen)), remarks=remarks)
 
 
 def check_number(settings: CascadeSettings, rows: int) -> None:

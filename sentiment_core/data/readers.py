@@ -173,7 +173,7 @@ def open_csv(
     Args:
         content: Of the file.
         path: Of the file, for its suffix.
-        needed: Names of columns; the separator is the first with which the header has them.
+        needed: Names of columns; the separator is the first with which the header has most of them.
         separator: One character; None: it is to be found.
         encoding: Name of the encoding; None: by the byte-order mark, else UTF-8, or cp1252 for a sample that is not.
 
@@ -188,8 +188,7 @@ def open_csv(
     separators = [separator] if separator else [by_suffix, *CSV_SEPARATORS]
     start = text[:HEADER_CHARACTERS]
     headers = {candidate: _read_header(start, candidate) for candidate in separators}
-    fitting = [candidate for candidate, header in headers.items() if {*needed} <= {*header}]
-    chosen = [*fitting, *separators][0]
+    chosen = max(separators, key=lambda candidate: len({*needed} & {*headers[candidate]}))
     return CsvText(text, chosen, headers[chosen])
 
 

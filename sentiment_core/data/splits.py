@@ -28,12 +28,15 @@ def hold_out(data: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledT
     texts.check(held_out, needed)
     if data.several:
         evaluation = _draw_stratified(texts.labels, fraction, np.random.default_rng(seed))
+        texts.check(len(evaluation), needed)
     else:
         strata = texts.labels[texts.divisible]
         _, evaluation = train_test_split(texts.divisible, test_size=held_out, stratify=strata, random_state=seed)
+        evaluation = _leave_one_to_train(texts, evaluation)
     is_evaluated = np.isin(texts.of_rows, evaluation)
     train_part, eval_part = (data.take(np.flatnonzero(rows)) for rows in (~is_evaluated, is_evaluated))
-    return replace(train_part, origin=replace(data.origin, remarks=_remarks(data, texts))), eval_part
+    remarks = _remarks(data, labels.count_labels(eval_part.labels, len(data.label_names)) == 0)
+    return replace(train_part, origin=replace(data.origin, remarks=remarks)), eval_part
 
 
 def deal_folds(data: LabelledTexts, folds: int, seed: int) -> np.ndarray:
@@ -63,8 +66,8 @@ def deal_folds(data: LabelledTexts, folds: int, seed: int) -> np.ndarray:
 
 
 def name_unevaluated(data: LabelledTexts) -> list[str]:
-    """Return the remarks on the data, with one on the labels that are never evaluated: they have one text."""
-    return _remarks(data, _DistinctTexts.of(data))
+    """Return the remarks on the data, with one on the labels that no fold evaluates: they have one text."""
+    return _remarks(data, _DistinctTexts.of(data).counts == 1)
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,21 @@ class _DistinctTexts:
             )
 
 
-def _remarks(data: LabelledTexts, texts: _DistinctTexts) -> list[str]:
-    """Return the remarks on the data, with one on the labels that are never evaluated."""
-    single = np.flatnonzero(texts.counts == 1)
-    names = ", ".join(data.label_names[i] for i in single[:SHOWN_LABELS])
-    never = f"trained on but never evaluated, since they have one text each: {names}"
-    return [*data.origin.remarks, *[never] * (len(single) > 0)]
+def _remarks(data: LabelledTexts, never: np.ndarray) -> list[str]:
+    """Return the remarks on the data, with one on the labels that are `never` evaluated, (labels,) bool."""
+    occurs = labels.count_labels(data.labels, len(data.label_names)) > 0
+    chosen = np.flatnonzero(never & occurs)
+    names = ", ".join(data.label_names[i] for i in chosen[:SHOWN_LABELS])
+    remark = f"trained on but never evaluated, since they have too few texts: {names}"
+    return [*data.origin.remarks, *[remark] * (len(chosen) > 0)]
+
+
+def _leave_one_to_train(texts: _DistinctTexts, evaluation: np.ndarray) -> np.ndarray:
+    """Return the texts to evaluate on without one of each label that would be left with none to train on."""
+    evaluated = np.bincount(texts.labels[evaluation], minlength=len(texts.counts))
+    without_rows = np.flatnonzero((evaluated > 0) & (evaluated == texts.counts))
+    to_train = [evaluation[texts.labels[evaluation] == label][0] for label in without_rows]
+    return evaluation[~np.isin(evaluation, to_train)]
 
 
 def _draw_stratified(text_labels: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -56,13 +56,16 @@ def _read_probabilities(settings: DistillSettings, wanted: Columns, read: list[s
         UserError: A file lacks a column, or has other things in it.
     """
     texts: list[str | None] = []
+    is_null: list[bool] = []
     parts: list[tuple[str, list[str], np.ndarray]] = []
     mapping = parse_mapping(settings.label_map)
     for path, table, own_texts in labelled.read_tables(settings.texts, wanted):
         read.append(path)
-        names, values = _read_column(path, table[PROBABILITIES].combine_chunks(), settings.label_names, mapping)
+        column = table[PROBABILITIES].combine_chunks()
+        names, values = _read_column(path, column, settings.label_names, mapping)
         texts += own_texts
         parts.append((path, names, values))
+        is_null += column.is_null().to_pylist()
     # without --label-names in alphabetical order, as labels of rows are numbered
     label_names = list(settings.label_names) or sorted({name for _, names, _ in parts for name in names})
     if len(label_names) < 2:
@@ -71,6 +74,7 @@ def _read_probabilities(settings: DistillSettings, wanted: Columns, read: list[s
             "two or more"
         )
     probabilities = np.concatenate([_order(values, names, label_names) for _, names, values in parts])
+    probabilities[np.array(is_null, bool)] = np.nan
     _check_sums([(path, len(values)) for path, _, values in parts], probabilities)
     has_answer = ~np.isnan(probabilities).any(axis=1)
     rows = [i for i, text in enumerate(texts) if text is not None and has_answer[i]]
@@ -90,13 +94,15 @@ def _read_probabilities(settings: DistillSettings, wanted: Columns, read: list[s
 def _read_column(
     path: str, column: pa.Array, label_names: Sequence[str], mapping: Mapping[str, str]
 ) -> tuple[list[str], np.ndarray]:
-    """Return the labels of a file and their probabilities, (n, labels) float32; NaN in rows without an answer.
+    """Return the labels of a file and their probabilities, (n, labels) float32; 0 in rows without an answer.
 
     A label that a row's mapping lacks has the probability 0. `mapping` says by which names labels are learned; those
     of the same name are added up. Raises `UserError`.
     """
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if pa.types.is_null(kind):
+        return [], np.zeros((len(column), 0), np.float32)
     if not (is_list or pa.types.is_struct(kind) or pa.types.is_map(kind)):
         raise UserError(
             f"column {PROBABILITIES!r} of {path} holds {kind}; expected a mapping from labels to numbers, or a list of "
@@ -125,7 +131,7 @@ def _read_column(
             f"{shorten(list(label_names))}"
         )
     try:
-        cells = [[np.nan if row is None else row.get(name) or 0.0 for name in own_names] for row in rows]
+        cells = [[(row or {}).get(name) or 0.0 for name in own_names] for row in rows]
         own_values = np.array(cells, np.float32).reshape(len(rows), len(own_names))
     except (TypeError, ValueError):
         raise UserError(f"column {PROBABILITIES!r} of {path} holds {kind}; expected numbers for the labels") from None
@@ -138,7 +144,6 @@ def _read_column(
 def _order(values: np.ndarray, names: Sequence[str], label_names: Sequence[str]) -> np.ndarray:
     """Return the probabilities in the order of `label_names`; labels that a file lacks have 0."""
     ordered = np.zeros((len(values), len(label_names)), np.float32)
-    ordered[np.isnan(values).any(axis=1)] = np.nan
     ordered[:, [label_names.index(name) for name in names]] = values
     return ordered
 

@@ -15,7 +15,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, source
 from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.objective import MultiLabel, SingleLabel
-from sentiment_core.model.records import EpochRecord, GuaranteeGrid
+from sentiment_core.model.records import EpochRecord
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.training import encoder_check
 from sentiment_core.training.job import TrainResult, train
@@ -46,7 +46,7 @@ def distill(settings: DistillSettings) -> DistillResult:
     encoder_check.check_settings(settings, teacher.label_names, objective)
     with run.open(_describe_scoring(settings, teacher), defaults_of(settings)) as folder:
         parts = _make_parts(settings, teacher, rows, folder)
-        student = _train(settings, folder, parts)
+        student = _train(settings, teacher, folder, parts)
         return _publish(settings, teacher, parts, student)
 
 
@@ -87,7 +87,19 @@ def _take_over(settings: DistillSettings, teacher: Teacher) -> DistillSettings:
     )
 
 
-def _train(settings: DistillSettings, folder: str, parts: StudentParts) -> TrainResult:
+def _describe_teacher(teacher: Teacher, parts: StudentParts) -> Distillation:
+    """Return the record of a student that is not compared with its teacher yet."""
+    return Distillation(
+        teacher=teacher.name,
+        teacher_bundle=teacher.digest,
+        answers=teacher.kind_of_answers,
+        texts=parts.texts,
+        labelled_rows=parts.labelled_rows,
+        evaluated_on="teacher" if parts.is_by_teacher else "labels",
+    )
+
+
+def _train(settings: DistillSettings, teacher: Teacher, folder: str, parts: StudentParts) -> TrainResult:
     """Train the student, or return the one that a run left which was stopped afterwards.
 
     A student of other settings or rows is deleted.
@@ -102,7 +114,8 @@ def _train(settings: DistillSettings, folder: str, parts: StudentParts) -> Train
     if storage.exists(storage.join(path, bundle.CARD)):
         lines = storage.read_file(storage.join(path, bundle.LOG)).splitlines()
         return TrainResult(path, bundle.read_info(path), [EpochRecord.from_json(json.loads(line)) for line in lines])
-    return train(settings, path, parts=(parts.train, parts.evaluation))
+    taught = _describe_teacher(teacher, parts)
+    return train(settings, path, parts=(parts.train, parts.evaluation), distillation=taught)
 
 
 def _read_noted(path: str) -> dict[str, Any]:
@@ -118,20 +131,14 @@ def _publish(settings: DistillSettings, teacher: Teacher, parts: StudentParts, s
     compared = comparison.compare(
         source.open_model(student.place), teacher.model, parts.evaluation, parts.is_by_teacher
     )
-    record = Distillation(
-        teacher=teacher.name,
-        teacher_bundle=teacher.digest,
-        answers=teacher.kind_of_answers,
-        texts=parts.texts,
-        labelled_rows=parts.labelled_rows,
-        evaluated_on="teacher" if parts.is_by_teacher else "labels",
+    record = replace(
+        _describe_teacher(teacher, parts),
         rows=compared.rows,
         agreement=compared.agreement,
         student=compared.student,
         teacher_shows=compared.teacher,
     )
-    promised = GuaranteeGrid() if parts.is_by_teacher else student.info.guarantee
-    info = replace(student.info, distillation=record, guarantee=promised)
+    info = replace(student.info, distillation=record)
     from sentiment_core.report import training_report  # matplotlib: a second that refusals do not need
 
     card = training_report.make_card(info, student.log)[training_report.CARD]

@@ -8,12 +8,13 @@ from sentiment_core.training.settings import TrainSettings
 
 
 class NothingToLearn(UserError):
-    """The texts hold none that has an answer."""
+    """The texts hold none that has an answer. `reason`: a sentence, if another is known than that there is no text."""
 
-    def __init__(self, settings: "DistillSettings") -> None:
+    def __init__(self, settings: "DistillSettings", reason: str = "") -> None:
         columns = ", ".join(map(repr, settings.text_column))
         super().__init__(
-            f"--texts {settings.texts} has no row with text and an answer in {columns}. Give texts to learn from."
+            reason
+            or f"--texts {settings.texts} has no row with text and an answer in {columns}. Give texts to learn from."
         )
 
 

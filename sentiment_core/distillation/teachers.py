@@ -196,7 +196,7 @@ def collect_answers(
     try:
         opened = scored_rows.open_output(plan.output_folder)
     except scored_rows.NothingScored:
-        raise NothingToLearn(settings) from None
+        raise NothingToLearn(settings, remarks[0] if remarks else "") from None
     # where shards failed, outputs of deleted and changed ones are still there
     current = [output for output in opened.outputs if output.path not in plan.outputs_to_delete]
     return _read_scored(settings, teacher, replace(opened, outputs=current), remarks)

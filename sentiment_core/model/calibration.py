@@ -36,9 +36,11 @@ def fit(logits: np.ndarray, targets: np.ndarray) -> Calibration:
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Find the temperature with the least cross entropy; arguments as for `fit`."""
+    """Find the temperature with the least cross entropy; arguments as for `fit`. Without rows it is 1."""
     from scipy.optimize import minimize_scalar  # half a second, which processes that only compute need not spend
 
+    if not len(targets):
+        return 1.0
     logits = logits.astype(np.float64)
     # a normal prior of the temperature's logarithm: as much as a few rows say, and nothing beside hundreds
     minimum = minimize_scalar(

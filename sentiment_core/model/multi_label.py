@@ -182,9 +182,14 @@ def fit_calibration(logits: np.ndarray, targets: np.ndarray) -> LabelCalibration
 
 
 def fit_scales(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the scale and the shift of each label, (labels,) both, with the least cross entropy (Platt 1999)."""
+    """Find the scale and the shift of each label, (labels,) both, with the least cross entropy (Platt 1999).
+
+    Without rows they are 1 and 0.
+    """
     from scipy.optimize import minimize  # half a second, which processes that only compute need not spend
 
+    if not len(targets):
+        return np.ones(targets.shape[1]), np.zeros(targets.shape[1])
     fitted = []
     for z, target in zip(logits.astype(np.float64).T, targets.T, strict=True):
 

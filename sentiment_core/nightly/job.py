@@ -337,8 +337,10 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
         assert eval_part is not None  # since it is held out always
         rows, fingerprint = len(train_part), train_part.fingerprint()
         model_files = bundle.parts_of(plan.scoring.opened[""].files).values()
-        trained = [bundle.info_of(files).training.data for files in model_files]
-        rows_tried: dict[Any, int] = {part.fingerprint: part.train_rows or 0 for part in trained}
+        infos = [bundle.info_of(files) for files in model_files]
+        rows_tried: dict[Any, int] = {
+            part.training.data.fingerprint: renewal.count_labelled_rows(part, train_part) for part in infos
+        }
         rows_tried |= {past.renewal.fingerprint: past.renewal.rows for past in plan.before if past.renewal}
         drifted = any(comparison.drifted for comparison in night.comparisons)
         has_few_new = rows - max(rows_tried.values()) < settings.renew_rows

@@ -14,6 +14,7 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import renumber
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, multi_label, registry
+from sentiment_core.model.bundle import BundleInfo
 from sentiment_core.model.objective import Objective
 from sentiment_core.nightly.record import Renewal
 from sentiment_core.runtime import storage
@@ -89,6 +90,20 @@ class CandidateComparison:
             f"{micro_f1}{name} {self.candidate_accuracy:.4f} against {self.accuracy:.4f} on {self.rows:,} rows"
             f"{left_out} (only one correct: {self.only_candidate} against {self.only_current}, p = {self.p_value:.3g})"
         )
+
+
+def count_labelled_rows(info: BundleInfo, train_part: LabelledTexts) -> int:
+    """Count the labelled rows that a bundle was trained on, for comparison with the training part of a candidate.
+
+    Those that a teacher answered are none. Of cross-validation, which trains on the rows that a candidate holds out,
+    the two differ by as many rows as were labelled since.
+    """
+    trained = info.training
+    if info.distillation.teacher:
+        return info.distillation.labelled_rows
+    if trained.eval_data.folds and trained.data.rows is not None and train_part.origin.rows is not None:
+        return len(train_part) - (train_part.origin.rows - trained.data.rows)
+    return trained.data.train_rows or 0
 
 
 def candidate_name(settings: TrainSettings, fingerprint: str) -> str:

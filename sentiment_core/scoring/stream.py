@@ -170,8 +170,11 @@ class Stream:
             .map_batches(
                 stages.ClassifyStage,
                 fn_constructor_kwargs={"models": models, "files": weights, "engines": engines, "guard": guard},
-                compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=ACTOR_TASKS[self.kind]),
-                max_concurrency=ACTOR_CALLS[self.kind],
+                compute=ActorPoolStrategy(
+                    size=self.workers,
+                    max_tasks_in_flight_per_actor=ACTOR_TASKS[self.kind],
+                    max_concurrent_calls_per_actor=ACTOR_CALLS[self.kind],
+                ),
                 **cluster.actor_resources(self.workers, (read_cpus, LAST_CPUS), self.kind),
                 **batches,
             )

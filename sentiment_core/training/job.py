@@ -18,6 +18,7 @@ from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import count_labels, label_shares
 from sentiment_core.inference.int8 import LabelledTokens, prepare_int8
 from sentiment_core.model import bundle, classifier, encoder, guarantee, layer_cut
+from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.objective import MultiLabel, Objective, SingleLabel
 from sentiment_core.model.records import (
     EncoderOrigin,
@@ -42,6 +43,7 @@ from sentiment_core.training.recipe import Recipe
 from sentiment_core.training.resume import ResumableRun
 from sentiment_core.training.settings import TrainSettings
 from sentiment_core.training.task import TokenizedPart, TrainingTask, count_folds
+from sentiment_core.training.unseen import find_unseen
 
 SHOWN_EPOCHS = 20  # at most, in the terminal
 
@@ -116,6 +118,7 @@ class PreparedTraining:
     eval_part: LabelledTexts
     eval_tokens: TokenLists
     folds: np.ndarray | None  # (training rows,) of cross-validation, by which the evaluation part is made
+    unseen: np.ndarray  # (evaluation rows,) bool, with texts that no model of this training has seen
 
     @property
     def labels(self) -> list[str]:
@@ -166,6 +169,7 @@ def train(
     tracker: tracking.Tracker | None = None,
     parts: tuple[LabelledTexts, LabelledTexts | None] | None = None,
     trials: int = 1,
+    distillation: Distillation = Distillation(),  # noqa: B008 (frozen)
 ) -> TrainResult:
     """Fine-tune, calibrate and write the bundle.
 
@@ -175,6 +179,7 @@ def train(
         tracker: Gets the curves, besides TensorBoard and MLflow.
         parts: The rows to train and to evaluate on, if they are read already; as from `data.divide`.
         trials: Trainings of a search that are compared on the evaluation rows, this one among them.
+        distillation: Who taught the rows, if a teacher did.
 
     Raises:
         UserError: The request cannot be carried out; nothing was started.
@@ -187,7 +192,7 @@ def train(
         tracking.log_curves(tracking.requested_trackers(prepared.chosen_settings, folder, tracker)) as track,
     ):
         weights = run(prepared, folder, track)
-        return finish(prepared, weights, track, started, trials)
+        return finish(prepared, weights, track, started, trials, distillation)
 
 
 def prepare(
@@ -223,6 +228,7 @@ def _prepare_from(
         eval_part, eval_tokens = tokenize_part(eval_part, text_tokenizer)
     else:
         folds, train_part, eval_part, eval_tokens = deal_folds(train_part, train_tokens, settings.seed)
+    eval_part, unseen = find_unseen(start_from, train_part if folds is None else None, eval_part)
     files = storage.read_folder(start_from.folder, encoder.WANTED)
     # three checkpoints, one of them being written, of weights, their average and the optimizer's two numbers for each
     preflight.check_space(path, 12 * sum(map(len, files.values())))
@@ -241,6 +247,7 @@ def _prepare_from(
         eval_part=eval_part,
         eval_tokens=eval_tokens,
         folds=folds,
+        unseen=unseen,
     )
 
 
@@ -287,7 +294,8 @@ def finish(
     weights: TrainedWeights,
     track: Callable[[int, dict[str, float]], None],
     started: float,
-    trials: int = 1,
+    trials: int,
+    distillation: Distillation,
 ) -> TrainResult:
     """Calibrate the weights, evaluate them, and write the bundle.
 
@@ -297,6 +305,7 @@ def finish(
         track: Gets the calibrated metrics.
         started: When the training began, by `time.monotonic()`.
         trials: As for `train`.
+        distillation: As for `train`.
     """
     settings, labels, targets = prepared.settings, prepared.labels, prepared.eval_part.labels
     logits, log = weights.logits, weights.log
@@ -327,7 +336,10 @@ def finish(
         training=_describe_training(prepared, log, started),
         reference=reference_statistics(objective, prepared.eval_tokens, probabilities, labels, prepared.unknown_id),
         int8=int8,
-        guarantee=_make_grid(prepared, objective, probabilities, trials),
+        guarantee=GuaranteeGrid()
+        if distillation.is_by_teacher
+        else _make_grid(prepared, objective, probabilities, trials),
+        distillation=distillation,
     )
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save
 
@@ -344,19 +356,17 @@ def finish(
 def _make_grid(
     prepared: PreparedTraining, objective: Objective, probabilities: np.ndarray, trials: int
 ) -> GuaranteeGrid:
-    """Return what the evaluation rows promise; nothing where the model was trained on them.
+    """Return what the evaluation rows promise that the model was not trained on.
 
-    Rows of samples promise nothing either: they were not drawn evenly. Neither does cross-validation, whose answers are
+    Rows of samples promise nothing: they were not drawn evenly. Neither does cross-validation, whose answers are
     those of other models. All planned epochs count as compared, unless the last is taken anyway: how many of them early
     stopping left out depends on the same rows.
     """
-    is_trained_on = (
-        prepared.folds is not None or prepared.request["data_sha256"] == prepared.request["eval_data_sha256"]
-    )
-    if prepared.eval_part.samples or is_trained_on:
+    rows = np.flatnonzero(prepared.unseen)
+    if prepared.eval_part.samples or prepared.folds is not None or not len(rows):
         return GuaranteeGrid()
     comparisons = trials * (1 if prepared.recipe.select_by == "last" else prepared.recipe.epochs)
-    return guarantee.make_grid(objective, probabilities, prepared.eval_part.labels, comparisons)
+    return guarantee.make_grid(objective, probabilities[rows], prepared.eval_part.labels[rows], comparisons)
 
 
 def _describe_training(prepared: PreparedTraining, log: list[EpochRecord], started: float) -> TrainingRecord:

@@ -12,11 +12,11 @@ import pytest
 
 from sentiment_core import Classifier, evaluate
 from sentiment_core.adoption import AdoptSettings, adopt
-from sentiment_core.analysis.known_texts import hash_training_texts
 from sentiment_core.cascading.job import make_cascade
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, source
+from sentiment_core.model.known_texts import hash_training_texts
 from sentiment_core.serving.model import ServedModel
 from tests.cascades import ROWS, Models, load, make_models, make_texts, settings_of
 from tests.conftest import make_bundle
@@ -315,3 +315,15 @@ def test_an_older_version_would_say_that_it_does_not_know_cascades(models):
     """27de93b refuses the format, later ones a head that they do not know."""
     card = json.loads(Path(models.cascade, bundle.CARD).read_text())
     assert (card["format_version"], card["head"]) == (3, "cascade")
+
+
+def test_the_text_column_that_was_asked_for_is_read(models, tmp_path):
+    """Both models remember the column `text`; the data has another text there."""
+    table = pq.read_table(models.data)
+    others = pa.array([f"{text} instead" for text in table["text"].to_pylist()])
+    path = str(tmp_path / "two.parquet")
+    pq.write_table(table.rename_columns({"text": "review"}).append_column("text", others), path)
+    out = str(tmp_path / "out")
+    make_cascade(settings_of(models, data=path, text_column=("review",), out=out))
+    first, again = (bundle.read_info(place).cascade for place in (models.cascade, out))
+    assert (again.threshold, again.accuracy) == pytest.approx((first.threshold, first.accuracy), abs=0.01)

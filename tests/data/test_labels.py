@@ -118,7 +118,7 @@ def test_a_label_with_one_text_is_trained_on_and_told():
     train, held_out = splits.hold_out(data, 0.25, seed=0)
     assert 2 in train.labels
     assert set(held_out.labels) == {0, 1}
-    assert train.origin.remarks == ["trained on but never evaluated, since they have one text each: c"]
+    assert train.origin.remarks == ["trained on but never evaluated, since they have too few texts: c"]
 
 
 def test_rare_labels_can_be_left_out():

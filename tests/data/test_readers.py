@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentiment_core.data import labelled, readers
-from sentiment_core.data.readers import Columns
+from sentiment_core.data.readers import Columns, MissingColumn
 from sentiment_core.errors import UserError
 
 TEXTS, LABELS = ['süß; "fine"\nstuff', "bad\tone", "NA"], ["pos", "neg", "neg"]
@@ -161,3 +161,13 @@ def test_files_of_other_kinds_are_passed_over_and_named(tmp_path):
 def test_every_reader_is_found_by_its_suffix():
     assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in readers.READERS)
     assert {".parquet", ".csv", ".jsonl", ".json.gz"} <= set(readers.SUFFIXES)
+
+
+@pytest.mark.parametrize("separator", [";", "|", "\t"])
+def test_a_separator_is_found_where_a_column_is_missing(tmp_path, separator):
+    """The label may be missing: then the texts alone are read."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"id{separator}text\n1{separator}a, b\n")
+    with pytest.raises(MissingColumn, match="has no column 'label'; it has id, text"):
+        labelled.read(str(path))
+    assert labelled.read_texts(str(path), Columns()) == ["a, b"]

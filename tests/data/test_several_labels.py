@@ -131,7 +131,7 @@ def test_a_split_has_each_label_in_proportion_and_rare_ones_on_both_sides():
     counts, drawn = data.labels.sum(axis=0), evaluation.labels.sum(axis=0)
     np.testing.assert_allclose(drawn[:2], 0.2 * counts[:2], atol=1)
     assert drawn[2:].tolist() == [1, 0]
-    assert train.origin.remarks == ["trained on but never evaluated, since they have one text each: once"]
+    assert train.origin.remarks == ["trained on but never evaluated, since they have too few texts: once"]
     again, _ = splits.hold_out(data, 0.2, seed=1)
     assert again.texts == train.texts
     assert splits.hold_out(data, 0.2, seed=2)[0].texts != train.texts

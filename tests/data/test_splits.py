@@ -84,3 +84,28 @@ def test_folds_of_texts_with_a_label_of_their_own_are_of_equal_size():
     labels = np.hstack([np.ones((20, 1), bool), np.eye(20, dtype=bool)])
     data = labelled.LabelledTexts([f"text {i}" for i in range(20)], labels, [*"abcdefghijklmnopqrstu"])
     assert np.bincount(splits.deal_folds(data, 5, seed=0)).tolist() == [4] * 5
+
+
+def test_a_large_evaluation_part_leaves_a_row_of_each_label_to_train_on():
+    data = labelled.LabelledTexts([f"text {i}" for i in range(20)], np.array([0] * 18 + [1] * 2), ["many", "few"])
+    for seed in range(5):
+        train, evaluation = splits.hold_out(data, 0.9, seed)
+        assert set(train.labels) == {0, 1}
+        assert len(train) + len(evaluation) == 20
+
+
+def test_labels_that_the_evaluation_part_lacks_are_named():
+    names = [f"label {i}" for i in range(5)]
+    data = labelled.LabelledTexts([f"text {i}" for i in range(100)], np.array([0] * 94 + [1, 1, 2, 2, 3, 4]), names)
+    train, evaluation = splits.hold_out(data, 0.1, 0)
+    missing = sorted({0, 1, 2, 3, 4} - set(evaluation.labels.tolist()))
+    assert missing[-2:] == [3, 4]
+    named = ", ".join(names[i] for i in missing)
+    assert train.origin.remarks == [f"trained on but never evaluated, since they have too few texts: {named}"]
+
+
+def test_texts_that_each_have_a_label_of_their_own_cannot_be_held_out():
+    labels = np.concatenate([np.ones((40, 1), bool), np.eye(40, dtype=bool)], axis=1)
+    data = labelled.LabelledTexts([f"text {i}" for i in range(40)], labels, [f"label {i}" for i in range(41)])
+    with pytest.raises(UserError, match="too few; add rows or give --eval-data"):
+        splits.hold_out(data, 0.1, 0)

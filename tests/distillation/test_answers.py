@@ -267,3 +267,25 @@ def test_soft_labels_follow_their_rows_and_are_part_of_the_fingerprint(tmp_path)
     numbers = np.arange(80, dtype=np.float32).reshape(40, 2)
     taken = LabelledTexts(data.texts, data.labels, data.label_names, soft_labels=numbers).take(np.array([3, 1]))
     assert taken.targets.tolist() == [[6, 7], [2, 3]]
+
+
+@pytest.mark.parametrize("kind", [pa.map_(pa.string(), pa.float64()), pa.struct({"no": pa.float64()}), pa.null()])
+def test_a_file_without_any_answer_is_counted_and_left_out(tmp_path, kind):
+    pq.write_table(
+        pa.table({"text": ["a"], "probabilities": [{"no": 0.25, "yes": 0.75}]}), tmp_path / "answers.parquet"
+    )
+    pq.write_table(
+        pa.table({"text": ["b", "c"], "probabilities": pa.array([None, None], kind)}), tmp_path / "failed.parquet"
+    )
+    answers = open_teacher(settings_for(tmp_path)).answers
+    assert (answers.texts, answers.soft_labels.tolist()) == (["a"], [[0.25, 0.75]])
+    assert answers.origin.dropped.without_label == 2
+
+
+def test_long_texts_that_differ_at_their_end_are_different(tmp_path):
+    texts = [f"{'the same words ' * 4000}{end}" for end in ("one", "two")]
+    probabilities = [{"no": 0.25, "yes": 0.75}, {"no": 0.75, "yes": 0.25}]
+    pq.write_table(pa.table({"text": [*texts, "x", "y"], "probabilities": probabilities * 2}), tmp_path / "a.parquet")
+    settings = settings_for(tmp_path, eval_fraction=0.5)
+    parts = make_parts(settings, open_teacher(settings).answers, LabelledParts(None, None))
+    assert (len(parts.train) + len(parts.evaluation), parts.texts.copies) == (4, 0)

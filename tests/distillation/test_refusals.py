@@ -142,3 +142,12 @@ def test_a_stopped_run_is_not_resumed_for_another_teacher(tmp_path, texts, tiny_
     assert sentence.startswith(f"{work} holds a checkpoint made with other settings (")
     assert "teacher_sha256: 'another' there, " in sentence
     assert (work / "scored").exists()
+
+
+@pytest.mark.slow
+def test_texts_that_cannot_be_read_are_told_with_their_reason(in_process, tmp_path, texts, tiny_bundle, tiny_encoder):
+    content = bytearray(Path(texts).read_bytes())
+    content[4:60] = bytes(56)  # the footer is whole
+    Path(texts).write_bytes(content)
+    sentence = refuse(tmp_path, teacher=tiny_bundle, texts=texts, model=tiny_encoder)
+    assert sentence.startswith("texts.parquet of --texts could not be scored: ")

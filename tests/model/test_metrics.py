@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score
 
-from sentiment_core.model import calibration, metrics
+from sentiment_core.model import calibration, metrics, multi_label
 
 RNG = np.random.default_rng(0)
 
@@ -83,3 +83,14 @@ def test_a_few_rows_move_the_temperature_little():
     assert calibration.TEMPERATURE_RANGE[0] * 2 < calibration.fit_temperature(flat, labels)
     separable = np.where(np.eye(2)[labels] > 0, 3.0, -3.0)
     assert 0.2 < calibration.fit_temperature(separable, labels) < 1
+
+
+def test_without_rows_nothing_is_calibrated():
+    """One row has no other half to be cross-fitted by."""
+    assert calibration.fit_temperature(np.zeros((0, 2)), np.zeros(0, int)) == 1
+    fitted = calibration.fit(np.array([[3.0, 0.0]]), np.array([0]))
+    assert fitted.rows == 1
+    assert fitted.ece_cross_fitted == pytest.approx(fitted.ece_before)
+    scales, shifts = multi_label.fit_scales(np.zeros((0, 3)), np.zeros((0, 3)))
+    assert (scales.tolist(), shifts.tolist()) == ([1, 1, 1], [0, 0, 0])
+    assert multi_label.fit_calibration(np.array([[3.0, 0.0]]), np.array([[True, False]])).rows == 1

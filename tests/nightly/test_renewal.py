@@ -15,10 +15,13 @@ from sentiment_core import Classifier
 from sentiment_core.data import labelled as dataset
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.data.labels import LabelScheme
+from sentiment_core.data.origin import DataOrigin
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
+from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.guarantee import derive_threshold
 from sentiment_core.model.objective import MultiLabel
+from sentiment_core.model.records import EvaluationRows, TrainingRecord, TrainingRows
 from sentiment_core.model.registry import PromoteSettings, history, promote
 from sentiment_core.nightly.renewal import (
     CandidateComparison,
@@ -26,6 +29,7 @@ from sentiment_core.nightly.renewal import (
     _compare_micro_f1,
     candidate_name,
     compare,
+    count_labelled_rows,
     renew,
 )
 from sentiment_core.training.settings import TrainSettings
@@ -154,3 +158,15 @@ def test_the_same_labels_and_settings_name_the_same_candidate():
     assert name != candidate_name(settings, "g")
     assert name != candidate_name(replace(settings, lr=1e-3), "f")
     assert re.fullmatch(r"[a-z0-9-]+", name)  # needs no quoting in a path or an address
+
+
+def test_rows_that_a_teacher_or_folds_added_are_no_labelled_rows_of_a_candidate(tiny_bundle):
+    info, trained = bundle.read_info(tiny_bundle), TrainingRows(rows=1_100, train_rows=1_000)
+    part = LabelledTexts(["a"] * 270, np.zeros(270, int), ["no", "yes"], DataOrigin("data", rows=300))
+    info = replace(info, training=replace(info.training, data=trained))
+    assert count_labelled_rows(info, part) == 1_000
+    taught = replace(info, distillation=Distillation(teacher="models/large", labelled_rows=200))
+    assert count_labelled_rows(taught, part) == 200
+    by_folds = TrainingRecord(data=TrainingRows(rows=250, train_rows=250), eval_data=EvaluationRows(folds=5))
+    new = len(part) - count_labelled_rows(replace(info, training=by_folds), part)
+    assert new == 50  # labelled since

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.multi_label_records import LabelCalibration
 from sentiment_core.model.objective import MultiLabel
 from sentiment_core.report import training_report
@@ -53,3 +54,11 @@ def test_a_multi_label_bundle_shows_each_label():
     assert f"| positive | 0 | {metrics.by_label['positive'].threshold:.3f} |" in card
     assert "| epoch | training loss | evaluation loss | micro-F1 | macro-F1 |" in card
     assert "the calibration (scale and shift of each label) fitted" in card
+
+
+def test_a_student_without_labels_agrees_and_is_not_accurate():
+    info = replace(bundle_info(), distillation=Distillation(teacher="models/large", evaluated_on="teacher"))
+    page = training_report.make_files(info, epoch_log(), COMMAND, MISTAKES)["report.html"].decode()
+    assert "agreement\nwith the teacher, not accuracy" in page
+    assert "<h2>Largest differences from the teacher</h2>" in page
+    assert "wrong labels" not in page

@@ -1,7 +1,9 @@
 """Texts that have labels already: those of earlier samples, of other labelled data, and of a model's training."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from sentiment_core.data import files, iceberg, labelled
 from sentiment_core.data.readers import Columns
@@ -13,9 +15,12 @@ from sentiment_core.runtime import storage
 COMPARED_CHARACTERS = 30_000  # of a text: spreadsheets cut cells at 32,767
 
 
-def hash_text(text: str) -> bytes:
-    """Hash a text for comparison, without regard to the white space between its words."""
-    words = " ".join(text.split())[:COMPARED_CHARACTERS]
+def hash_text(text: str, characters: int | None = COMPARED_CHARACTERS) -> bytes:
+    """Hash a text for comparison, without regard to the white space between its words.
+
+    `characters`: so many are compared; None: all.
+    """
+    words = " ".join(text.split())[:characters]
     return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -87,6 +92,25 @@ def read_training_texts(info: BundleInfo, with_taught: bool = False) -> tuple[se
         except UserError as error:
             reasons.append(f"its training data cannot be read ({error})")
     return hashes, reasons
+
+
+def find_seen(texts: Sequence[str], infos: Mapping[str, BundleInfo]) -> tuple[np.ndarray, list[str]]:
+    """Find the texts that models were trained, evaluated or taught on, where these are at hand.
+
+    Args:
+        texts: The texts, n of them.
+        infos: Records of the models, by what a message calls them.
+
+    Returns:
+        (n,) bool, and a sentence about each place that could not be read.
+    """
+    seen: set[bytes] = set()
+    unread = []
+    for name, info in infos.items():
+        hashes, reasons = read_training_texts(info, with_taught=True)
+        seen |= hashes
+        unread += [f"{name}: {reason}; make sure that --data has no row of it" for reason in reasons]
+    return np.array([hash_text(text) in seen for text in texts], bool), unread
 
 
 def _paths(info: BundleInfo) -> list[str]:

@@ -1,0 +1,51 @@
+"""Tell which evaluation rows a new model has not seen: only these can promise an accuracy."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sentiment_core.data.labelled import LabelledTexts
+from sentiment_core.model import bundle
+from sentiment_core.model.encoder import Encoder
+from sentiment_core.model.known_texts import hash_text, read_training_texts
+from sentiment_core.runtime import storage
+
+
+def find_unseen(
+    start_from: Encoder, train_part: LabelledTexts | None, eval_part: LabelledTexts
+) -> tuple[LabelledTexts, np.ndarray]:
+    """Find the evaluation rows with a text that nothing was trained on.
+
+    A bundle that is trained further has seen the rows of its first training. Where these are not at hand, no row counts
+    as unseen.
+
+    Args:
+        start_from: The encoder, perhaps a bundle.
+        train_part: The rows that will be trained on; None with cross-validation, which answers no row by a model that
+            was trained on it.
+        eval_part: The evaluation rows.
+
+    Returns:
+        The evaluation rows, with what is to be said of them, and (n,) bool.
+    """
+    seen = {hash_text(text) for text in train_part.texts} if train_part else set()
+    remarks = list(eval_part.origin.remarks)
+    unread: list[str] = []
+    if storage.exists(storage.join(start_from.folder, bundle.CARD)):
+        info = bundle.read_info(start_from.folder)
+        if info.training.data.place or info.distillation.texts.place:
+            of_first, unread = read_training_texts(info, with_taught=True)
+            seen |= of_first
+    unseen = np.array([hash_text(text) not in seen for text in eval_part.texts], bool)
+    if number := int((~unseen).sum()):
+        remarks.append(
+            f"{number:,} of {len(unseen):,} evaluation rows have texts that the model was trained on: they make its "
+            "figures look better, and promise no accuracy"
+        )
+    if unread:
+        remarks.append(
+            f"--model {start_from.name} is a bundle, and {unread[0]}: evaluation rows may be among it, so they promise "
+            "no accuracy"
+        )
+    noted = replace(eval_part, origin=replace(eval_part.origin, remarks=remarks))
+    return noted, unseen & (not unread)
