@@ -6,7 +6,7 @@
 # make lock     renews constraints.txt; LOCK=FILE writes another file
 # make docs     the documentation site, in site/
 # make benchmark  speed against what else scores text, on the demo's bundle and texts; takes about 13 minutes
-# make chaos    kills what scores at random, with one and with two models, for MINUTES each into a folder and into a store,
+# make chaos    kills what scores at random, with one model, two and a cascade, for MINUTES each into a folder or a store,
 #               what trains and what searches, and compares what comes out with undisturbed runs; submits jobs to two nodes, and plays twelve nights there;
 #               scores corpora made at random for MINUTES; CHAOS chooses some of these files
 #

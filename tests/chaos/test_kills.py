@@ -26,6 +26,7 @@ import pytest
 
 from sentiment_core.scoring.verify import VerifySettings, verify
 from tests import s3
+from tests.cascades import make_models
 from tests.conftest import sentences
 from tests.nodes import ray_command, two_nodes
 
@@ -119,13 +120,20 @@ def destination(request, tmp_path) -> Iterator[tuple[str, pyarrow.fs.FileSystem,
 @needs_linux
 @pytest.mark.parametrize(
     ("destination", "models"),
-    [("disk", "one model"), ("store", "two models"), ("disk", "two models"), ("store", "one model")],
+    [
+        ("disk", "one model"),
+        ("store", "two models"),
+        ("disk", "two models"),
+        ("store", "one model"),
+        ("disk", "a cascade"),
+    ],
     indirect=["destination"],
 )
 def test_nothing_is_lost_or_doubled_whatever_is_killed(
-    destination, models, tiny_bundle, multi_label_bundle, tmp_path, chaos_minutes
+    destination, models, tiny_bundle, multi_label_bundle, packaged_encoder, tmp_path, chaos_minutes
 ):
-    if chaos_minutes < 1 and ("://" in destination[0]) != (models == "two models"):
+    is_first = ("://" in destination[0]) == (models == "two models")
+    if chaos_minutes < 1 and (models == "a cascade" or not is_first):
         pytest.skip("needs --chaos-minutes of 1 or more; each way to write and each number of models is tried before")
     out, filesystem, path, env = destination
     seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
@@ -135,8 +143,11 @@ def test_nothing_is_lost_or_doubled_whatever_is_killed(
     for shard in range(SHARDS):
         pq.write_table(sentences(ROWS, seed=shard), tmp_path / "in" / f"{shard}.parquet")
 
-    named = f"sentiment={tiny_bundle},emotion={multi_label_bundle}"
-    model = tiny_bundle if models == "one model" else named
+    model = tiny_bundle
+    if models == "two models":
+        model = f"sentiment={tiny_bundle},emotion={multi_label_bundle}"
+    elif models == "a cascade":
+        model = make_models(packaged_encoder, tmp_path).cascade
 
     def score(out: str) -> list[str]:
         return job("score.py", "--model", model, "--input", tmp_path / "in", "--out", out, "--keep", "")
