@@ -4,9 +4,9 @@
         --model ENCODER --name agnews
 
 A seed draws so many rows a label, all with different texts that are not among the test rows. `auto` is `sentiment-core
-train` as it is. It holds a part of these rows out. `none` is the same with `--recipe none`. SetFit (Tunstall et al.
-2022, https://arxiv.org/abs/2209.11055) learns from all of them with its own defaults. For it run `pip install setfit`
-first.
+train` as it is. `none` is the same with `--recipe none`. SetFit (Tunstall et al. 2022, https://arxiv.org/abs/2209.11055)
+learns from the same rows with its own defaults. For it run `pip install setfit` first. Lines of `held out` are of a
+version that held a tenth of the rows out.
 
 Accuracy is measured on test rows that no training reads: `--eval-data`, or without it `--test-rows` of `--data`.
 Prints a table, and appends a line of JSON for each training to benchmarks/results/rows_per_label.jsonl. Trainings that
