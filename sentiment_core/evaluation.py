@@ -123,12 +123,10 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     sample = _read_sample(settings, data)
     infos = [info, *(bundle.info_of(part) for part in bundle.parts_of(model.files).values() if info.is_cascade)]
     comparisons = _count_comparisons(settings, infos, data) if settings.target_accuracy else 1
-    seen, unread = _find_seen(infos, data) if settings.target_accuracy or settings.suspects else (None, [])
-    if settings.target_accuracy and seen is not None and seen.all():
-        raise UserError(_describe_trained_on(settings))
     for flag, path in (("--out", settings.out), ("--suspects", settings.suspects)):
         if path:
             preflight.check_file(path, flag)
+    seen, unread = _find_seen(settings, infos, data)
     source.warn_if_uncalibrated(model.path, info)
     classifier = Classifier(model.files, precision=settings.precision)
     probabilities = classifier.predict_proba(data.texts)
@@ -145,10 +143,10 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     metrics = measure(np.ones(len(scored), bool))
     groups = np.array(scored_data.groups, object)
     by = {str(group): measure(groups == group).numbers for group in sorted(set(groups))}
-    unseen = np.ones(len(scored), bool) if seen is None else ~seen[has_score]
+    unseen = ~seen[has_score]
     if settings.suspects:
-        remarks += _write_suspects(settings.suspects, infos, scored_data, scored, has_seen=not unseen.all())
-    if settings.target_accuracy and not unseen.all():
+        remarks += _write_suspects(settings.suspects, infos, scored_data, scored)
+    if not unseen.all():
         remarks.append(f"{(~unseen).sum():,} rows promise nothing: the model was made with their texts")
     dropped = replace(data.origin.dropped, without_tokens=int((~has_score).sum()))
     promised = _find_guarantee(settings, info, scored[unseen], scored_data.labels[unseen], comparisons)
@@ -198,17 +196,10 @@ def _weigh(sample: Sample, data: LabelledTexts) -> tuple[np.ndarray, list[str]]:
     return weights_of_lines[data.positions], remarks
 
 
-def _write_suspects(
-    path: str, infos: list[BundleInfo], data: LabelledTexts, probabilities: np.ndarray, has_seen: bool
-) -> list[str]:
+def _write_suspects(path: str, infos: list[BundleInfo], data: LabelledTexts, probabilities: np.ndarray) -> list[str]:
     """Write the rows whose label the model contradicts, and return what to say about them.
 
-    Args:
-        path: Of the CSV file.
-        infos: Of the bundle, and of a cascade's models.
-        data: The rows.
-        probabilities: (n, labels) of them.
-        has_seen: Whether the model was made with some of their texts.
+    `infos`: of the bundle, and of a cascade's models.
     """
     info = infos[0]
     suspected = suspects.find_suspects(info.objective, probabilities, data.labels)
@@ -217,10 +208,10 @@ def _write_suspects(
     lines = [f"{len(suspected.rows):,} of {len(data):,} labels are suspected to be wrong, the worst first in {path}"]
     seen = [rows for part in infos for rows in (part.training.data, part.training.eval_data)]
     fingerprint = data.fingerprint()
-    if has_seen or any(is_same_data(rows, data.origin.place, fingerprint) for rows in seen):
+    if any(is_same_data(rows, data.origin.place, fingerprint) for rows in seen):
         lines.append(
-            "the model was made with this data, or a part of it, and repeats wrong labels that it has seen; suspects "
-            "of rows that it has not seen are better"
+            "the model was made with this data, and repeats wrong labels that it has seen; suspects of rows that it "
+            "has not seen are better"
         )
     return lines
 
@@ -241,7 +232,7 @@ def _count_comparisons(settings: EvaluateSettings, infos: list[BundleInfo], data
     """
     path, fingerprint = data.origin.place, data.fingerprint()
     if any(is_same_data(info.training.data, path, fingerprint) for info in infos):
-        raise UserError(_describe_trained_on(settings))
+        raise UserError(_describe_made_with(settings))
     return math.prod(
         max(1, info.training.epochs, info.guarantee.comparisons)
         for info in infos
@@ -249,29 +240,34 @@ def _count_comparisons(settings: EvaluateSettings, infos: list[BundleInfo], data
     )
 
 
-def _describe_trained_on(settings: EvaluateSettings) -> str:
+def _describe_made_with(settings: EvaluateSettings) -> str:
     return (
-        f"--target-accuracy: the model was trained on --data {settings.data}, which promises nothing for other rows. "
-        "Give labelled rows that it has not seen."
+        f"--target-accuracy: the model was made with the rows of --data {settings.data}, which promise nothing for "
+        "other rows. Give labelled rows that it has not seen."
     )
 
 
-def _find_seen(infos: list[BundleInfo], data: LabelledTexts) -> tuple[np.ndarray, list[str]]:
-    """Find the rows whose text the model was made with, and say what could not be read.
+def _find_seen(
+    settings: EvaluateSettings, infos: list[BundleInfo], data: LabelledTexts
+) -> tuple[np.ndarray, list[str]]:
+    """Find the rows that cannot promise an accuracy, since the model was made with their texts; say what is not read.
 
-    The models that were compared on just this data count as comparisons, and not here. `infos`: of the bundle, and of a
-    cascade's models.
+    `infos`: of the bundle, and of a cascade's models. Without `--target-accuracy` no row is looked for. Raises
+    `UserError` where all rows were seen.
 
     Returns:
         (n,) bool, and the sentences.
     """
+    if settings.target_accuracy is None:
+        return np.zeros(len(data), bool), []
     path, fingerprint = data.origin.place, data.fingerprint()
     names = ["--model", *(f"its model {part}" for part in bundle.PARTS)][: len(infos)]
     by_name = dict(zip(names, infos, strict=True))
-    others = {
-        name: info for name, info in by_name.items() if not is_same_data(info.training.eval_data, path, fingerprint)
-    }
-    return find_seen(data.texts, others)
+    compared = [name for name, info in by_name.items() if is_same_data(info.training.eval_data, path, fingerprint)]
+    seen, unread = find_seen(data.texts, by_name, compared)
+    if seen.all():
+        raise UserError(_describe_made_with(settings))
+    return seen, unread
 
 
 def _find_guarantee(

@@ -19,7 +19,7 @@ def find_candidates(texts: Sequence[str], labelled_before: set[bytes], number: i
 
     Args:
         texts: Of scored rows, the least confident first.
-        labelled_before: Hashes of texts with labels, as `known_texts.hash_text` makes them.
+        labelled_before: Hashes of texts with labels, as `known_texts.hash_cell` makes them.
         number: Of texts that `choose_diverse` is to choose.
 
     Returns:
@@ -28,7 +28,7 @@ def find_candidates(texts: Sequence[str], labelled_before: set[bytes], number: i
     seen: set[bytes] = set()
     fresh, labelled_rows = [], 0
     for i, text in enumerate(texts):
-        text_hash = known_texts.hash_text(text)
+        text_hash = known_texts.hash_cell(text)
         if text_hash in labelled_before:
             labelled_rows += 1
         elif text_hash not in seen:

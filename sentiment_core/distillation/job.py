@@ -15,7 +15,7 @@ from sentiment_core.errors import UserError
 from sentiment_core.model import bundle, source
 from sentiment_core.model.distillation_record import Distillation
 from sentiment_core.model.objective import MultiLabel, SingleLabel
-from sentiment_core.model.records import EpochRecord
+from sentiment_core.model.records import EpochRecord, GuaranteeGrid
 from sentiment_core.runtime import preflight, storage
 from sentiment_core.training import encoder_check
 from sentiment_core.training.job import TrainResult, train
@@ -138,7 +138,8 @@ def _publish(settings: DistillSettings, teacher: Teacher, parts: StudentParts, s
         student=compared.student,
         teacher_shows=compared.teacher,
     )
-    info = replace(student.info, distillation=record)
+    promised = GuaranteeGrid() if parts.is_by_teacher else student.info.guarantee  # also of an older version's student
+    info = replace(student.info, distillation=record, guarantee=promised)
     from sentiment_core.report import training_report  # matplotlib: a second that refusals do not need
 
     card = training_report.make_card(info, student.log)[training_report.CARD]

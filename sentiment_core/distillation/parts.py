@@ -60,7 +60,7 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
     with_label: dict[bytes, np.ndarray] = {}  # (labels,) probabilities, of texts that have a label
     evaluation_texts = known_texts = 0
     for number, text in enumerate(answers.texts):
-        digest = hash_text(text, None)
+        digest = hash_text(text)
         if digest in unknown:
             evaluation_texts += 1
         elif digest in labelled_texts:
@@ -99,7 +99,7 @@ def make_parts(settings: DistillSettings, answers: LabelledTexts, rows: Labelled
 
 
 def _hash_texts(data: LabelledTexts | None) -> set[bytes]:
-    return {hash_text(text, None) for text in data.texts} if data else set()
+    return {hash_text(text) for text in data.texts} if data else set()
 
 
 def _join(data: LabelledTexts, taught: LabelledTexts, with_label: dict[bytes, np.ndarray]) -> LabelledTexts:
@@ -114,7 +114,7 @@ def _join(data: LabelledTexts, taught: LabelledTexts, with_label: dict[bytes, np
         certain = data.labels if data.several else np.eye(len(data.label_names))[data.labels]
         soft_labels = np.concatenate([certain.astype(np.float32), taught.soft_labels])
         for row, text in enumerate(data.texts):
-            answer = with_label.get(hash_text(text, None))
+            answer = with_label.get(hash_text(text))
             if answer is not None:
                 soft_labels[row] += TEACHER_SHARE * (answer - soft_labels[row])
     remarks = [*data.origin.remarks, *taught.origin.remarks]

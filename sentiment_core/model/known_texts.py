@@ -1,7 +1,8 @@
 """Texts that have labels already: those of earlier samples, of other labelled data, and of a model's training."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,28 +16,33 @@ from sentiment_core.runtime import storage
 COMPARED_CHARACTERS = 30_000  # of a text: spreadsheets cut cells at 32,767
 
 
-def hash_text(text: str, characters: int | None = COMPARED_CHARACTERS) -> bytes:
-    """Hash a text for comparison, without regard to the white space between its words.
+def hash_text(text: str) -> bytes:
+    """Hash a text for comparison, without regard to the white space between its words."""
+    return _hash(" ".join(text.split()))
 
-    `characters`: so many are compared; None: all.
-    """
-    words = " ".join(text.split())[:characters]
+
+def hash_cell(text: str) -> bytes:
+    """Hash a text as `hash_text` does, by so much of it as a spreadsheet keeps."""
+    return _hash(" ".join(text.split())[:COMPARED_CHARACTERS])
+
+
+def _hash(words: str) -> bytes:
     return hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def hash_texts_of(paths: Iterable[str], text_columns: Sequence[str]) -> set[bytes]:
-    """Hash the texts of labelled data, with or without labels. Raises `UserError`."""
+    """Hash the texts of labelled data as cells, with or without labels. Raises `UserError`."""
     hashes: set[bytes] = set()
     for path in paths:
         try:
-            hashes.update(map(hash_text, labelled.read_texts(path, Columns(tuple(text_columns)))))
+            hashes.update(map(hash_cell, labelled.read_texts(path, Columns(tuple(text_columns)))))
         except UserError as error:
             raise UserError(f"--exclude: {str(error).replace('; choose with --text-column', '')}") from None
     return hashes
 
 
 def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
-    """Hash the texts that a bundle was trained and chosen on, if they are still where they were.
+    """Hash the texts that a bundle was trained and chosen on as cells, if they are still where they were.
 
     Of a cascade also those of its models. Texts that a teacher answered have no labels of people, and are not among
     them.
@@ -50,7 +56,7 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     info = bundle.read_info(bundle_path)
     parts = bundle.PARTS if info.is_cascade else ()
     infos = [info, *(bundle.read_info(storage.join(bundle_path, part)) for part in parts)]
-    read = [read_training_texts(part) for part in infos]
+    read = [read_training_texts(part, hash_as=hash_cell) for part in infos]
     hashes = set().union(*(texts for texts, _ in read))
     if reasons := list(dict.fromkeys(reason for _, own in read for reason in own)):
         unread = "; ".join(reasons)
@@ -61,12 +67,22 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     return hashes, f"texts of the bundle's training data were left out ({', '.join(paths)})"
 
 
-def read_training_texts(info: BundleInfo, with_taught: bool = False) -> tuple[set[bytes], list[str]]:
+def read_training_texts(
+    info: BundleInfo,
+    with_taught: bool = False,
+    with_evaluation: bool = True,
+    hash_as: Callable[[str], bytes] = hash_text,
+) -> tuple[set[bytes], list[str]]:
     """Hash the texts of a model's training rows, as far as these are still where they were.
+
+    Those of a bundle that it was trained further from are among them.
 
     Args:
         info: Record of the model.
         with_taught: Also read the texts that a teacher answered.
+        with_evaluation: Also read its evaluation rows. Rows that were held out of the training data are in one file
+            with it, which is then not read.
+        hash_as: How to hash a text.
 
     Returns:
         The hashes, and a sentence about each place that could not be read, or that none is noted.
@@ -75,6 +91,8 @@ def read_training_texts(info: BundleInfo, with_taught: bool = False) -> tuple[se
     paths = [*_paths(info), *([taught] if with_taught and taught else [])]
     if not paths and not taught:
         return set(), ["what it was trained on is not noted"]
+    if not with_evaluation:
+        paths = [path for path in paths if path != training.eval_data.place]
     columns = training.settings.get("text_column", "text")
     read_as = Columns(
         (columns,) if isinstance(columns, str) else tuple(columns),
@@ -84,22 +102,30 @@ def read_training_texts(info: BundleInfo, with_taught: bool = False) -> tuple[se
     hashes: set[bytes] = set()
     reasons = []
     for path in paths:
-        if _is_absent(path):
-            reasons.append(f"its training data {path} is not at hand")
-            continue
         try:
-            hashes.update(map(hash_text, labelled.read_texts(path, read_as)))
+            if _is_absent(path):
+                reasons.append(f"its training data {path} is not at hand")
+                continue
+            hashes.update(map(hash_as, labelled.read_texts(path, read_as)))
         except UserError as error:
             reasons.append(f"its training data cannot be read ({error})")
+    first = os.path.expanduser(training.encoder.name)
+    if os.path.isfile(os.path.join(first, bundle.CARD)):
+        of_first, unread = read_training_texts(bundle.read_info(first), with_taught, hash_as=hash_as)
+        hashes |= of_first
+        reasons += [f"of {training.encoder.name}, which it started from: {reason}" for reason in unread]
     return hashes, reasons
 
 
-def find_seen(texts: Sequence[str], infos: Mapping[str, BundleInfo]) -> tuple[np.ndarray, list[str]]:
+def find_seen(
+    texts: Sequence[str], infos: Mapping[str, BundleInfo], compared: Collection[str] = ()
+) -> tuple[np.ndarray, list[str]]:
     """Find the texts that models were trained, evaluated or taught on, where these are at hand.
 
     Args:
         texts: The texts, n of them.
         infos: Records of the models, by what a message calls them.
+        compared: Names of those whose evaluation rows the texts are, which does not count.
 
     Returns:
         (n,) bool, and a sentence about each place that could not be read.
@@ -107,7 +133,7 @@ def find_seen(texts: Sequence[str], infos: Mapping[str, BundleInfo]) -> tuple[np
     seen: set[bytes] = set()
     unread = []
     for name, info in infos.items():
-        hashes, reasons = read_training_texts(info, with_taught=True)
+        hashes, reasons = read_training_texts(info, with_taught=True, with_evaluation=name not in compared)
         seen |= hashes
         unread += [f"{name}: {reason}; make sure that --data has no row of it" for reason in reasons]
     return np.array([hash_text(text) in seen for text in texts], bool), unread

@@ -101,7 +101,7 @@ def count_labelled_rows(info: BundleInfo, train_part: LabelledTexts) -> int:
     trained = info.training
     if info.distillation.teacher:
         return info.distillation.labelled_rows
-    if trained.eval_data.folds and trained.data.rows is not None and train_part.origin.rows is not None:
+    if trained.eval_data.folds:
         return len(train_part) - (train_part.origin.rows - trained.data.rows)
     return trained.data.train_rows or 0
 

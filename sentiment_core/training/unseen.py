@@ -1,5 +1,6 @@
 """Tell which evaluation rows a new model has not seen: only these can promise an accuracy."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -30,17 +31,14 @@ def find_unseen(
     """
     seen = {hash_text(text) for text in train_part.texts} if train_part else set()
     remarks = list(eval_part.origin.remarks)
-    unread: list[str] = []
-    if storage.exists(storage.join(start_from.folder, bundle.CARD)):
-        info = bundle.read_info(start_from.folder)
-        if info.training.data.place or info.distillation.texts.place:
-            of_first, unread = read_training_texts(info, with_taught=True)
-            seen |= of_first
+    of_first, unread = _read_first_training(start_from.folder)
+    seen |= of_first
     unseen = np.array([hash_text(text) not in seen for text in eval_part.texts], bool)
     if number := int((~unseen).sum()):
+        source = f", or --model {start_from.name} before," if of_first else ""
         remarks.append(
-            f"{number:,} of {len(unseen):,} evaluation rows have texts that the model was trained on: they make its "
-            "figures look better, and promise no accuracy"
+            f"{number:,} of {len(unseen):,} evaluation rows have texts that this model{source} was trained or evaluated "
+            "on: its figures may look better than they are, and these rows promise no accuracy"
         )
     if unread:
         remarks.append(
@@ -49,3 +47,19 @@ def find_unseen(
         )
     noted = replace(eval_part, origin=replace(eval_part.origin, remarks=remarks))
     return noted, unseen & (not unread)
+
+
+@functools.lru_cache(maxsize=1)  # the trainings of a search start from one encoder
+def _read_first_training(folder: str) -> tuple[frozenset[bytes], tuple[str, ...]]:
+    """Hash the texts that a bundle was made with; none of another encoder, or where no training is noted.
+
+    Returns:
+        The hashes, and a sentence about each place that could not be read.
+    """
+    if not storage.exists(storage.join(folder, bundle.CARD)):
+        return frozenset(), ()
+    info = bundle.read_info(folder)
+    if not (info.training.data.place or info.distillation.texts.place):
+        return frozenset(), ()
+    texts, unread = read_training_texts(info, with_taught=True)
+    return frozenset(texts), tuple(unread)
