@@ -118,7 +118,8 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
     bundle.check_free(settings.out)
     opened = source.open_classifier(settings.model, settings.label_names, settings.max_length)
     preflight.check_space(settings.out, 2 * sum(map(len, opened.files.values())))  # also where it is put together
-    scheme = LabelScheme(opened.info.labels, mapping=parse_mapping(settings.label_map))
+    several = opened.info.objective.several
+    scheme = LabelScheme(opened.info.labels, mapping=parse_mapping(settings.label_map), several=several)
     data = labelled.read(settings.data, settings.columns, scheme) if settings.data else None
     with storage.unpack_files(opened.files) as folder:
         model, info = bundle.load(folder)

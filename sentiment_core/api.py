@@ -163,6 +163,8 @@ class Classifier:
     def _as_texts(self, texts: Iterable[Any]) -> list[str | None]:
         if isinstance(texts, str | bytes | Mapping | None):
             raise UserError(f"texts is {type(texts).__name__}; expected a list of texts: [text]")
+        if hasattr(texts, "columns") and not hasattr(texts, "to_pylist"):  # iterating would give its columns' names
+            raise UserError(f"texts is a {type(texts).__name__}; expected one of its columns, such as texts['text']")
         values = texts.to_pylist() if hasattr(texts, "to_pylist") else texts
         read: list[str | None] = []
         for value in values:

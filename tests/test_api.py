@@ -74,6 +74,13 @@ def test_what_is_no_list_of_texts_is_refused(classifier, texts, words):
         classifier.predict(texts)
 
 
+def test_a_table_of_pandas_is_refused_and_one_of_its_columns_is_not(classifier):
+    table = pd.DataFrame({"text": ["good", "bad"], "id": [1, 2]})
+    with pytest.raises(UserError, match=r"texts is a DataFrame; expected one of its columns, such as texts\['text'\]"):
+        classifier.predict(table)
+    assert len(classifier.predict(table["text"])) == 2
+
+
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
     with pytest.raises(UserError, match="--model"):
         Classifier.load(str(tmp_path))

@@ -12,9 +12,10 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,28 @@ class Sample:
         """(strata,) float64: rows of the corpus in each stratum, by the order of `strata`."""
         return np.bincount(self.strata[1], self.weight)
 
+    def without_sources(self, gone: Collection[str]) -> "Sample":
+        """Return the sample without the strata whose rows are all of shards that are `gone`.
+
+        Raises `UserError` where other strata have rows of these, since the corpus is no longer what they stand for.
+        """
+        is_gone = np.array([source in gone for source in self.source], bool)
+        stratum = self.strata[1]
+        stays = ~np.isin(stratum, np.setdiff1d(stratum[is_gone], stratum[~is_gone]))
+        if (is_gone & stays).any() or not stays.any():
+            raise UserError(
+                f"{self.path} has {is_gone.sum():,} of its {len(self):,} rows in input files that are gone; draw a new "
+                "sample"
+            )
+        rows = np.flatnonzero(stays)
+        chosen: dict[str, Any] = {
+            field.name: value[rows] if isinstance(value, np.ndarray) else [value[i] for i in rows]
+            for field in fields(self)
+            if field.name != "path"
+            for value in [getattr(self, field.name)]
+        }
+        return replace(self, **chosen)
+
     def spread_weights(self, used: np.ndarray) -> np.ndarray:
         """Return the weights (n,) with which the `used` rows (n,) bool stand for all rows of their strata; else 0.
 
@@ -132,6 +155,10 @@ class Sample:
                 f"{self.path} has the label {error.label!r} in row {next(rows, '?')}; expected one of "
                 f"{labels.shorten(scheme.names or [])}; correct it, or leave the cell empty"
             ) from None
+        if numbers.numbered and not scheme.numbered:
+            raise UserError(
+                f"{self.path} has numbers as labels; expected names: {labels.shorten(scheme.names or [])}; write these"
+            )
         return numbers.labels, numbers.is_labelled
 
 

@@ -17,10 +17,12 @@ from sentiment_core.analysis.records import Share
 from sentiment_core.analysis.sample_file import LABEL_SEPARATOR, Sample, read_sample
 from sentiment_core.analysis.scored_rows import Group, OpenedOutput, check_keys, open_output
 from sentiment_core.config import REQUIRED, check, setting
+from sentiment_core.data import labelled as labelled_data
+from sentiment_core.data import sample_columns
 from sentiment_core.data.labels import LabelScheme
+from sentiment_core.data.readers import Columns
 from sentiment_core.errors import UserError
-from sentiment_core.model.bundle import BundleInfo
-from sentiment_core.model.source import absolute
+from sentiment_core.model.known_texts import hash_cell, hash_training_texts
 from sentiment_core.runtime import preflight, storage
 
 SAMPLED = "prediction-powered, labelled sample"
@@ -130,16 +132,15 @@ def estimate_shares(
         UserError: The sample, the keys or the output cannot be used.
     """
     check_keys(opened, keys)
-    opened, remarks = _leave_out_gone(opened)
+    opened, gone, remarks = _leave_out_gone(opened)
     errors = find_model_errors(opened)
-    sample = read_sample(labelled) if labelled else None
-    _refuse_training_sample(sample, errors.info)
+    sample = read_sample(labelled).without_sources(gone) if labelled else None
     population = sum_up(opened, keys, errors.info.objective if errors.info else None, sample)
     labelled_sample = None
     if sample is not None:
         scheme = errors.info.label_scheme if errors.info else LabelScheme(several=opened.several)
         labelled_sample = LabelledSample.make(opened, sample, population, scheme, label_separator, certainty)
-        remarks += _describe_skipped(sample)
+        remarks += [*_describe_seen(opened, sample, scheme, label_separator), *_describe_skipped(sample)]
     groups: list[tuple[Group, GroupSums]] = [((), population.total)]
     if keys:
         groups += sorted(population.groups.items(), key=lambda item: tuple(value or "" for value in item[0]))
@@ -150,24 +151,45 @@ def estimate_shares(
     return Shares(result, certainty, [*remarks, *_describe_outputs(opened)])
 
 
-def _leave_out_gone(opened: OpenedOutput) -> tuple[OpenedOutput, list[str]]:
-    """Leave out the outputs of shards that are gone, as samples do; all stay where the input cannot be read."""
+def _leave_out_gone(opened: OpenedOutput) -> tuple[OpenedOutput, set[str], list[str]]:
+    """Leave out the outputs of shards that are gone, as samples do; all stay where the input cannot be read.
+
+    Returns:
+        The outputs that stay, the paths of the shards that are gone, and what to say of them.
+    """
     try:
         shards = input_texts.open_input(opened.run_file.run.input, opened).stamps
     except UserError:
-        return opened, []
+        return opened, set(), []
     current = [output for output in opened.outputs if output.origin and output.origin.unit.source in shards]
-    gone = opened.rows - sum(output.rows for output in current)
-    if not current or not gone:
-        return opened, []
-    return replace(opened, outputs=current), [f"{gone:,} rows are in no share, since their input files are gone"]
+    rows = opened.rows - sum(output.rows for output in current)
+    if not current or not rows:
+        return opened, set(), []
+    sources = {output.origin.unit.source for output in opened.outputs if output.origin}
+    remark = f"{rows:,} rows are in no share, since their input files are gone"
+    return replace(opened, outputs=current), sources - {*shards}, [remark]
 
 
-def _refuse_training_sample(sample: Sample | None, info: BundleInfo | None) -> None:
-    """Refuse a sample that the model was trained on: it hides the errors that the model makes elsewhere."""
-    trained_on = info.training.data.place if info else ""
-    if sample is not None and trained_on and absolute(trained_on) == absolute(sample.path):
-        raise UserError(f"the model was trained on {sample.path}, which hides its errors; label another sample")
+def _describe_seen(opened: OpenedOutput, sample: Sample, scheme: LabelScheme, separator: str) -> list[str]:
+    """Say how many labelled rows the model was trained on: these hide the errors that it makes elsewhere.
+
+    Raises `UserError` where they are more than half. A few may have the texts of training rows by chance.
+    """
+    trained_on, _ = hash_training_texts(opened.run_file.paths.get(opened.model.model, ""), with_evaluation=False)
+    columns = Columns(
+        tuple(opened.run_file.run.text_columns),
+        sample_columns.LABEL,
+        label_separator=separator if opened.several else None,
+    )
+    texts = labelled_data.read(sample.path, columns, replace(scheme, names=opened.labels)).texts
+    seen = sum(hash_cell(text) in trained_on for text in texts)
+    if seen > len(texts) / 2:
+        raise UserError(
+            f"the model was trained on {seen:,} of the {len(texts):,} labelled rows of {sample.path}, which hides its "
+            "errors; label another sample"
+        )
+    remark = f"the model was trained on the texts of {seen:,} labelled rows of {sample.path}, and knows them better"
+    return [remark] * (seen > 0)
 
 
 def _describe_skipped(sample: Sample) -> list[str]:

@@ -41,11 +41,11 @@ def hash_texts_of(paths: Iterable[str], text_columns: Sequence[str]) -> set[byte
     return hashes
 
 
-def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
+def hash_training_texts(bundle_path: str, with_evaluation: bool = True) -> tuple[set[bytes], str]:
     """Hash the texts that a bundle was trained and chosen on as cells, if they are still where they were.
 
     Of a cascade also those of its models. Texts that a teacher answered have no labels of people, and are not among
-    them.
+    them. `with_evaluation`: as for `read_training_texts`.
 
     Returns:
         The hashes, and a sentence that says what was read, or why nothing was.
@@ -56,7 +56,7 @@ def hash_training_texts(bundle_path: str) -> tuple[set[bytes], str]:
     info = bundle.read_info(bundle_path)
     parts = bundle.PARTS if info.is_cascade else ()
     infos = [info, *(bundle.read_info(storage.join(bundle_path, part)) for part in parts)]
-    read = [read_training_texts(part, hash_as=hash_cell) for part in infos]
+    read = [read_training_texts(part, with_evaluation=with_evaluation, hash_as=hash_cell) for part in infos]
     hashes = set().union(*(texts for texts, _ in read))
     if reasons := list(dict.fromkeys(reason for _, own in read for reason in own)):
         unread = "; ".join(reasons)
@@ -80,18 +80,34 @@ def read_training_texts(
     Args:
         info: Record of the model.
         with_taught: Also read the texts that a teacher answered.
-        with_evaluation: Also read its evaluation rows. Rows that were held out of the training data are in one file
-            with it, which is then not read.
+        with_evaluation: Also read its evaluation rows, where these are not held out of the training data.
         hash_as: How to hash a text.
 
     Returns:
         The hashes, and a sentence about each place that could not be read, or that none is noted.
     """
+    hashes, reasons = _read_own_texts(info, with_taught, with_evaluation, hash_as)
+    followed: set[str] = set()
+    while (first := os.path.expanduser(info.training.encoder.name)) and first not in followed:
+        if not os.path.isfile(os.path.join(first, bundle.CARD)):
+            break
+        followed.add(first)
+        info = bundle.read_info(first)
+        of_first, unread = _read_own_texts(info, with_taught, True, hash_as)
+        hashes |= of_first
+        reasons += [f"of {first}, which it started from: {reason}" for reason in unread]
+    return hashes, reasons
+
+
+def _read_own_texts(
+    info: BundleInfo, with_taught: bool, with_evaluation: bool, hash_as: Callable[[str], bytes]
+) -> tuple[set[bytes], list[str]]:
+    """Hash the texts of one training; arguments and result as for `read_training_texts`."""
     training, taught = info.training, info.distillation.texts.place
     paths = [*_paths(info), *([taught] if with_taught and taught else [])]
     if not paths and not taught:
         return set(), ["what it was trained on is not noted"]
-    if not with_evaluation:
+    if not with_evaluation and training.eval_data.place != training.data.place:
         paths = [path for path in paths if path != training.eval_data.place]
     columns = training.settings.get("text_column", "text")
     read_as = Columns(
@@ -109,11 +125,6 @@ def read_training_texts(
             hashes.update(map(hash_as, labelled.read_texts(path, read_as)))
         except UserError as error:
             reasons.append(f"its training data cannot be read ({error})")
-    first = os.path.expanduser(training.encoder.name)
-    if os.path.isfile(os.path.join(first, bundle.CARD)):
-        of_first, unread = read_training_texts(bundle.read_info(first), with_taught, hash_as=hash_as)
-        hashes |= of_first
-        reasons += [f"of {training.encoder.name}, which it started from: {reason}" for reason in unread]
     return hashes, reasons
 
 
@@ -133,6 +144,8 @@ def find_seen(
     seen: set[bytes] = set()
     unread = []
     for name, info in infos.items():
+        if name in compared and info.training.data.place == info.training.eval_data.place:
+            continue  # held out of one file with the training rows, which nothing tells apart
         hashes, reasons = read_training_texts(info, with_taught=True, with_evaluation=name not in compared)
         seen |= hashes
         unread += [f"{name}: {reason}; make sure that --data has no row of it" for reason in reasons]

@@ -134,7 +134,9 @@ def record_decision(models: str, name: str, kind: Kind, reason: str, current: st
                 f"bundle {name} has the labels {', '.join(model.info.labels)}; expected those of the current one, "
                 f"{', '.join(labels)}. Give a model with other labels a --models folder and an output of its own."
             )
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    decisions.append(Decision(name, bundle.digest_of(model.files), when, kind, reason))
+    when, digest = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), bundle.digest_of(model.files)
+    if history(models) != decisions:  # reading the bundles may have taken a minute
+        raise UserError(f"--models {models}: another decision came meanwhile. Check it and run again.")
+    decisions.append(Decision(name, digest, when, kind, reason))
     content = json.dumps({"decisions": [decision.to_json() for decision in decisions]}, indent=2, ensure_ascii=False)
     storage.write_file(storage.join(models, CURRENT), content.encode())

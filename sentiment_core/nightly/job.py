@@ -12,10 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sentiment_core.data.labels import LabelScheme
 from sentiment_core.errors import EXIT_ATTENTION, EXIT_BAD_REQUEST, EXIT_FAULT, EXIT_OK, UserError
-from sentiment_core.model import bundle, registry, source
-from sentiment_core.model.guarantee import derive_threshold
+from sentiment_core.model import bundle
 from sentiment_core.model.naming import with_name
 from sentiment_core.nightly import alert, drift, lock, pages, record, shares
 from sentiment_core.nightly.drift import Comparison, Profile
@@ -54,7 +52,7 @@ def nightly(settings: NightlySettings) -> Night:
         if first_plan:
             claim_output_folder(first_plan.scoring)  # before anything else is in the folder
         preflight.check_writable(storage.join(folder, record.FOLDER))
-    with lock.exclusive_run(folder):
+    with lock.exclusive_run(storage.join(folder, record.FOLDER, lock.LOCK_FILE)):
         with _alert_on_refusal(settings):
             plan = make_plan(settings)
         night = _open_record(plan)
@@ -70,6 +68,8 @@ def describe_night(night: Night) -> str:
     lines += [f"failed: {shard.source}: {shard.reason}" for shard in night.failed_shards[:SHOWN_SHARDS]]
     if night.renewal:
         lines.append(f"model: {pages.describe_renewal(night.renewal)}")
+    if night.not_renewed:
+        lines.append(f"model: not renewed: {night.not_renewed}")
     lines += [f"alarm: {alarm}" for alarm in night.alarms]
     return "\n".join(lines)
 
@@ -89,10 +89,12 @@ def _open_record(plan: NightPlan) -> Night:
 
     What a night that broke off has scored counts for the next night.
     """
+    clock = record.storage_clock_ns(plan.scoring.output_folder)  # may have gone back since
     earlier = next((night for night in plan.before if night.night == plan.name), None)
     if earlier:
         night = replace(
             earlier,
+            since_ns=min(earlier.since_ns, clock),
             state="running",
             exit_code=None,
             rows=0,
@@ -104,13 +106,14 @@ def _open_record(plan: NightPlan) -> Night:
             alarms=[],
             models={},
             shares=None,
+            not_renewed="",
         )
     else:
         last = record.latest_night(plan.before)
         if last and last.state != "done" and not last.rows:
-            night = Night(plan.name, since_ns=last.since_ns)
+            night = Night(plan.name, since_ns=min(last.since_ns, clock))
         else:
-            night = Night(plan.name, since_ns=record.storage_clock_ns(plan.scoring.output_folder))
+            night = Night(plan.name, since_ns=clock)
     night.input_version = plan.corpus.table.version if plan.corpus.table else None
     for model in plan.scoring.models:
         opened = plan.scoring.opened[model.name]
@@ -324,42 +327,13 @@ def _report_shares(plan: NightPlan, night: Night) -> None:
 
 def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
     """Train and compare a candidate if there are new labels. A failure is an alarm; the night is done all the same."""
-    from sentiment_core.nightly import renewal
-    from sentiment_core.training.data import hold_out_always, read_parts
-
-    settings, info, models = plan.settings, plan.scoring.opened[""].info, str(plan.settings.model)
     try:
-        names = list(retraining.label_names)
-        scheme = info.label_scheme
-        scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
-        retraining = hold_out_always(retraining)
-        train_part, eval_part = read_parts(retraining, scheme)
-        assert eval_part is not None  # since it is held out always
-        rows, fingerprint = len(train_part), train_part.fingerprint()
-        model_files = bundle.parts_of(plan.scoring.opened[""].files).values()
-        infos = [bundle.info_of(files) for files in model_files]
-        rows_tried: dict[Any, int] = {
-            part.training.data.fingerprint: renewal.count_labelled_rows(part, train_part) for part in infos
-        }
-        rows_tried |= {past.renewal.fingerprint: past.renewal.rows for past in plan.before if past.renewal}
-        drifted = any(comparison.drifted for comparison in night.comparisons)
-        has_few_new = rows - max(rows_tried.values()) < settings.renew_rows
-        if fingerprint in rows_tried or (has_few_new and not drifted):
-            return
-        labels = tuple(info.labels)
-        name = renewal.candidate_name(replace(retraining, label_names=labels), fingerprint)
-        if any(decision.bundle == name for decision in registry.history(models)):
-            return  # a night of another output tried it, or it was rolled back
-        test_data = settings.test_data or ""
+        with lock.exclusive_run(storage.join(str(plan.settings.model), lock.RENEWAL_LOCK_FILE)):
+            from sentiment_core.nightly import renewal  # torch and transformers: seconds
 
-        def check_candidate(path: str) -> None:
-            if settings.target_accuracy is not None:
-                derive_threshold(path, source.open_model(path).info, settings.target_accuracy, settings.certainty)
-
-        outcome = renewal.renew(
-            retraining, (train_part, eval_part), models, name, test_data, settings.margin, check_candidate
-        )
-        night.renewal = replace(outcome, rows=rows, fingerprint=fingerprint)
+            renewal.renew_model(plan, night, retraining)
+    except lock.AlreadyRunning:
+        night.not_renewed = "another night is renewing the model"
     except Exception as error:  # training may fail in any way
         night.alarms.append(f"the model was not renewed: {describe_error(error)}")
         night.exit_code = night.exit_code or EXIT_ATTENTION

@@ -1,6 +1,6 @@
-"""Let one run at a time work on an output folder: a lock file with a heartbeat.
+"""Let one run at a time work on an output folder, or renew a folder of bundles: a lock file with a heartbeat.
 
-The file stands in the output folder, so that it excludes runs on all machines that write there. A run that was killed
+The file stands in the folder, so that it excludes runs on all machines that write there. A run that was killed
 leaves it behind; its heartbeat has stopped then, and the next run takes the lock over.
 """
 
@@ -13,23 +13,22 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from sentiment_core.nightly.record import FOLDER
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.progress import repeat_every
 
-LOCK_FILE = "_running.json"
+LOCK_FILE, RENEWAL_LOCK_FILE = "_running.json", "_renewing.json"
 HEARTBEAT_S = 20  # between two heartbeats
 STALE_AFTER_S = 60  # without a heartbeat, until a lock is taken over
 SETTLE_S = 1  # until a lock file that was written is visible to all
 
 
 class AlreadyRunning(Exception):
-    """Another run works on the same output folder."""
+    """Another run works on the same folder."""
 
 
 @contextlib.contextmanager
-def exclusive_run(output_folder: str) -> Iterator[None]:
-    """Hold the lock of an output folder.
+def exclusive_run(path: str) -> Iterator[None]:
+    """Hold the lock whose file is at a path.
 
     A lock whose process is not known to have ended is watched for `STALE_AFTER_S`. Two runs can hold the lock at once
     only if they stall at the wrong moments; then they do the same work twice, which does no harm.
@@ -37,7 +36,6 @@ def exclusive_run(output_folder: str) -> Iterator[None]:
     Raises:
         AlreadyRunning: Another run shows a heartbeat, or took the lock at the same moment.
     """
-    path = storage.join(output_folder, FOLDER, LOCK_FILE)
     _wait_until_stale(path)
     lock: dict[str, Any] = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beats": 0}
 

@@ -72,7 +72,7 @@ def make_night_page(night: Night, before: Sequence[Night]) -> str:
         outcome=name_outcome(night),
         badges=BADGES,
         rate=_rows_per_second(night),
-        renewal=describe_renewal(night.renewal) if night.renewal else "",
+        renewal=describe_renewal(night.renewal) if night.renewal else _describe_no_renewal(night),
         shares=_show_shares(night.shares) if night.shares else None,
         models=[_show_model(name, night, before) for name in night.names],
     )
@@ -163,6 +163,10 @@ def _draw_trends_of_models(nights: Sequence[Night]) -> list[tuple[str, dict[str,
         if with_rows:
             trends.append((f": {name}" if name else "", _images(draw_trends(with_rows))))
     return trends
+
+
+def _describe_no_renewal(night: Night) -> str:
+    return f"not renewed: {night.not_renewed}" if night.not_renewed else ""
 
 
 def describe_renewal(renewal: Renewal) -> str:

@@ -103,6 +103,8 @@ def make_plan(settings: NightlySettings) -> NightPlan:
         _refuse_empty_choice(settings, "partition" if scoring.corpus.table else "folder")
     name = settings.night or datetime.datetime.now(find_zone(settings.timezone)).date().isoformat()
     retraining = _plan_retraining(settings, {m.name: m.labels for m in scoring.models if decisions[m.name]})
+    if retraining:
+        _refuse_other_texts(settings, retraining, scoring.run.text_columns)
     before = record.read_nights(scoring.output_folder)
     last = record.latest_night(before)
     if last and last.night != name and name in (night.night for night in before):
@@ -166,6 +168,16 @@ def _refuse_renewal_of_several(settings: NightlySettings) -> None:
         raise UserError(
             f"--train-config renews one model, and --model names {', '.join(names)}. Leave it out, or renew the model "
             "in nights of its own, with another --out."
+        )
+
+
+def _refuse_other_texts(settings: NightlySettings, retraining: "TrainSettings", read: list[str]) -> None:
+    """Refuse a renewal by other texts than the nights read. A single column may have any name. Raises UserError."""
+    learned = list(retraining.text_column)
+    if learned != read and (len(learned) > 1 or len(read) > 1):
+        raise UserError(
+            f"--train-config {settings.train_config} has text_column {','.join(learned)}, and the nights read "
+            f"{','.join(read)}; a model of the one is not right for the other. Give the same columns."
         )
 
 

@@ -149,6 +149,7 @@ class Night:
     comparisons: list[Comparison] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
     renewal: Renewal | None = None  # {} in JSON if no candidate was trained
+    not_renewed: str = ""  # why no candidate was trained; absent if one was, or none was asked for
     shares: SharesReport | None = None  # absent if they were not asked for
     runs: list[NightRun] = field(default_factory=list)
     models: dict[str, ModelNight] = field(default_factory=dict)  # by name
@@ -183,6 +184,7 @@ class Night:
             left_out.add("input_version")
         left_out |= set() if self.reused_rows else {"reused_rows"}  # older records have neither
         left_out |= set() if self.shares else {"shares"}
+        left_out |= set() if self.not_renewed else {"not_renewed"}
         return {name: value for name, value in (content | {"models": models}).items() if name not in left_out}
 
     @property

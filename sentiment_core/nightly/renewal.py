@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -11,13 +12,18 @@ from scipy.stats import binomtest
 from sentiment_core.api import Classifier
 from sentiment_core.data import labelled
 from sentiment_core.data.labelled import LabelledTexts
-from sentiment_core.data.labels import renumber
+from sentiment_core.data.labels import LabelScheme, renumber
 from sentiment_core.errors import UserError
-from sentiment_core.model import bundle, multi_label, registry
+from sentiment_core.inference.int8 import require_int8_agreement
+from sentiment_core.model import bundle, multi_label, registry, source
 from sentiment_core.model.bundle import BundleInfo
+from sentiment_core.model.guarantee import derive_threshold
+from sentiment_core.model.known_texts import hash_text
 from sentiment_core.model.objective import Objective
-from sentiment_core.nightly.record import Renewal
+from sentiment_core.nightly.plan import NightPlan
+from sentiment_core.nightly.record import Night, Renewal
 from sentiment_core.runtime import storage
+from sentiment_core.training.data import hold_out_always, read_parts
 from sentiment_core.training.job import train
 from sentiment_core.training.resume import RESUME_MAY_CHANGE
 from sentiment_core.training.settings import TrainSettings
@@ -92,6 +98,57 @@ class CandidateComparison:
         )
 
 
+def renew_model(plan: NightPlan, night: Night, retraining: TrainSettings) -> None:
+    """Train and compare a candidate if there are new labels; the night's record says what came of it."""
+    settings, info = plan.settings, plan.scoring.opened[""].info
+    models = str(settings.model)
+    names = list(retraining.label_names)
+    scheme = info.label_scheme
+    scheme = LabelScheme(names, by_user=True, several=scheme.several) if names else scheme
+    retraining = hold_out_always(retraining)
+    train_part, eval_part = read_parts(retraining, scheme)
+    assert eval_part is not None  # since it is held out always
+    rows, fingerprint = len(train_part), train_part.fingerprint()
+    infos = [bundle.info_of(files) for files in bundle.parts_of(plan.scoring.opened[""].files).values()]
+    rows_tried: dict[Any, int] = {
+        part.training.data.fingerprint: count_labelled_rows(part, train_part) for part in infos
+    }
+    rows_tried |= {past.renewal.fingerprint: past.renewal.rows for past in plan.before if past.renewal}
+    drifted = any(comparison.drifted for comparison in night.comparisons)
+    most = max(rows_tried.values())
+    if fingerprint in rows_tried:
+        night.not_renewed = "the labelled rows are those of before"
+        return
+    if rows - most < settings.renew_rows and not drifted:
+        night.not_renewed = (
+            f"{rows:,} rows to train on, and {most:,} were tried before; expected {settings.renew_rows:,} more "
+            "(renew_rows)"
+        )
+        return
+    name = candidate_name(replace(retraining, label_names=tuple(info.labels)), fingerprint)
+    if any(decision.bundle == name for decision in registry.history(models)):
+        night.not_renewed = f"{name} was decided on before"  # in a night of another output, or it was rolled back
+        return
+
+    def check_candidate(path: str) -> None:
+        candidate = source.open_model(path)
+        if settings.target_accuracy is not None:
+            derive_threshold(path, candidate.info, settings.target_accuracy, settings.certainty)
+        if settings.int8:
+            require_int8_agreement(path, candidate.info, candidate.files)
+
+    outcome = renew(
+        retraining,
+        (train_part, eval_part),
+        models,
+        name,
+        settings.test_data or "",
+        settings.margin,
+        check_candidate,
+    )
+    night.renewal = replace(outcome, rows=rows, fingerprint=fingerprint)
+
+
 def count_labelled_rows(info: BundleInfo, train_part: LabelledTexts) -> int:
     """Count the labelled rows that a bundle was trained on, for comparison with the training part of a candidate.
 
@@ -129,12 +186,13 @@ def train_candidate(
         train(replace(settings, out=path), parts=parts)
 
 
-def compare(current: str, candidate: str, test: LabelledTexts, training_texts: set[str]) -> CandidateComparison:
-    """Compare two bundles on the rows of `test` whose texts are not among the `training_texts`.
+def compare(current: str, candidate: str, test: LabelledTexts, training_texts: Iterable[str]) -> CandidateComparison:
+    """Compare two bundles on the rows of `test` whose texts are not among the `training_texts`, white space aside.
 
     Raises UserError if there are none.
     """
-    unseen = test.take(np.flatnonzero([text not in training_texts for text in test.texts]))
+    seen = set(map(hash_text, training_texts))
+    unseen = test.take(np.flatnonzero([hash_text(text) not in seen for text in test.texts]))
     if not len(unseen):
         raise UserError("all texts of --test-data are also in the training data. Give texts that are not.")
     (current_decisions, targets, objective), (candidate_decisions, candidate_targets, _) = (
@@ -225,7 +283,7 @@ def renew(
     current, candidate = registry.resolve(models), storage.join(models, name)  # it may have changed meanwhile
     if current == candidate:
         return Renewal(name, promoted=True, reason="another run has promoted it")
-    comparison = compare(current, candidate, test, {text for part in parts for text in part.texts})
+    comparison = compare(current, candidate, test, (text for part in parts for text in part.texts))
     promoted, reason = comparison.decide(margin)
     if promoted:
         try:

@@ -48,8 +48,14 @@ NOT_SEARCHED = (
     "model",
     "out",
     "tensorboard",
+    "text_column",
+    "label_column",
     "label_names",
     "label_map",
+    "label_separator",
+    "min_label_rows",
+    "eval_fraction",
+    "seed",
     "csv_separator",
     "csv_encoding",
     "device",
@@ -129,7 +135,8 @@ def tune(settings: TuneSettings) -> str:
     settings = replace(settings, epochs=epochs)  # the same for all trials, so that they can be compared
     score = _score_name(settings, train_part.several)
     connection.connect_for(settings.workers, storage.parent(settings.out), settings.device)
-    with run.open(asdict(settings), defaults_of(settings)) as folder:
+    rows = {"data_sha256": train_part.fingerprint(), "eval_data_sha256": eval_part.fingerprint()}
+    with run.open(asdict(settings) | rows, defaults_of(settings)) as folder:
         with variables_set(VARIABLES):
             results = _search(settings, epochs, score, folder)
         trials = [_read_trial(result, settings.space(), storage.join(folder, TRIALS)) for result in results]

@@ -1,6 +1,5 @@
 """Tell which evaluation rows a new model has not seen: only these can promise an accuracy."""
 
-import functools
 from dataclasses import replace
 
 import numpy as np
@@ -49,17 +48,15 @@ def find_unseen(
     return noted, unseen & (not unread)
 
 
-@functools.lru_cache(maxsize=1)  # the trainings of a search start from one encoder
-def _read_first_training(folder: str) -> tuple[frozenset[bytes], tuple[str, ...]]:
+def _read_first_training(folder: str) -> tuple[set[bytes], list[str]]:
     """Hash the texts that a bundle was made with; none of another encoder, or where no training is noted.
 
     Returns:
         The hashes, and a sentence about each place that could not be read.
     """
     if not storage.exists(storage.join(folder, bundle.CARD)):
-        return frozenset(), ()
+        return set(), []
     info = bundle.read_info(folder)
     if not (info.training.data.place or info.distillation.texts.place):
-        return frozenset(), ()
-    texts, unread = read_training_texts(info, with_taught=True)
-    return frozenset(texts), tuple(unread)
+        return set(), []
+    return read_training_texts(info, with_taught=True)

@@ -51,7 +51,7 @@ def test_intervals_hold_the_share_as_often_as_asked(share):
         errors.append(result.value - truth.mean())
         widths.append(result.high - result.low)
         bare.append((scores >= 0.5).mean() - truth.mean())
-    assert 0.93 <= np.mean(held) <= 0.98
+    assert 0.93 <= np.mean(held) <= 0.985  # of 2,000 corpora 0.954 to 0.975
     assert abs(np.mean(errors)) < 3 * np.std(errors) / CORPORA**0.5 + 1e-9  # unbiased
     assert np.mean(widths) < 2 * 1.96 * np.sqrt(share * (1 - share) / 50)  # narrower than from the labels alone
     if share != 0.5:

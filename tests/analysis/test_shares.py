@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sentiment_core.analysis.sample_file import DrawnRow, format_sample
+from sentiment_core.analysis.sample_file import DrawnRow, format_sample, read_sample
 from sentiment_core.analysis.scored_rows import open_output
 from sentiment_core.analysis.shares import (
     CORRECTED,
@@ -20,7 +22,8 @@ from sentiment_core.analysis.shares import (
 )
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
-from sentiment_core.model.bundle import BundleInfo
+from sentiment_core.model.bundle import PARTS, BundleInfo
+from sentiment_core.model.cascade import CascadeRecord
 from sentiment_core.model.multi_label_records import LabelMetrics, MultiLabelMetrics
 from sentiment_core.model.objective import MultiLabel
 from sentiment_core.model.records import Metrics, TrainingRecord, TrainingRows
@@ -59,7 +62,7 @@ def model(tmp_path):
 
 def write_info(folder, info):
     """Write the record of a bundle; return what `write_output` notes of it."""
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / bundle.CARD).write_text(json.dumps(info.to_json()))
     return {"model": str(folder), "digest": bundle.digest_of(bundle.read_files(str(folder))[1])}
 
@@ -82,7 +85,9 @@ def write_sample(root, path, per_day, rng, labelled=None, change=lambda rows: ro
             drawn.append(DrawnRow(f"day={day}/a.parquet", rows[i][3], f"day={day}", ROWS / per_day))
             true.append(rows[i][2])
     order = rng.permutation(len(drawn))
-    content = format_sample([drawn[i] for i in order], {"text": ["t"] * len(drawn)}).decode("utf-8-sig")
+    content = format_sample(
+        [drawn[i] for i in order], {"text": [f"{drawn[i].source} {drawn[i].row}" for i in order]}
+    ).decode("utf-8-sig")
     rows = list(csv.DictReader(io.StringIO(content)))
     for number, (i, row) in enumerate(zip(order, rows, strict=True)):
         row["label"] = true[i] if labelled is None or number < labelled else ""
@@ -227,8 +232,45 @@ def test_a_sample_that_the_model_was_trained_on_is_refused(corpus, tmp_path):
     training = TrainingRecord(data=TrainingRows(place=sample, rows=40))
     noted = write_info(tmp_path / "model", BundleInfo("standard", list(LABELS), 64, metrics=metrics, training=training))
     write_output(corpus, tmp_path / "out", predict, **noted)
-    with pytest.raises(UserError, match="the model was trained on"):
+    copy = shutil.copy(sample, tmp_path / "copy.csv")
+    for path in (sample, copy):
+        with pytest.raises(UserError, match="the model was trained on 40 of the 40 labelled rows of"):
+            estimate_shares(open_output(str(tmp_path / "out")), (), str(path))
+    other = write_sample(corpus, tmp_path / "other.csv", 60, np.random.default_rng(1))
+    rows = [{*zip(read.source, read.row, strict=True)} for read in map(read_sample, (sample, other))]
+    both = len(rows[0] & rows[1])
+    result = estimate_shares(open_output(str(tmp_path / "out")), (), other)
+    assert 0 < both < 60
+    told = f"the model was trained on the texts of {both} labelled rows of {other}, and knows them better"
+    assert told in result.remarks
+
+
+def test_a_cascade_was_trained_on_what_its_models_were(corpus, tmp_path):
+    sample = write_sample(corpus, tmp_path / "s.csv", 20, np.random.default_rng(0))
+    cascade = BundleInfo("cascade", list(LABELS), 64, cascade=CascadeRecord(threshold=0.9))
+    training = TrainingRecord(data=TrainingRows(place=sample, rows=40))
+    for part in PARTS:
+        write_info(tmp_path / "model" / part, BundleInfo("standard", list(LABELS), 64, training=training))
+    noted = write_info(tmp_path / "model", cascade)
+    write_output(corpus, tmp_path / "out", predict, **noted)
+    with pytest.raises(UserError, match="the model was trained on 40 of the 40 labelled rows of"):
         estimate_shares(open_output(str(tmp_path / "out")), (), sample)
+
+
+def test_a_sample_stays_good_for_partitions_that_stay(corpus, model, tmp_path):
+    """The files of one group are gone; where strata have rows of other files, too, a new sample is needed."""
+    write_output(corpus, tmp_path / "out", predict, **model)
+    opened = open_output(str(tmp_path / "out"))
+    sample = write_sample(corpus, tmp_path / "s.csv", 60, np.random.default_rng(1))
+    before = by_group(estimate_shares(opened, ("day",), sample))[("1",)]
+    (corpus / "day=2" / "a.parquet").unlink()
+    result = by_group(estimate_shares(opened, ("day",), sample))
+    assert (result[("1",)].method, result[()].method) == (SAMPLED, SAMPLED)
+    assert result[("1",)].estimate == pytest.approx(before.estimate, abs=0.02)
+    assert ("2",) not in result
+    read = read_sample(sample)
+    with pytest.raises(UserError, match=r"has \d+ of its 120 rows in input files that are gone; draw a new sample"):
+        replace(read, source=np.array(["a", "b"] * 60, object)).without_sources({"a"})
 
 
 def test_abstained_rows_are_in_the_shares(corpus, model, tmp_path):

@@ -137,6 +137,7 @@ def test_twelve_nights(packaged_encoder, tmp_path):
         renewed = night("n11", "renewing.yaml")
         assert renewed["rows"] == 400
         assert not renewed["renewal"]  # nothing new to learn
+        assert "the labelled rows are those of before" in renewed["not_renewed"]
 
         assert "current: first" in promoting("--back", "--reason", "a test")
         shard(base / "in", "12.parquet", 400, 13)

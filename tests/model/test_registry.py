@@ -88,3 +88,19 @@ def test_a_missing_bundle_and_one_with_other_labels_cannot_be_promoted(models, t
     with pytest.raises(UserError, match="gives several labels a row; expected one label a row"):
         promote(PromoteSettings(models=models, bundle="several"))
     assert registry.resolve(models) == f"{models}/first"
+
+
+def test_a_decision_that_came_while_bundles_were_read_is_not_lost(models, monkeypatch):
+    registry.record_decision(models, "first", "promoted", "")
+    registry.record_decision(models, "second", "promoted", "")
+    digest_of = registry.bundle.digest_of
+
+    def roll_back_first(files):
+        monkeypatch.undo()
+        registry.record_decision(models, "first", registry.ROLLED_BACK, "worse")
+        return digest_of(files)
+
+    monkeypatch.setattr(registry.bundle, "digest_of", roll_back_first)
+    with pytest.raises(UserError, match="another decision came meanwhile"):
+        registry.record_decision(models, "second", "refused", "")
+    assert [decision.kind for decision in registry.history(models)] == ["promoted", "promoted", "rolled_back"]

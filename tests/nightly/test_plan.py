@@ -20,12 +20,14 @@ from tests.conftest import shard
         ({"train_config": "t.yaml"}, "--train-config needs --test-data"),
         ({"train_config": "t.yaml", "test_data": "d", "model": "{models}/first"}, "is not a folder of bundles"),
         ({"train_config": "{here}/t.yaml", "test_data": "d"}, "label_names positive,negative; expected those of the"),
+        ({"train_config": "{here}/two.yaml", "test_data": "d"}, "text_column title,text, and the nights read text"),
     ],
 )
 def test_invalid_requests_are_refused(flags, words, models, tmp_path):
     shard(tmp_path / "in", "a.parquet", 5, 0)
     settings = {"model": str(models), "input": str(tmp_path / "in"), "out": str(tmp_path / "out")} | flags
     (tmp_path / "t.yaml").write_text("data: d\nmodel: m\nlabel_names: [positive, negative]\n")
+    (tmp_path / "two.yaml").write_text("data: d\nmodel: m\ntext_column: [title, text]\n")
     settings = {k: v.format(models=models, here=tmp_path) if isinstance(v, str) else v for k, v in settings.items()}
     with pytest.raises(UserError, match=words):
         make_plan(NightlySettings(**settings))

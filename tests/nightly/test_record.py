@@ -39,6 +39,7 @@ def test_all_parts_of_a_record_survive_the_file(tmp_path):
         comparisons=compared,
         renewal=Renewal("candidate", True, "better", 9, "f"),
         runs=[NightRun("2026-11-28T02:00:00+00:00", 1.5, "failed")],
+        not_renewed="another night is renewing the model",
     )
     record.write_night(str(tmp_path), night)
     assert record.read_nights(str(tmp_path)) == [night]

@@ -13,7 +13,18 @@ from tests.training.test_multi_label import topics
 
 @pytest.mark.parametrize(
     "part",
-    ["lr", "lr=1e-4..1e-5", "lr=0..1e-4", "size=1/2", "out=a/b", "dropout=0/1", "head=standard/odd", "epochs=2/3"],
+    [
+        "lr",
+        "lr=1e-4..1e-5",
+        "lr=0..1e-4",
+        "size=1/2",
+        "out=a/b",
+        "dropout=0/1",
+        "head=standard/odd",
+        "epochs=2/3",
+        "seed=0/1",
+        "min_label_rows=1/50",
+    ],
 )
 def test_a_search_that_cannot_be_is_refused(part):
     with pytest.raises(UserError):
