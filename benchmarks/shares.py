@@ -33,6 +33,7 @@ from sentiment_core.scoring.statistics import PassCounts
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 Z = 1.959964  # of a 95 % interval
 FILE_ROWS = 32_768  # of a work unit, at most
+CORPORA = {20: (500, 0), 50: (2_000, 1), 100: (500, 0)}  # by labelled rows of a group: how many, and the seed
 
 
 def make_corpus(rng: np.random.Generator, rows: int, strength: float, bias: float) -> tuple[np.ndarray, ScoredBatch]:
@@ -128,14 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["coverage", "scan"])
     parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--corpora", type=int, default=500)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--to", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "coverage":
         results = [
-            measure_coverage(arguments.corpora, 4_000, labelled, strength, bias, seed=0)
-            for labelled in (20, 50, 100)
+            measure_coverage(corpora, 4_000, labelled, strength, bias, seed)
+            for labelled, (corpora, seed) in CORPORA.items()
             for strength in (1.5, 2.5, 4.0)
             for bias in (0.0, 1.0)
         ]

@@ -62,6 +62,7 @@ class Shares:
     shares: list[Share]
     certainty: float
     remarks: list[str]  # sentences about output and sample that their user should read
+    sampled_rows: int | None = None  # rows of the corpus that the sample was drawn from; None: there is none
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the content of the file that `--to` names."""
@@ -132,9 +133,11 @@ def estimate_shares(
         UserError: The sample, the keys or the output cannot be used.
     """
     check_keys(opened, keys)
-    opened, gone, remarks = _leave_out_gone(opened)
+    opened, shards, remarks = _leave_out_gone(opened)
     errors = find_model_errors(opened)
-    sample = read_sample(labelled).without_sources(gone) if labelled else None
+    sample = read_sample(labelled) if labelled else None
+    if sample is not None and shards is not None:
+        sample = sample.without_sources({*sample.source} - shards)
     population = sum_up(opened, keys, errors.info.objective if errors.info else None, sample)
     labelled_sample = None
     if sample is not None:
@@ -148,26 +151,26 @@ def estimate_shares(
     for group, sums in groups:
         by = dict(zip(keys, group, strict=True)) if group else {}
         result += _share_group(opened, errors, labelled_sample, group, by, sums)
-    return Shares(result, certainty, [*remarks, *_describe_outputs(opened)])
+    drawn_from = None if sample is None else round(float(sample.stratum_rows.sum()))
+    return Shares(result, certainty, [*remarks, *_describe_outputs(opened)], drawn_from)
 
 
-def _leave_out_gone(opened: OpenedOutput) -> tuple[OpenedOutput, set[str], list[str]]:
+def _leave_out_gone(opened: OpenedOutput) -> tuple[OpenedOutput, set[str] | None, list[str]]:
     """Leave out the outputs of shards that are gone, as samples do; all stay where the input cannot be read.
 
     Returns:
-        The outputs that stay, the paths of the shards that are gone, and what to say of them.
+        The outputs that stay, the paths of the input's shards (None: it cannot be read), and what to say of the rest.
     """
     try:
         shards = input_texts.open_input(opened.run_file.run.input, opened).stamps
     except UserError:
-        return opened, set(), []
+        return opened, None, []
     current = [output for output in opened.outputs if output.origin and output.origin.unit.source in shards]
-    rows = opened.rows - sum(output.rows for output in current)
-    if not current or not rows:
-        return opened, set(), []
-    sources = {output.origin.unit.source for output in opened.outputs if output.origin}
-    remark = f"{rows:,} rows are in no share, since their input files are gone"
-    return replace(opened, outputs=current), sources - {*shards}, [remark]
+    gone = opened.rows - sum(output.rows for output in current)
+    if not current:
+        return opened, None, []
+    remark = f"{gone:,} rows are in no share, since their input files are gone"
+    return replace(opened, outputs=current), {*shards}, [remark] * (gone > 0)
 
 
 def _describe_seen(opened: OpenedOutput, sample: Sample, scheme: LabelScheme, separator: str) -> list[str]:
@@ -175,13 +178,18 @@ def _describe_seen(opened: OpenedOutput, sample: Sample, scheme: LabelScheme, se
 
     Raises `UserError` where they are more than half. A few may have the texts of training rows by chance.
     """
-    trained_on, _ = hash_training_texts(opened.run_file.paths.get(opened.model.model, ""), with_evaluation=False)
     columns = Columns(
         tuple(opened.run_file.run.text_columns),
         sample_columns.LABEL,
         label_separator=separator if opened.several else None,
     )
-    texts = labelled_data.read(sample.path, columns, replace(scheme, names=opened.labels)).texts
+    try:
+        path = opened.run_file.paths.get(opened.model.model, "")
+        trained_on, _ = hash_training_texts(path, with_evaluation=False)
+        texts = labelled_data.read(sample.path, columns, replace(scheme, names=opened.labels)).texts
+    except UserError as error:
+        reason = str(error).replace("; choose with --text-column", "")
+        return [f"whether the model was trained on rows of {sample.path} was not checked ({reason})"]
     seen = sum(hash_cell(text) in trained_on for text in texts)
     if seen > len(texts) / 2:
         raise UserError(

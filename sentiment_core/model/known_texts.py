@@ -92,10 +92,18 @@ def read_training_texts(
         if not os.path.isfile(os.path.join(first, bundle.CARD)):
             break
         followed.add(first)
-        info = bundle.read_info(first)
-        of_first, unread = _read_own_texts(info, with_taught, True, hash_as)
-        hashes |= of_first
-        reasons += [f"of {first}, which it started from: {reason}" for reason in unread]
+        try:
+            before = bundle.read_info(first)
+        except UserError as error:
+            reasons.append(f"{first}, which it started from, cannot be read ({error})")
+            break
+        if before == info:  # it was moved to that path
+            break
+        info = before
+        if _paths(info) or info.distillation.texts.place:  # else nothing is noted, as of any other encoder
+            of_first, unread = _read_own_texts(info, with_taught, True, hash_as)
+            hashes |= of_first
+            reasons += [f"of {first}, which it started from: {reason}" for reason in unread]
     return hashes, reasons
 
 

@@ -89,12 +89,12 @@ def _open_record(plan: NightPlan) -> Night:
 
     What a night that broke off has scored counts for the next night.
     """
-    clock = record.storage_clock_ns(plan.scoring.output_folder)  # may have gone back since
+    clock = record.storage_clock_ns(plan.scoring.output_folder)
     earlier = next((night for night in plan.before if night.night == plan.name), None)
     if earlier:
         night = replace(
             earlier,
-            since_ns=min(earlier.since_ns, clock),
+            since_ns=_since_ns(plan, earlier, clock),
             state="running",
             exit_code=None,
             rows=0,
@@ -111,7 +111,7 @@ def _open_record(plan: NightPlan) -> Night:
     else:
         last = record.latest_night(plan.before)
         if last and last.state != "done" and not last.rows:
-            night = Night(plan.name, since_ns=min(last.since_ns, clock))
+            night = Night(plan.name, since_ns=_since_ns(plan, last, clock))
         else:
             night = Night(plan.name, since_ns=clock)
     night.input_version = plan.corpus.table.version if plan.corpus.table else None
@@ -120,6 +120,15 @@ def _open_record(plan: NightPlan) -> Night:
         tokens_by = bundle.tokens_digest_of(opened.files)
         night.set_model(model.name, ModelNight(opened.path, model.bundle, tokens_by, model.labels))
     return night
+
+
+def _since_ns(plan: NightPlan, continued: Night, clock: int) -> int:
+    """Return when a night began that continues another one: earlier than that if the clock has gone back since.
+
+    It stays after all nights before.
+    """
+    before = max((night.since_ns for night in plan.before if night.night != continued.night), default=0)
+    return clock if before < clock < continued.since_ns else continued.since_ns
 
 
 def _run_night(plan: NightPlan, night: Night) -> None:
@@ -332,6 +341,8 @@ def _renew(plan: NightPlan, night: Night, retraining: "TrainSettings") -> None:
             from sentiment_core.nightly import renewal  # torch and transformers: seconds
 
             renewal.renew_model(plan, night, retraining)
+        if night.renewal:  # of this night's run before
+            night.not_renewed = ""
     except lock.AlreadyRunning:
         night.not_renewed = "another night is renewing the model"
     except Exception as error:  # training may fail in any way

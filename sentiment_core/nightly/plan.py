@@ -172,9 +172,12 @@ def _refuse_renewal_of_several(settings: NightlySettings) -> None:
 
 
 def _refuse_other_texts(settings: NightlySettings, retraining: "TrainSettings", read: list[str]) -> None:
-    """Refuse a renewal by other texts than the nights read. A single column may have any name. Raises UserError."""
+    """Refuse a renewal by other texts than the nights read. A single column may have any name. Raises UserError.
+
+    Of several columns the model remembers the names; --text-column may say that a single one holds the same texts.
+    """
     learned = list(retraining.text_column)
-    if learned != read and (len(learned) > 1 or len(read) > 1):
+    if learned != read and (len(learned) > 1 or (len(read) > 1 and not settings.text_column)):
         raise UserError(
             f"--train-config {settings.train_config} has text_column {','.join(learned)}, and the nights read "
             f"{','.join(read)}; a model of the one is not right for the other. Give the same columns."

@@ -67,7 +67,7 @@ class NightlySettings(ScoreSettings):
         None, "labelled text on which a candidate must beat the current bundle", "D", group="model"
     )
     renew_rows: int = setting(
-        1, "labelled rows that must be new for a renewal; after drift one is enough", group="model"
+        1, "labelled rows that must be new for a renewal; after drift any change is enough", group="model"
     )
     margin: float = setting(
         0.005, "accuracy by which a candidate must beat the current bundle, significantly", group="model"

@@ -2,10 +2,9 @@
 
 import contextlib
 
-from sentiment_core.analysis.records import Share
 from sentiment_core.analysis.sample_file import read_sample
 from sentiment_core.analysis.scored_rows import NothingScored, check_keys, open_output
-from sentiment_core.analysis.shares import estimate_shares
+from sentiment_core.analysis.shares import Shares, estimate_shares
 from sentiment_core.errors import UserError
 from sentiment_core.model.naming import read_models
 from sentiment_core.nightly.record import SharesReport
@@ -57,17 +56,14 @@ def report_shares(settings: NightlySettings, folder: str, has_drifted: bool) -> 
         if not sample:
             raise
         result, due = estimate_shares(opened, settings.shares_by, None, settings.certainty), str(error)
-    return SharesReport(
-        result.shares, result.certainty, result.remarks, due or _find_due(settings, result.shares, has_drifted)
-    )
+    return SharesReport(result.shares, result.certainty, result.remarks, due or _find_due(result, has_drifted))
 
 
-def _find_due(settings: NightlySettings, shares: list[Share], has_drifted: bool) -> str:
+def _find_due(result: Shares, has_drifted: bool) -> str:
     """Say why a new sample is due; return nothing if it is not."""
-    if not settings.shares_sample:
+    if result.sampled_rows is None:
         return "shares have no intervals without a labelled sample"
-    rows = next((share.rows for share in shares if not share.by), 0)
-    drawn_from = round(float(read_sample(settings.shares_sample).stratum_rows.sum()))
-    if drawn_from < LEAST_COVERED * rows:
-        return f"the sample was drawn from {drawn_from:,} rows, and the corpus has {rows:,} rows with text now"
+    rows = next((share.rows for share in result.shares if not share.by), 0)
+    if result.sampled_rows < LEAST_COVERED * rows:
+        return f"the sample covers {result.sampled_rows:,} rows, and the corpus has {rows:,} rows with text now"
     return "this night has drifted, and the sample may be from before" if has_drifted else ""

@@ -268,6 +268,10 @@ def test_a_sample_stays_good_for_partitions_that_stay(corpus, model, tmp_path):
     assert (result[("1",)].method, result[()].method) == (SAMPLED, SAMPLED)
     assert result[("1",)].estimate == pytest.approx(before.estimate, abs=0.02)
     assert ("2",) not in result
+    (tmp_path / "out" / "day=2" / "a.parquet").unlink()  # as --prune does
+    pruned = estimate_shares(open_output(str(tmp_path / "out")), ("day",), sample)
+    assert by_group(pruned)[("1",)] == result[("1",)]
+    assert pruned.sampled_rows == ROWS
     read = read_sample(sample)
     with pytest.raises(UserError, match=r"has \d+ of its 120 rows in input files that are gone; draw a new sample"):
         replace(read, source=np.array(["a", "b"] * 60, object)).without_sources({"a"})

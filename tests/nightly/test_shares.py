@@ -53,7 +53,7 @@ def test_nights_report_shares_and_when_a_sample_is_due(in_process, models, tmp_p
     methods = {tuple(share.by.values()): share.method for share in third.shares.shares}
     assert methods[("1",)] == SAMPLED
     assert methods[("2",)] != SAMPLED
-    assert f"was drawn from {ROWS} rows, and the corpus has {2 * ROWS} rows with text" in third.shares.due
+    assert f"the sample covers {ROWS} rows, and the corpus has {2 * ROWS} rows with text" in third.shares.due
     page = (out / "_nights" / "n3.html").read_text()
     assert "Shares of labels in the corpus" in page
     assert "A new sample is due" in page
@@ -69,7 +69,7 @@ def test_a_night_whose_sample_no_longer_fits_is_done_and_says_so(in_process, mod
     flags = {"model": str(models), "input": str(corpus), "out": str(out)}
     night = nightly(NightlySettings(night="n1", shares_sample=sample, **flags))
     assert (night.state, night.exit_code, night.alarms) == ("done", 0, [])
-    assert "not among the scored rows" in night.shares.due
+    assert f"has {ROWS // 2} of its {ROWS // 2} rows in input files that are gone" in night.shares.due
     assert {share.low for share in night.shares.shares} == {None}
 
 

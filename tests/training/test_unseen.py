@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ import pytest
 from sentiment_core.data.labelled import LabelledTexts
 from sentiment_core.model import bundle, encoder
 from sentiment_core.model.known_texts import read_training_texts
+from sentiment_core.model.records import TrainingRows
 from sentiment_core.training.unseen import find_unseen
 from tests.conftest import sentences
 
@@ -65,3 +68,20 @@ def test_what_a_bundle_was_trained_further_from_counts(tiny_bundle, tmp_path):
     assert len(texts) == len(set(sentences(20, seed=4)["text"].to_pylist()))
     assert len(reasons) == 1
     assert reasons[0].startswith(f"of {paths[0]}, which it started from: its training data cannot be read (")
+
+
+def test_a_bundle_that_was_moved_to_where_it_started_from_is_read_once(tiny_bundle, tmp_path):
+    place = tmp_path / "data.parquet"
+    pq.write_table(sentences(20, seed=5), place)
+    path = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    card = json.loads((path / bundle.CARD).read_text())
+    parts = {"data": {"place": str(tmp_path / "other"), "rows": 9}, "eval_data": {"place": str(place), "rows": 20}}
+    (path / bundle.CARD).write_text(json.dumps(card | {"training": parts | {"encoder": {"name": str(path)}}}))
+    texts, reasons = read_training_texts(bundle.read_info(str(path)), with_evaluation=False)
+    assert (texts, len(reasons)) == (set(), 1)  # its evaluation rows are not those of another training
+    (path / bundle.CARD).write_text(json.dumps(card | {"training": {"encoder": {"name": str(path)}}}))
+    adopted = bundle.read_info(str(path))
+    further = replace(adopted, training=replace(adopted.training, data=TrainingRows(place=str(place))))
+    assert read_training_texts(further)[1] == []  # nothing is noted of the one that it started from
+    (path / bundle.CARD).write_text("{}")
+    assert "which it started from, cannot be read (" in read_training_texts(further)[1][0]
