@@ -28,11 +28,13 @@ def find_unseen(
     Returns:
         The evaluation rows, with what is to be said of them, and (n,) bool.
     """
-    seen = {hash_text(text) for text in train_part.texts} if train_part else set()
-    remarks = list(eval_part.origin.remarks)
+    evaluated = [hash_text(text) for text in eval_part.texts]
     of_first, unread = _read_first_training(start_from.folder)
-    seen |= of_first
-    unseen = np.array([hash_text(text) not in seen for text in eval_part.texts], bool)
+    wanted = {*evaluated}
+    seen = {digest for digest in map(hash_text, train_part.texts if train_part else ()) if digest in wanted}
+    seen |= of_first & wanted
+    unseen = np.array([digest not in seen for digest in evaluated], bool)
+    remarks = list(eval_part.origin.remarks)
     if number := int((~unseen).sum()):
         source = f", or --model {start_from.name} before," if of_first else ""
         remarks.append(

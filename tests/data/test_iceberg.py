@@ -202,5 +202,5 @@ def test_damaged_metadata_are_named(tmp_path):
 def test_the_missing_library_is_named_by_its_extra(tmp_path, monkeypatch):
     table = make_iceberg(tmp_path, text=["a"])
     monkeypatch.setitem(sys.modules, "pyiceberg.table", None)
-    with pytest.raises(UserError, match=r" is a table of Iceberg; .* pip install 'sentiment-core\[tables\]'$"):
+    with pytest.raises(UserError, match=r" is a table of Iceberg; .* pip install '.\[tables\]' in the checkout$"):
         read_rows(table.metadata_location)
