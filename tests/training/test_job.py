@@ -37,7 +37,8 @@ def test_rows_of_a_sample_promise_nothing(tiny_bundle, tmp_path):
     rows = [DrawnRow("a.parquet", i, "all", 2.0) for i in range(60)]
     content = format_sample(rows, {"text": table["text"].to_pylist()}).decode("utf-8-sig")
     (tmp_path / "s.csv").write_text(content.replace(",,all,", ",positive,all,").replace("positive", "negative", 30))
-    pq.write_table(table, tmp_path / "plain.parquet")
+    others = pa.array([f"{text} again" for text in table["text"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", others), tmp_path / "plain.parquet")
     sample, plain = str(tmp_path / "s.csv"), str(tmp_path / "plain.parquet")
     for data, eval_data, rows_of_grid in ((sample, None, 0), (plain, sample, 0), (sample, plain, 60)):
         settings = TrainSettings(data=data, eval_data=eval_data, model=tiny_bundle, out=str(tmp_path / "b"))
