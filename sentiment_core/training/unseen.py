@@ -30,10 +30,10 @@ def find_unseen(
     """
     evaluated = [hash_text(text) for text in eval_part.texts]
     of_first, unread = _read_first_training(start_from.folder)
-    wanted = {*evaluated}
-    seen = {digest for digest in map(hash_text, train_part.texts if train_part else ()) if digest in wanted}
-    seen |= of_first & wanted
-    unseen = np.array([digest not in seen for digest in evaluated], bool)
+    left = {*evaluated} - of_first
+    for text in train_part.texts if train_part else ():  # of which a set might be large
+        left.discard(hash_text(text))
+    unseen = np.array([digest in left for digest in evaluated], bool)
     remarks = list(eval_part.origin.remarks)
     if number := int((~unseen).sum()):
         source = f", or --model {start_from.name} before," if of_first else ""
