@@ -138,7 +138,7 @@ def _publish(settings: DistillSettings, teacher: Teacher, parts: StudentParts, s
         student=compared.student,
         teacher_shows=compared.teacher,
     )
-    promised = GuaranteeGrid() if parts.is_by_teacher else student.info.guarantee  # also of an older version's student
+    promised = GuaranteeGrid() if parts.is_by_teacher else student.info.guarantee
     info = replace(student.info, distillation=record, guarantee=promised)
     from sentiment_core.report import training_report  # matplotlib: a second that refusals do not need
 

@@ -26,9 +26,8 @@ class TaughtTexts(Record):
     without_answer: int = 0  # no text, or nothing to score in it
     copies: int = 0  # of other texts
     evaluation_texts: int = 0  # left out: evaluation rows have them
-    labelled_texts: int = (
-        0  # not among `rows`: rows of --data have them; learned by both, if the answers are probabilities
-    )
+    # not among `rows`: rows of --data have them; learned by both, if the answers are probabilities
+    labelled_texts: int = 0
     fingerprint: str = ""  # sha256 of the learned texts with their answers
 
 

@@ -336,9 +336,7 @@ def finish(
         training=_describe_training(prepared, log, started),
         reference=reference_statistics(objective, prepared.eval_tokens, probabilities, labels, prepared.unknown_id),
         int8=int8,
-        guarantee=GuaranteeGrid()
-        if distillation.is_by_teacher
-        else _make_grid(prepared, objective, probabilities, trials),
+        guarantee=_make_grid(prepared, objective, probabilities, trials),
         distillation=distillation,
     )
     from sentiment_core.report import training_report  # matplotlib: seconds that workers, who import this file, save

@@ -31,8 +31,8 @@ def find_unseen(
     evaluated = [hash_text(text) for text in eval_part.texts]
     of_first, unread = _read_first_training(start_from.folder)
     left = {*evaluated} - of_first
-    for text in train_part.texts if train_part else ():  # of which a set might be large
-        left.discard(hash_text(text))
+    if train_part:
+        left.difference_update(map(hash_text, train_part.texts))
     unseen = np.array([digest in left for digest in evaluated], bool)
     remarks = list(eval_part.origin.remarks)
     if number := int((~unseen).sum()):

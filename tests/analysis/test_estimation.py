@@ -44,15 +44,15 @@ def estimate(design, members, truth, scores, group=None, power=None, certainty=0
 def test_intervals_hold_the_share_as_often_as_asked(share):
     rng = np.random.default_rng(round(100 * share))
     held, errors, widths, bare = [], [], [], []
-    for _ in range(CORPORA):
+    for _ in range(2 * CORPORA):  # with fewer a coverage of 0.975 may look like 0.985
         truth, scores = make_corpus(rng, share)
         result = estimate(*draw(rng, scores, 50), truth, scores)
         held.append(result.low <= truth.mean() <= result.high)
         errors.append(result.value - truth.mean())
         widths.append(result.high - result.low)
         bare.append((scores >= 0.5).mean() - truth.mean())
-    assert 0.93 <= np.mean(held) <= 0.985  # of 2,000 corpora 0.954 to 0.975
-    assert abs(np.mean(errors)) < 3 * np.std(errors) / CORPORA**0.5 + 1e-9  # unbiased
+    assert 0.93 <= np.mean(held) <= 0.98
+    assert abs(np.mean(errors)) < 3 * np.std(errors) / len(errors) ** 0.5 + 1e-9  # unbiased
     assert np.mean(widths) < 2 * 1.96 * np.sqrt(share * (1 - share) / 50)  # narrower than from the labels alone
     if share != 0.5:
         assert abs(np.mean(bare)) > 3 * abs(np.mean(errors))
