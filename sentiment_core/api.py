@@ -54,13 +54,20 @@ class Classifier:
         digest: sha256 of all that decides a label, by which outputs name the bundle that made them.
     """
 
-    def __init__(self, files: Mapping[str, bytes], threads: int | None = None, precision: Precision = "auto") -> None:
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        threads: int | None = None,
+        precision: Precision = "auto",
+        on_cpu: bool = False,
+    ) -> None:
         """Load a bundle from the contents of its files.
 
         Args:
             files: The bundle's files by name, as `source.open_model` returns them.
             threads: CPU threads to compute with; None leaves the number to the library.
             precision: Number type to compute in: `float32`, `bfloat16`, `float16`, or the fastest as measured (`auto`).
+            on_cpu: Whether to leave a GPU alone.
 
         Raises:
             UserError: The chip does not compute in that precision.
@@ -68,7 +75,7 @@ class Classifier:
         files = dict(files)
         with storage.unpack_files(files) as folder:
             self.info = bundle.read_info(folder)
-            self._engine = load_engine(folder, threads=threads, precision=precision)
+            self._engine = load_engine(folder, threads=threads, precision=precision, on_cpu=on_cpu)
             self._tokenizers = bundle.load_tokenizers(folder)
         self.labels = list(self.info.labels)
         self.digest = bundle.digest_of(files)

@@ -122,11 +122,10 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     data = labelled.read(settings.data, settings.columns(info), scheme)
     sample = _read_sample(settings, data)
     infos = [info, *(bundle.info_of(part) for part in bundle.parts_of(model.files).values() if info.is_cascade)]
-    comparisons = _count_comparisons(settings, infos, data) if settings.target_accuracy else 1
     for flag, path in (("--out", settings.out), ("--suspects", settings.suspects)):
         if path:
             preflight.check_file(path, flag)
-    seen, unread = _find_seen(settings, infos, data)
+    unseen, comparisons, unread = _find_unseen(settings, infos, data)
     source.warn_if_uncalibrated(model.path, info)
     classifier = Classifier(model.files, precision=settings.precision)
     probabilities = classifier.predict_proba(data.texts)
@@ -143,7 +142,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     metrics = measure(np.ones(len(scored), bool))
     groups = np.array(scored_data.groups, object)
     by = {str(group): measure(groups == group).numbers for group in sorted(set(groups))}
-    unseen = ~seen[has_score]
+    unseen = unseen[has_score]
     if settings.suspects:
         remarks += _write_suspects(settings.suspects, infos, scored_data, scored)
     if not unseen.all():
@@ -225,49 +224,35 @@ def is_same_data(rows: TrainingRows | EvaluationRows | TaughtTexts, path: str, f
     return is_same_path or rows.fingerprint == fingerprint
 
 
-def _count_comparisons(settings: EvaluateSettings, infos: list[BundleInfo], data: LabelledTexts) -> int:
-    """Count the models that were compared on the data. Raises `UserError` if the model was trained on it.
+def _find_unseen(
+    settings: EvaluateSettings, infos: list[BundleInfo], data: LabelledTexts
+) -> tuple[np.ndarray, int, list[str]]:
+    """Find the rows that can promise an accuracy, since the model was not made with their texts.
 
-    `infos`: of the bundle, and of a cascade's models.
+    `infos`: of the bundle, and of a cascade's models. Without `--target-accuracy` all rows count as unseen. Raises
+    `UserError` where the model was trained on the data, or has seen all rows.
+
+    Returns:
+        (n,) bool, the number of models that were compared on the data, and a sentence about each place that could not
+        be read.
     """
-    path, fingerprint = data.origin.place, data.fingerprint()
-    if any(is_same_data(info.training.data, path, fingerprint) for info in infos):
-        raise UserError(_describe_made_with(settings))
-    return math.prod(
-        max(1, info.training.epochs, info.guarantee.comparisons)
-        for info in infos
-        if is_same_data(info.training.eval_data, path, fingerprint)
-    )
-
-
-def _describe_made_with(settings: EvaluateSettings) -> str:
-    return (
+    if settings.target_accuracy is None:
+        return np.ones(len(data), bool), 1, []
+    made_with = UserError(
         f"--target-accuracy: the model was made with the rows of --data {settings.data}, which promise nothing for "
         "other rows. Give labelled rows that it has not seen."
     )
-
-
-def _find_seen(
-    settings: EvaluateSettings, infos: list[BundleInfo], data: LabelledTexts
-) -> tuple[np.ndarray, list[str]]:
-    """Find the rows that cannot promise an accuracy, since the model was made with their texts; say what is not read.
-
-    `infos`: of the bundle, and of a cascade's models. Without `--target-accuracy` no row is looked for. Raises
-    `UserError` where all rows were seen.
-
-    Returns:
-        (n,) bool, and the sentences.
-    """
-    if settings.target_accuracy is None:
-        return np.zeros(len(data), bool), []
     path, fingerprint = data.origin.place, data.fingerprint()
+    if any(is_same_data(info.training.data, path, fingerprint) for info in infos):
+        raise made_with
     names = ["--model", *(f"its model {part}" for part in bundle.PARTS)][: len(infos)]
     by_name = dict(zip(names, infos, strict=True))
     compared = [name for name, info in by_name.items() if is_same_data(info.training.eval_data, path, fingerprint)]
     seen, unread = find_seen(data.texts, by_name, compared)
     if seen.all():
-        raise UserError(_describe_made_with(settings))
-    return seen, unread
+        raise made_with
+    trainings = [(by_name[name].training.epochs, by_name[name].guarantee.comparisons) for name in compared]
+    return ~seen, math.prod(max(1, *numbers) for numbers in trainings), unread
 
 
 def _find_guarantee(

@@ -25,7 +25,9 @@ class Comparison:
     teacher: ComparedModel | None
 
 
-def compare(student: OpenedModel, teacher: OpenedModel | None, rows: LabelledTexts, is_by_teacher: bool) -> Comparison:
+def compare(
+    student: OpenedModel, teacher: OpenedModel | None, rows: LabelledTexts, is_by_teacher: bool, on_cpu: bool = False
+) -> Comparison:
     """Compare two models of the same labels on labelled rows.
 
     Args:
@@ -33,9 +35,10 @@ def compare(student: OpenedModel, teacher: OpenedModel | None, rows: LabelledTex
         teacher: The teacher; None: only its answers are there.
         rows: The evaluation rows.
         is_by_teacher: Whether the labels of the rows are the teacher's, which show nobody's accuracy.
+        on_cpu: Whether to leave a GPU alone.
     """
-    classifier = Classifier(student.files)
-    classifiers = [classifier, *([Classifier(teacher.files)] if teacher else [])]
+    classifiers = [Classifier(model.files, on_cpu=on_cpu) for model in (student, teacher) if model]
+    classifier = classifiers[0]
     if is_by_teacher:  # whose answers are there: it need not compute them again
         probabilities = classifier.predict_proba(rows.texts)
         has_score = ~np.isnan(probabilities).any(axis=1)

@@ -129,7 +129,11 @@ def _read_noted(path: str) -> dict[str, Any]:
 def _publish(settings: DistillSettings, teacher: Teacher, parts: StudentParts, student: TrainResult) -> DistillResult:
     """Compare student and teacher, and write the bundle."""
     compared = comparison.compare(
-        source.open_model(student.place), teacher.model, parts.evaluation, parts.is_by_teacher
+        source.open_model(student.place),
+        teacher.model,
+        parts.evaluation,
+        parts.is_by_teacher,
+        on_cpu=settings.device == "cpu",
     )
     record = replace(
         _describe_teacher(teacher, parts),

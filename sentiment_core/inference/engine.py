@@ -4,7 +4,8 @@ It knows nothing of Ray or of files to score. `selection` finds the backend that
 """
 
 import copy
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,13 +15,14 @@ import torch
 
 from sentiment_core.errors import UserError
 from sentiment_core.inference import selection, timing
+from sentiment_core.inference.backends.base import BackendUnavailable
 from sentiment_core.inference.classified import Classified
 from sentiment_core.inference.int8_layers import Int8Layers, unpack_layers
 from sentiment_core.inference.timing import Choice
 from sentiment_core.model import bundle
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective, SingleLabel
-from sentiment_core.runtime import hardware
+from sentiment_core.runtime import cpu_threads, hardware
 from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.token_lists import DistinctLists, TokenLists, mean_over_windows
 
@@ -77,29 +79,30 @@ class Engine:
         self.threads = threads if self.device.type == "cpu" else None
         self.classes = classes
         self.objective = objective
+        self.process = os.getpid()
         self.max_length = max_length
         self._limit_threads()
         self.chip = hardware.chip_id(self.device)
-        own_threads = torch.get_num_threads()
+        own_threads = self.threads or cpu_threads.count_usable()
         possible = selection.list_choices(backend, self.device, own_threads, precision)
         # what is asked for is taken even where it is slower, but then `margin` says so
         usual = selection.list_choices(None, self.device, own_threads, precision) if backend == "int8" else []
-        noted = choices.get(self.chip, "")
-        # with another number of threads, that of the same backend and number type
-        earlier = sorted(
-            (c for c in possible if noted.startswith(f"{c.backend} {c.number_type}")), key=lambda c: str(c) != noted
-        )[:1]
-        selected = selection.select_backend(
-            model,
-            self.device,
-            self.threads,
-            [*earlier, *(choice for choice in possible if choice not in earlier)],
-            objective,
-            None if earlier else timing.work_length(mean_tokens, max_length),
-            work_tokens,
-            int8_layers,
-            usual,
-        )
+        length = timing.work_length(mean_tokens, max_length)
+
+        def select(choices: Sequence[Choice], mean_length: int | None) -> selection.Selection:
+            return selection.select_backend(
+                model, self.device, self.threads, choices, objective, mean_length, work_tokens, int8_layers, usual
+            )
+
+        try:
+            selected = selection.select_as_noted(choices.get(self.chip, ""), possible, length, select)
+        except BackendUnavailable as error:
+            if precision == "auto":
+                raise
+            raise UserError(
+                f"--precision {precision}: the model does not come out right in it here ({error}). "
+                "Leave out --precision."
+            ) from None
         self._take(selected)
         # numbers above 65,504 are infinite in float16: then float32 computes
         self.exact_model = model if self.choice.number_type == "float16" else None
@@ -150,8 +153,11 @@ class Engine:
             tokens of padding that were computed.
 
         Raises:
+            UserError: This process was forked from the one that loaded the model, and lacks its threads.
             NotFinite: The model gives no numbers for some rows.
         """
+        if self.process != os.getpid():
+            raise UserError("The model was loaded before this process was forked. Load it in each process.")
         self._limit_threads()
         while True:
             try:
@@ -219,4 +225,4 @@ class Engine:
 
     def _limit_threads(self) -> None:
         if self.threads:
-            torch.set_num_threads(self.threads)  # holds for the calling thread only
+            torch.set_num_threads(self.threads)  # of the calling thread, and of those that use torch later

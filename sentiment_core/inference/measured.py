@@ -4,11 +4,10 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle
-from sentiment_core.runtime import hardware, storage
+from sentiment_core.runtime import cpu_threads, hardware, storage
 from sentiment_core.text.token_lists import TokenLists
 
 WARM_UP_ROWS = 64  # computed before the clock starts
@@ -52,5 +51,5 @@ def measure_answers(files: dict[str, bytes], texts: list[str], labels: list[str]
         len(texts) / seconds,
         engine.computed_by,
         hardware.device_name(engine.device),
-        torch.get_num_threads() if engine.device.type == "cpu" else None,
+        cpu_threads.count_usable() if engine.device.type == "cpu" else None,
     )

@@ -27,12 +27,13 @@ from sentiment_core.inference.tolerances import BF16_TOLERANCE, FP32_TOLERANCE, 
 from sentiment_core.model import bundle, classifier, families, fitness
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.objective import Objective
-from sentiment_core.runtime import hardware, measurements
+from sentiment_core.runtime import cpu_threads, hardware, measurements
 from sentiment_core.runtime.precision import Precision
 from sentiment_core.text.token_lists import TokenLists
 
 REASON_CHARACTERS = 200  # of why a backend was passed over
 COMPILED = "compiled"
+PACKED = (COMPILED, "packed")  # backends that compute the same
 NO_LAYERS: Int8Layers = MappingProxyType({})
 # Of computing without compiling, from which on compiling is expected to pay: it takes a minute and saves a tenth.
 COMPILING_PAYS_S = 600.0
@@ -160,6 +161,49 @@ def find_backend(name: str) -> BackendEntry:
     raise ValueError(f"no backend {name!r}; expected one of {', '.join(entry.name for entry in BACKENDS)}")
 
 
+def select_as_noted(
+    noted: str,
+    choices: Sequence[Choice],
+    mean_length: int | None,
+    select: Callable[[Sequence[Choice], int | None], Selection],
+) -> Selection:
+    """Select the choice that an earlier run noted; if there is none, or it does not run, the fastest one.
+
+    Args:
+        noted: The choice's text; empty if there is none.
+        choices: Ways to compute.
+        mean_length: As `select_backend` takes it.
+        select: Calls `select_backend` with some of the choices and a mean length.
+
+    Raises:
+        Exception: As `select_backend`.
+    """
+    again = _find_noted(noted, choices)
+    others = [choice for choice in choices if choice not in again]
+    if not again:
+        return select(others, mean_length)
+    try:
+        # one choice is not measured; of packed rows the rate says whether compiling pays
+        return select(again, mean_length if len(again) > 1 else None)
+    except Exception as error:
+        if not others:
+            raise
+        selected = select(others, mean_length)
+        return replace(selected, passed_over=[_reason(again[-1], error), *selected.passed_over])
+
+
+def _find_noted(noted: str, choices: Sequence[Choice]) -> list[Choice]:
+    """Find the choice with this text; with another number of threads, that of the same backend and number type.
+
+    Of packed rows, compiled or not, there are two: the work decides between them, and each run has its own.
+    """
+    alike = [choice for choice in choices if noted.startswith(f"{choice.backend} {choice.number_type}")]
+    same = sorted(alike, key=lambda choice: str(choice) != noted)[:1]
+    if same and same[0].backend in PACKED:
+        return [c for c in choices if c.backend in PACKED and c.number_type == same[0].number_type]
+    return same
+
+
 def select_backend(
     model: Classifier,
     device: torch.device,
@@ -274,7 +318,7 @@ def _rates(inputs: BackendInputs, choices: Sequence[Choice], mean_length: int) -
     What must be compiled is not measured: it takes a minute. Nor is float32 on a GPU beside other types.
     """
     config, device = inputs.config, inputs.device
-    threads = inputs.threads or torch.get_num_threads()
+    threads = inputs.threads or cpu_threads.count_usable()
     types = {choice.number_type for choice in choices}
     measured = [
         choice

@@ -17,6 +17,7 @@ import torch
 from sentiment_core.inference.backends.base import Backend, token_budget
 from sentiment_core.model import classifier, families
 from sentiment_core.model.classifier import Classifier
+from sentiment_core.runtime import hardware
 from sentiment_core.text.token_lists import TokenLists
 
 # Times as fast as the choice before it that another one must be: one whose numbers are less exact, and one of the same
@@ -75,14 +76,25 @@ def race(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def measure(make: Callable[[Choice], Backend], choices: Sequence[Choice], tokens: TokenLists) -> dict[str, float]:
-    """Measure the tokens per second of each choice, by its text; leave out those that fail."""
+    """Measure the tokens per second of each choice, by its text; leave out those that fail.
+
+    Raises `MemoryError` where memory ran out, which says nothing of a choice: another process may hold it.
+    """
     backends = functools.cache(make)
+    lacked_memory = False
 
     def compute(choice: Choice) -> None:
-        backend = backends(choice)
-        backend(tokens, backend.batches(tokens.lengths)).cpu()
+        nonlocal lacked_memory
+        try:
+            backend = backends(choice)
+            backend(tokens, backend.batches(tokens.lengths)).cpu()
+        except RuntimeError as error:
+            lacked_memory |= hardware.is_out_of_memory(error)
+            raise
 
     seconds = race({str(choice): functools.partial(compute, choice) for choice in choices})
+    if lacked_memory:
+        raise MemoryError("memory ran out while choices were measured")
     return {name: len(tokens.ids) / least for name, least in seconds.items()}
 
 

@@ -224,6 +224,6 @@ def fold(layer: "nn.Linear", scales: Sequence[float], shifts: Sequence[float]) -
     import torch
 
     with torch.no_grad():
-        scale = torch.tensor(scales, dtype=layer.weight.dtype)
+        scale, shift = layer.weight.new_tensor(scales), layer.weight.new_tensor(shifts)
         layer.weight.mul_(scale[:, None])
-        layer.bias.mul_(scale).add_(torch.tensor(shifts, dtype=layer.weight.dtype))
+        layer.bias.mul_(scale).add_(shift)

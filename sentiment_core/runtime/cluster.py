@@ -31,24 +31,29 @@ def can_grow() -> bool:
 
 
 def _launchable_devices(kind: DeviceKind) -> int:
-    """Count the CPUs or GPUs of the nodes that Ray's launcher may start.
+    """Count the CPUs or GPUs of the nodes that Ray's launcher may start."""
+    return sum(nodes * devices for devices, nodes in _launchable_nodes(kind))
 
-    It is 0 without a launcher. The launcher leaves its configuration on the head node, where the drivers of submitted
-    jobs run.
+
+def _launchable_nodes(kind: DeviceKind) -> list[tuple[int, int]]:
+    """List the CPUs or GPUs of a node that Ray's launcher may start, and the number of such nodes, largest first.
+
+    There are none without a launcher. It leaves its configuration on the head node, where the drivers of submitted jobs
+    run.
     """
     try:
         config = yaml.safe_load(LAUNCHER_CONFIG.expanduser().read_text())
     except (OSError, yaml.YAMLError):
-        return 0
+        return []
     nodes_left = config.get("max_workers", 0)
     groups = [group for name, group in config["available_node_types"].items() if name != config["head_node_type"]]
-    sizes = [(group.get("resources", {}).get(kind, 0), group.get("max_workers", nodes_left)) for group in groups]
-    devices = 0
+    sizes = [(int(group.get("resources", {}).get(kind, 0)), group.get("max_workers", nodes_left)) for group in groups]
+    launchable = []
     for devices_per_node, max_nodes in sorted(sizes, reverse=True):
         nodes = min(nodes_left, max_nodes)
-        devices += nodes * int(devices_per_node)
+        launchable.append((devices_per_node, nodes))
         nodes_left -= nodes
-    return devices
+    return launchable
 
 
 def device_kind(choice: DeviceChoice = "auto") -> DeviceKind:
@@ -78,11 +83,13 @@ def number_of_workers(requested: int | None, units: int, kind: DeviceKind) -> in
 
 
 def threads_per_worker(workers: int) -> int:
-    """Return the threads each of `workers` computes with.
+    """Return the threads each of `workers` computes with: its share of all CPUs, and no more than a node has.
 
     All CPUs compute: reading, tokenizing and writing need few percent of them.
     """
-    return max(1, max_devices("CPU") // workers)
+    live = [int(node["Resources"].get("CPU", 0)) for node in live_nodes()]
+    launchable = [cpus for cpus, nodes in _launchable_nodes("CPU") if nodes]
+    return max(1, min(max_devices("CPU") // workers, max([*live, *launchable], default=1)))
 
 
 def actor_resources(workers: int, task_cpus: Sequence[float], kind: DeviceKind) -> dict[str, float]:

@@ -43,14 +43,17 @@ def connect() -> None:
 def _resources_to_start_with() -> dict[str, Any]:
     """Return options for a Ray that is started here; none where one runs already, which has its own.
 
-    Ray counts all CPUs of the machine, also those that taskset or Slurm keep from this process, and GPUs that torch may
-    not be able to use. Its sockets lie in the temporary folder, and their paths may have 107 bytes.
+    Ray counts all CPUs of the machine, also those that taskset or Slurm keep from this process; in a container with
+    less than one it counts none. It also counts GPUs that torch may not be able to use. Its sockets lie in the
+    temporary folder, and their paths may have 107 bytes.
     """
     if os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address():
         return {}
     options: dict[str, Any] = {}
-    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1):
-        options["num_cpus"] = min(len(os.sched_getaffinity(0)), int(ray._private.utils.get_num_cpus()))
+    counted = int(ray._private.utils.get_num_cpus())
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else counted
+    if not 0 < counted <= usable:
+        options["num_cpus"] = max(1, min(counted, usable))
     if ray._private.accelerators.NvidiaGPUAcceleratorManager.get_current_node_num_accelerators():
         import torch  # seconds, which machines without GPUs need not spend
 

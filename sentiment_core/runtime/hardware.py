@@ -28,6 +28,7 @@ DRIVER = Path("/proc/driver/nvidia/version")  # NVIDIA's, on Linux
 # First driver by CUDA's major version (CUDA Toolkit release notes, table "CUDA Toolkit and Minimum Required NVIDIA
 # Driver Version")
 FIRST_DRIVER = {"11": "450", "12": "525", "13": "580"}
+WITHOUT_GPU = "pass --device cpu (to a command without that flag, CUDA_VISIBLE_DEVICES=-1)"
 OLD_CUDA = "https://download.pytorch.org/whl/cu126"  # builds for older drivers and for GPUs from 2014 on
 
 
@@ -50,19 +51,19 @@ def check_gpu() -> None:
         if torch.version.cuda and built_for and not any(_runs_on(capability, arch) for arch in built_for):
             raise UserError(
                 f"{torch_name} has no kernels for {torch.cuda.get_device_name()} (sm_{capability[0]}{capability[1]}); "
-                f"expected one of {', '.join(built_for)}. Install a build from {OLD_CUDA} or pass --device cpu."
+                f"expected one of {', '.join(built_for)}. Install a build from {OLD_CUDA} or {WITHOUT_GPU}."
             )
     elif not torch.version.cuda:
         raise UserError(
             f"{torch_name} is built without CUDA and cannot use the GPU of this worker. "
-            "Install torch with CUDA or pass --device cpu."
+            f"Install torch with CUDA or {WITHOUT_GPU}."
         )
     else:
         first_driver = FIRST_DRIVER.get(torch.version.cuda.partition(".")[0], "a newer one")
         raise UserError(
             f"{torch_name} for CUDA {torch.version.cuda} cannot use the GPU of this worker: its driver is "
             f"{_driver_version()}, expected {first_driver} or newer. "
-            f"Update the driver, install a build from {OLD_CUDA}, or pass --device cpu."
+            f"Update the driver, install a build from {OLD_CUDA}, or {WITHOUT_GPU}."
         )
 
 
@@ -145,10 +146,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that memory ran out.
 
-    cuBLAS and CUDA's driver raise errors of their own for that, not torch's.
+    cuBLAS and CUDA's driver raise errors of their own for that, not torch's, and so does torch on a CPU.
     """
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "ALLOC_FAILED" in text
+    words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
 
 
 def still_computes(device: torch.device) -> bool:

@@ -29,7 +29,7 @@ def remember(key: dict[str, Any], measure: Callable[[], dict[str, float]]) -> di
     folder = cache_folder() / "measurements"
     path = folder / f"{name}.json"
     with _locked(folder / f"{name}.lock"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # of another form
             return {str(name): float(value) for name, value in json.loads(path.read_text())["values"].items()}
         values = measure()
         if not values:  # what fails now may run later

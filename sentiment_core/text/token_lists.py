@@ -86,10 +86,6 @@ class DistinctLists:
         """Tokens of each row, (rows,) int64."""
         return self.lists.lengths[self.inverse]
 
-    def take(self, rows: np.ndarray) -> TokenLists:
-        """Select rows, in the order of `rows`, with repetitions."""
-        return self.lists.take(self.inverse[rows])
-
     def select(self, rows: np.ndarray) -> "DistinctLists":
         """Select rows, in the order of `rows`, with the distinct lists that they hold."""
         numbers, inverse = np.unique(self.inverse[rows], return_inverse=True)

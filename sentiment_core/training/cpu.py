@@ -11,7 +11,6 @@ import platform
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from transformers.masking_utils import eager_mask
 
 from sentiment_core.model.classifier import Classifier
 from sentiment_core.model.families import PLAIN_ATTENTION, WINDOWED_ATTENTION
+from sentiment_core.runtime.cpu_threads import start_pool
 from sentiment_core.text.batching import longest_first
 from sentiment_core.training.gradients import LossOfRows
 
@@ -213,8 +213,7 @@ class ShardedBackward:
     """
 
     def __init__(self, model: Classifier, dtype: torch.dtype, threads: int) -> None:
-        # `set_num_threads` holds for the thread that calls it
-        self.pool = ThreadPoolExecutor(SHARDS, "shard", torch.set_num_threads, (max(1, threads // SHARDS),))
+        self.pool = start_pool("shard", SHARDS, max(1, threads // SHARDS))
         self.copy = _low_precision_copy(model, dtype)
         self.parameters = list(zip(model.parameters(), self.copy.parameters(), strict=True))
         self.gradients = [torch.empty_like(p) for p in model.parameters()]  # fresh memory each time takes longer

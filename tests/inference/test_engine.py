@@ -24,12 +24,14 @@ from transformers import (
     RobertaConfig,
 )
 
+from sentiment_core.errors import UserError
 from sentiment_core.inference.backends import base
 from sentiment_core.inference.backends.base import BackendUnavailable, in_precision
 from sentiment_core.inference.backends.torch_packed import LEAST_STEP_TOKENS
 from sentiment_core.inference.backends.torch_padded import Padded
 from sentiment_core.inference.engine import Engine, NotFinite
 from sentiment_core.model import bundle
+from sentiment_core.runtime import hardware
 from sentiment_core.text.token_lists import TokenLists
 from tests.conftest import make_bundle, random_lists
 
@@ -113,6 +115,43 @@ def test_packing_serves_the_common_families(family_bundle, family):
     found, padding = Engine.load(place, None, "packed").probabilities(lists)
     np.testing.assert_allclose(found, one_by_one(place, lists), atol=0.02)
     assert padding == LEAST_STEP_TOKENS - lists.lengths.sum()
+
+
+def test_the_padding_id_in_a_text_takes_no_position_where_a_family_does_not_count_it(family_bundle):
+    place = family_bundle("roberta", "standard")
+    lists = random_lists([9, 20, 4])
+    lists.ids[[3, 4, 15]] = 0  # the padding id of this one
+    found, _ = Engine.load(place, None, "packed").probabilities(lists)
+    np.testing.assert_allclose(found, one_by_one(place, lists), atol=1e-4)
+
+
+def test_a_number_type_that_the_model_does_not_survive_is_refused(tiny_bundle, monkeypatch):
+    model, info = bundle.load(tiny_bundle)
+    model.encoder.encoder.layer[0].intermediate.dense.weight.data *= 1e6
+    monkeypatch.setattr(hardware, "number_types", lambda device: [torch.float16])
+    with pytest.raises(
+        UserError, match=r"--precision float16: the model does not come out right in it here \(its prob"
+    ):
+        Engine(model, len(info.labels), 32, 1, "torch", on_cpu=True, precision="float16")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_is_told_to_load_the_model_itself(tiny_bundle):
+    """It lacks the threads that compute, for which it would wait for ever."""
+    engine = Engine.load(tiny_bundle, 1, "torch", on_cpu=True)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.probabilities(random_lists([3]))
+        except BaseException as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        told = pipe.read().decode()
+    os.waitpid(child, 0)
+    assert told == "UserError: The model was loaded before this process was forked. Load it in each process."
 
 
 @pytest.mark.parametrize(

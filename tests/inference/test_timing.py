@@ -14,7 +14,8 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from sentiment_core.inference import timing
+from sentiment_core.inference import selection, timing
+from sentiment_core.inference.backends.base import BackendUnavailable
 from sentiment_core.inference.engine import Engine
 from sentiment_core.inference.timing import Choice
 from sentiment_core.model.classifier import StandardClassifier
@@ -161,6 +162,41 @@ def test_where_an_earlier_choice_does_not_run_another_one_is_taken_and_it_is_sai
     engine = Engine.load(tiny_bundle, on_cpu=True, choices={chip: "openvino float32"})
     assert engine.backend.name.startswith("torch ")
     assert engine.remarks[0] == "openvino: not installed; install the extra `cpu`"
+
+
+def test_where_an_earlier_choice_does_not_run_the_others_are_measured(monkeypatch):
+    """By their order the least exact would come first."""
+    possible = [Choice("openvino", "bfloat16"), Choice("torch", "bfloat16"), Choice("torch", "float32")]
+    asked = []
+
+    def select(choices, mean_length):
+        asked.append((choices, mean_length))
+        if len(asked) == 1:
+            raise BackendUnavailable("not installed")
+        return selection.Selection(None, choices[-1], None, ["torch: as measured"], "")
+
+    selected = selection.select_as_noted("openvino bfloat16", possible, 64, select)
+    assert asked == [(possible[:1], None), (possible[1:], 64)]
+    assert selected.choice == possible[2]
+    assert selected.passed_over == ["openvino: not installed", "torch: as measured"]
+
+
+@pytest.mark.parametrize("noted", ["packed bfloat16", "compiled bfloat16"])
+def test_whether_compiling_pays_is_decided_by_the_work_of_each_run(noted):
+    possible = [Choice("compiled", "bfloat16"), Choice("packed", "bfloat16"), Choice("torch", "bfloat16")]
+    asked = []
+    selection.select_as_noted(noted, possible, 64, lambda *arguments: asked.append(arguments))
+    assert asked == [(possible[:2], 64)]
+
+
+def test_memory_that_ran_out_says_nothing_of_a_choice():
+    def make(choice):
+        raise RuntimeError("CUDA error: out of memory" if choice == EXACT else "no such kernel")
+
+    others = [choice for choice in selection.list_choices(None, torch.device("cpu"), 1, "auto") if choice != EXACT]
+    assert timing.measure(make, others, WORK) == {}
+    with pytest.raises(MemoryError):
+        timing.measure(make, [*others, EXACT], WORK)
 
 
 @pytest.mark.slow

@@ -51,6 +51,26 @@ def test_what_abstaining_gains_of_a_known_case():
     assert curve.coverage[-1] == 1.0
 
 
+def test_the_table_of_labels_stays_in_columns_and_short():
+    """Of many labels it would have a line and a column for each."""
+    names = ["no", "disappointment"]
+    table = metrics.evaluate(np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0, 0]), names).table()
+    assert table == [
+        "true \\ predicted        no disappointment",
+        "              no         1              1",
+        "  disappointment         0              0",
+    ]
+    labels, predicted = np.arange(1_000), np.arange(1_000)
+    predicted[:3] = 7
+    many = metrics.evaluate(np.eye(1_000)[predicted], labels, [f"topic {i}" for i in labels]).table()
+    assert many == [
+        "1 rows of topic 0 are taken for topic 7",
+        "1 rows of topic 1 are taken for topic 7",
+        "1 rows of topic 2 are taken for topic 7",
+        "of 1,000 labels; the confusion matrix is among the metrics as JSON",
+    ]
+
+
 def test_a_class_that_is_missing_from_the_data_keeps_its_place():
     found = metrics.evaluate(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]), np.array([0, 2]), ["a", "b", "c"])
     assert found.confusion == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]

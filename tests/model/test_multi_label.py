@@ -130,6 +130,12 @@ def test_a_label_that_is_missing_from_the_data_counts_in_no_mean():
     assert (result.mean_average_precision, result.macro_f1, result.micro_f1) == (1.0, 1.0, 1.0)
 
 
+def test_a_calibration_is_folded_wherever_the_layer_is():
+    layer = torch.nn.Linear(3, 2, device="meta")
+    multi_label.fold(layer, [2.0, 0.5], [1.0, -1.0])
+    assert layer.weight.device.type == "meta"
+
+
 def test_a_known_scale_and_shift_are_recovered_and_folded():
     scales, shifts = (0.5, 2.0, 1.0), (1.5, 0.0, -1.0)
     logits, targets = draw(20_000, scales, shifts)

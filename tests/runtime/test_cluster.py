@@ -146,6 +146,16 @@ def test_workers_and_threads_share_the_cpus(ray_here):
     assert cluster.threads_per_worker(10 * cpus) == 1
 
 
+def test_a_worker_computes_with_no_more_threads_than_a_node_has_cpus(config, tmp_path, monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (4.0, 6.0, 4.0)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 14.0})
+    assert [cluster.threads_per_worker(workers) for workers in (1, 2, 4)] == [6, 6, 3]
+    monkeypatch.setattr(cluster, "LAUNCHER_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
+    cluster.LAUNCHER_CONFIG.write_text(yaml.safe_dump(config))  # nodes of 8 CPUs may still start
+    assert cluster.threads_per_worker(1) == 8
+
+
 def test_actors_leave_room_for_the_tasks_and_never_reserve_the_same(ray_here):
     cpus = cluster.max_devices("CPU")
     room = 0.5 + 0.25

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import ray
+
+from sentiment_core.runtime import connection
 
 START = """
 import ray
@@ -23,6 +26,14 @@ def start_ray(before: str, **environment: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[0]
+
+
+def test_where_ray_counts_no_cpu_it_starts_with_one(monkeypatch):
+    """As in a container that may use half of one."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray._private.utils, "read_ray_address", lambda: None)
+    monkeypatch.setattr(ray._private.utils, "get_num_cpus", lambda: 0)
+    assert connection._resources_to_start_with()["num_cpus"] == 1
 
 
 @pytest.mark.slow

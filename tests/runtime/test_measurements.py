@@ -40,10 +40,11 @@ def test_of_several_that_ask_at_once_one_measures_and_the_others_wait():
     assert results == [{"x": 1.0}] * 4
 
 
-def test_a_damaged_record_is_measured_again(cache):
+@pytest.mark.parametrize("content", ["{", "[]", '{"values": 3}', '{"values": {"x": null}}'])
+def test_a_damaged_record_is_measured_again(cache, content):
     remember({"k": 1}, lambda: {"x": 1.0})
     (record,) = cache.glob("*.json")
-    record.write_text("{")
+    record.write_text(content)
     assert remember({"k": 1}, lambda: {"x": 2.0}) == {"x": 2.0}
     assert remember({"k": 1}, lambda: {"x": 3.0}) == {"x": 2.0}
 

@@ -19,7 +19,7 @@ def to_lists(tokens: TokenLists) -> list[list[int]]:
 @given(lists=st.lists(st.lists(st.integers(1, 2), max_size=3), max_size=20))
 def test_each_distinct_list_is_found_once_the_longest_first(lists):
     distinct = DistinctLists.find(to_tokens(lists))
-    assert to_lists(distinct.take(np.arange(len(lists)))) == lists
+    assert to_lists(distinct.lists.take(distinct.inverse)) == lists
     assert distinct.lengths.tolist() == [len(row) for row in lists]
     in_order_of_appearance = list(dict.fromkeys(map(tuple, lists)))
     assert [tuple(row) for row in to_lists(distinct.lists)] == sorted(in_order_of_appearance, key=len, reverse=True)

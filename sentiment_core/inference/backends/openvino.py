@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from sentiment_core.inference.backends.base import CPU_STEP, CPU_TOKENS, BackendUnavailable, PaddedRows, SplitClassifier
 from sentiment_core.inference.int8_layers import INPUT_STEPS, Int8Layers
 from sentiment_core.model.families import PLAIN_ATTENTION, WINDOWED_ATTENTION
-from sentiment_core.runtime import hardware
+from sentiment_core.runtime import cpu_threads, hardware
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 
@@ -57,7 +57,7 @@ class OpenVino(PaddedRows):
         import openvino
 
         super().__init__(torch.device("cpu"))
-        threads = threads or torch.get_num_threads()
+        threads = threads or cpu_threads.count_usable()
         streams = 1 if shares_batches else threads
         self.budget = CPU_TOKENS if shares_batches else BATCH_TOKENS
         self.name = f"{'int8' if int8_layers else 'openvino'} {hardware.dtype_name(dtype)}"

@@ -42,9 +42,8 @@ class Packed:
         self.budget = token_budget(device)
         encoder: Any = in_precision(classifier.encoder.encoder, dtype)  # type: ignore[arg-type]
         encoder.config._attn_implementation = PACKED_ATTENTION
-        # RoBERTa and its kin count positions from behind the padding id
         embeddings = getattr(encoder, "embeddings", None)
-        self.first_position = pad_id + 1 if hasattr(embeddings, "create_position_ids_from_input_ids") else 0
+        self.skips_padding = hasattr(embeddings, "create_position_ids_from_input_ids")  # RoBERTa and its kin
         self.encoder = encoder
         self.full_step_encoder = torch.compile(encoder, fullgraph=True) if compiled else encoder
         self.least_tokens = self.budget if compiled else LEAST_STEP_TOKENS
@@ -67,7 +66,7 @@ class Packed:
         all_ids[:total] = picked.ids
         # what fills up the step are rows too, no longer than the others
         all_offsets = np.union1d(picked.offsets, [*range(total, size, longest), size])
-        all_positions = np.arange(size) - np.repeat(all_offsets[:-1], np.diff(all_offsets)) + self.first_position
+        all_positions = self._positions(all_ids, all_offsets)
         ids, positions, offsets = hardware.to_device(self.device, all_ids, all_positions, all_offsets.astype(np.int32))
         torch._dynamo.maybe_mark_dynamic(offsets, 0)
         encoder = self.full_step_encoder if size == self.budget else self.encoder
@@ -78,6 +77,18 @@ class Packed:
             max_length_q=torch.tensor(longest),  # a number would be compiled in
         ).last_hidden_state[0]
         return states[offsets[: len(rows)].long()]
+
+    def _positions(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Count the tokens of each row up, (size,) int64.
+
+        RoBERTa and its kin count from behind the padding id, and do not count that id, which a text may hold, too.
+        """
+        sizes = np.diff(offsets)
+        if not self.skips_padding:
+            return np.arange(len(ids)) - np.repeat(offsets[:-1], sizes)
+        is_counted = ids != self.pad_id
+        counted = np.concatenate([[0], np.cumsum(is_counted)])
+        return (counted[1:] - np.repeat(counted[offsets[:-1]], sizes)) * is_counted + self.pad_id
 
     def padding(self, lengths: np.ndarray) -> int:
         """Count the tokens that fill up a step."""

@@ -1,13 +1,12 @@
 """Plain torch on padded batches: what every model can run on, and what other backends are compared with."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from sentiment_core.inference.backends.base import PaddedRows, SplitClassifier, in_precision
-from sentiment_core.runtime import hardware
+from sentiment_core.runtime import cpu_threads, hardware
 from sentiment_core.text.batching import pad
 from sentiment_core.text.token_lists import TokenLists
 
@@ -27,8 +26,8 @@ class Padded(PaddedRows):
         self.encoder = classifier.encoder if dtype == torch.float32 else in_precision(classifier.encoder, dtype)
         self.pad_id = pad_id
         self.map: Callable[..., Iterable[torch.Tensor]] = map
-        if device.type == "cpu":  # `set_num_threads` is for the thread that calls it
-            self.map = ThreadPoolExecutor(threads or torch.get_num_threads(), "torch", torch.set_num_threads, (1,)).map
+        if device.type == "cpu":
+            self.map = cpu_threads.start_pool("torch", threads or cpu_threads.count_usable(), 1).map
 
     def __call__(self, tokens: TokenLists, batches: list[np.ndarray]) -> torch.Tensor:
         """Compute the rows of all batches."""
