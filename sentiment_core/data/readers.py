@@ -4,6 +4,7 @@ A file format is one reader function and one line in `READERS`.
 """
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ from sentiment_core.errors import UserError
 
 BLOCK_BYTES = 64 << 20  # of CSV read at once: no row may be longer
 HEADER_CHARACTERS = 1 << 20  # at most, of the first row of a CSV file
+LEADING_ZERO = r"^\s*[-+]?0[0-9]"  # of a code, such as 0110
 CSV_SEPARATORS = (",", ";", "\t", "|")
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SAMPLE_KEY = b"sentiment_core.sample"  # in the metadata of a table that was read from a sample
@@ -150,8 +152,19 @@ class CsvText:
     def read(self, names: Sequence[str], texts: Sequence[str]) -> pa.Table:
         """Read the columns of these names, those of `texts` as texts. An empty cell is null; empty lines are no rows.
 
+        Arrow recognizes numbers, truth values and the like in other columns. One with a code such as 0110 stays text,
+        since Arrow would read 110; so does one that it cannot read.
+
         Raises one of `failures.UNREADABLE`.
         """
+        table = self._parse(names, names)
+        for i, name in enumerate(names):
+            if name not in texts and not pc.any(pc.match_substring_regex(table[name], LEADING_ZERO)).as_py():
+                with contextlib.suppress(pa.ArrowInvalid):  # its first block decides the type
+                    table = table.set_column(i, name, self._parse([name], [])[name])
+        return table
+
+    def _parse(self, names: Sequence[str], texts: Sequence[str]) -> pa.Table:
         return pa.csv.read_csv(
             pa.BufferReader(self.text.encode()),
             pa.csv.ReadOptions(block_size=BLOCK_BYTES),

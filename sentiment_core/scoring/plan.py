@@ -169,7 +169,7 @@ def plan_scoring(
     there = _compare_with_outputs(corpus, all_shards, existing, run, earlier_bundles, labels)
     orphans = set(there.orphans)
     to_be_deleted = {*there.stale, *there.orphans}
-    aside = _choose_aside(there)
+    aside = _choose_aside(there, not all_shards.failed)
     reusable = [output for output in there.replaced if hash_texts and _may_be_reused(output, run)]
     return ScorePlan(
         settings=settings,
@@ -316,13 +316,13 @@ def _compare_with_outputs(
     return there
 
 
-def _choose_aside(there: _ExistingOutputs) -> dict[str, str]:
+def _choose_aside(there: _ExistingOutputs, all_are_readable: bool) -> dict[str, str]:
     """Return which outputs are copied before a new one takes their path, and where to.
 
-    Where a single unit is to be scored, no rows can have moved to another one.
+    Where all shards can be read and a single unit is to be scored, no rows can have moved to another one.
     """
     new = {unit.output for unit in there.units_to_score}
-    if len(new) < 2:
+    if len(new) < 2 and all_are_readable:
         return {}
     return {
         output.path: outputs.aside_path(output.path, output.origin.unit)

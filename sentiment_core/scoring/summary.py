@@ -143,7 +143,10 @@ class Summary:
                 "them"
             )
         elif self.orphans:
-            lines.append(f"{self.orphans:,} outputs whose input file is gone were kept; --prune deletes them")
+            lines.append(
+                f"{self.orphans:,} outputs whose input file is gone were kept; --prune deletes them, and without that "
+                "there is no _SUCCESS"
+            )
         if self.stopped:
             lines.append(f"stopped: {self.stopped}; fix this and rerun the same command")
         return lines

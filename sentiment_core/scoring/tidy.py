@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.types import is_dictionary, is_nested
 
 from sentiment_core.runtime import storage
 from sentiment_core.runtime.failures import UNREADABLE
@@ -46,9 +47,9 @@ def delete_replaced(plan: ScorePlan, tally: Tally) -> Tidied:
             tidied.fault = tidied.fault or (
                 f"old files in --out {plan.output_folder} cannot be deleted: {error}; check who may write there"
             )
-    tidied.deleted -= set(plan.aside.values())  # copies of what new outputs have taken the place of
     tidied.stale = len(set(plan.stale) - tidied.deleted)
     tidied.orphans = len(set(plan.orphans) - tidied.deleted)
+    tidied.deleted -= set(plan.aside.values())  # copies of what new outputs have taken the place of
     tidied.orphans_wait = bool(tidied.orphans) and (plan.settings.prune or plan.replaces_gone)
     return tidied
 
@@ -112,17 +113,18 @@ def _is_whole(plan: ScorePlan, tally: Tally) -> bool:
 
 
 def _was_found_again(plan: ScorePlan, path: str, others: Iterable[str]) -> bool:
-    """Return whether each text of an output stands in other ones at least as often as in itself."""
+    """Return whether each row of an output stands in other ones at least as often as in itself.
+
+    A row is its text with the kept columns that both outputs have: the same text with another id is another row.
+    """
     try:
-        texts = pc.value_counts(_read_hashes(plan, path))
-        values, missing = texts.field("values"), texts.field("counts").to_numpy(zero_copy_only=False).copy()
+        rows = _read_rows(plan, path)
         for output in others:
-            index = pc.index_in(_read_hashes(plan, output), value_set=values).drop_null().to_numpy()
-            missing -= np.bincount(index, minlength=len(values))
-            left = missing > 0
-            if not left.any():
+            hashes = _read_hashes(plan, output)
+            if pc.any(pc.is_in(hashes, value_set=rows[plan.run.text_hash_column].combine_chunks())).as_py():
+                rows = _subtract(rows, _read_rows(plan, output))
+            if not rows.num_rows:
                 return True
-            values, missing = values.filter(pa.array(left)), missing[left]
     except Exception:  # one that is gone or damaged may raise anything: the output stays
         return False
     return False
@@ -131,6 +133,38 @@ def _was_found_again(plan: ScorePlan, path: str, others: Iterable[str]) -> bool:
 def _read_hashes(plan: ScorePlan, path: str) -> pa.Array:
     column = plan.run.text_hash_column
     return outputs.read_output(plan.output_folder, path, [column])[column].combine_chunks()
+
+
+def _read_rows(plan: ScorePlan, path: str) -> pa.Table:
+    """Read the texts' hashes and the kept columns of an output."""
+    table = outputs.read_output(plan.output_folder, path)
+    return table.drop_columns([name for name in plan.run.scored_columns if name in table.column_names])
+
+
+def _subtract(rows: pa.Table, others: pa.Table) -> pa.Table:
+    """Leave out the rows that are among others, each as often as it is there, by the columns that both have."""
+    codes = [
+        _encode(pa.chunked_array([*rows[name].chunks, *others[name].cast(rows[name].type).chunks], rows[name].type))
+        for name in rows.column_names
+        if name in others.column_names
+    ]
+    numbers = np.unique(np.stack(codes, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    own, there = numbers[: rows.num_rows], numbers[rows.num_rows :]
+    order = np.argsort(own, kind="stable")
+    starts = np.searchsorted(own[order], own)  # of equal rows
+    repetition = np.empty_like(own)  # how many equal ones stand before
+    repetition[order] = np.arange(len(own))
+    repetition -= starts
+    return rows.filter(pa.array(repetition >= np.bincount(there, minlength=numbers.max() + 1)[own]))
+
+
+def _encode(column: pa.ChunkedArray) -> np.ndarray:
+    """Number the values of a column, equal ones alike, (rows,) int32."""
+    if is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if is_nested(column.type):
+        column = pa.chunked_array([pa.array(map(repr, column.to_pylist()), pa.string())])
+    return pc.dictionary_encode(column.combine_chunks(), null_encoding="encode").indices.to_numpy()
 
 
 def _delete(plan: ScorePlan, path: str) -> Exception | None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentiment_core.data import labelled, readers
+from sentiment_core.data.labels import LabelScheme
 from sentiment_core.data.readers import Columns, MissingColumn
 from sentiment_core.errors import UserError
 
@@ -171,3 +172,25 @@ def test_a_separator_is_found_where_a_column_is_missing(tmp_path, separator):
     with pytest.raises(MissingColumn, match="has no column 'label'; it has id, text"):
         labelled.read(str(path))
     assert labelled.read_texts(str(path), Columns()) == ["a, b"]
+
+
+def test_codes_in_csv_keep_their_leading_zeros(tmp_path):
+    """Beside names, and alone; numbers that are no codes stay numbers."""
+    (tmp_path / "a.csv").write_text("text,label\nx,0110\ny,A1\n")
+    (tmp_path / "b.csv").write_text("text,label\nx,0110\ny,0220\n")
+    data = labelled.read(str(tmp_path))
+    assert data.label_names == ["0110", "0220", "A1"]
+    assert [data.label_names[i] for i in data.labels] == ["0110", "A1", "0110", "0220"]
+    scheme = LabelScheme(names=["01", "02", "03"])
+    (tmp_path / "c.csv").write_text("text,label\nx,02\ny,01\n")
+    assert labelled.read(str(tmp_path / "c.csv"), scheme=scheme).labels.tolist() == [1, 0]
+    for cells in (("1", "0"), ("1.0", "0.0"), (" 1", " 0")):
+        (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"x,{cell}\n" for cell in cells))
+        assert labelled.read(str(tmp_path / "d.csv")).label_names == ["0", "1"]
+
+
+def test_a_csv_column_may_begin_with_digits_and_go_on_with_names(tmp_path, monkeypatch):
+    """Arrow decides by the first block."""
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
+    (tmp_path / "a.csv").write_text("text,label\n" + "some text,7\n" * 20 + "some text,none\n")
+    assert labelled.read(str(tmp_path / "a.csv")).label_names == ["7", "none"]

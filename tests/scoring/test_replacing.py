@@ -305,3 +305,70 @@ def test_rows_that_no_sketch_shows_are_found_again(in_process, tiny_bundle, root
     assert names(out) == ["before.parquet", "few.parquet", "last.parquet", "most.parquet"]
     assert result.summary["complete"]
     assert check(root, out).exit_code == 0
+
+
+def test_a_text_with_another_id_is_another_row(in_process, tiny_bundle, root, out):
+    """The same short text came on another day, and the file of before is gone."""
+    write_shard(root, "monday.parquet", {"id": [1, 2], "text": ["ok", "fine"], "tags": [["a"], None]})
+    score_folder(tiny_bundle, root, out)
+    (root / "monday.parquet").unlink()
+    write_shard(root, "tuesday.parquet", {"id": [7, 2], "text": ["ok", "fine"], "tags": [["a"], None]})
+    result = score_folder(tiny_bundle, root, out)
+    assert (result.summary["run"]["reused_rows"], result.summary["run"]["deleted_outputs"]) == (2, 0)
+    assert names(out) == ["monday.parquet", "tuesday.parquet"]
+    # the row itself comes back, with a column more
+    write_shard(root, "late.parquet", {"id": [1], "text": ["ok"], "tags": [["a"]], "new": [0.5]})
+    score_folder(tiny_bundle, root, out)
+    assert names(out) == ["late.parquet", "tuesday.parquet"]
+
+
+def test_equal_rows_are_found_again_as_often_as_they_were_there(in_process, tiny_bundle, root, out):
+    def rows(number: int) -> dict[str, list]:
+        return {"id": [1] * number, "text": ["ok"] * number, "stars": [None] * number}
+
+    write_shard(root, "a.parquet", rows(3))
+    score_folder(tiny_bundle, root, out)
+    (root / "a.parquet").unlink()
+    write_shard(root, "b.parquet", rows(2))
+    score_folder(tiny_bundle, root, out)
+    assert names(out) == ["a.parquet", "b.parquet"]
+    write_shard(root, "c.parquet", rows(1))
+    score_folder(tiny_bundle, root, out)
+    assert names(out) == ["b.parquet", "c.parquet"]
+
+
+def test_a_run_after_one_that_died_between_copy_and_output_is_complete(
+    in_process, tiny_bundle, root, out, monkeypatch
+):
+    write(root, "a.parquet", "one", "two")
+    write(root, "b.parquet", "three")
+    score_folder(tiny_bundle, root, out)
+    write(root, "a.parquet", "three")
+    write(root, "b.parquet", "one", "two")
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "commit", kill)
+        with pytest.raises(Killed):
+            score_folder(tiny_bundle, root, out)
+    assert any(".replaced-" in name for name in names(out))
+    result = score_folder(tiny_bundle, root, out)
+    assert result.summary["complete"]
+    assert (out / outputs.SUCCESS_FILE).exists()
+    assert names(out) == ["a.parquet", "b.parquet"]
+
+
+def test_a_row_that_moved_to_a_shard_that_cannot_be_read_is_not_lost(in_process, tiny_bundle, root, out):
+    write(root, "a.parquet", "one", "two")
+    write(root, "b.parquet", "three")
+    score_folder(tiny_bundle, root, out)
+    before = hashes(out)
+    write(root, "a.parquet", "two")
+    (root / "b.parquet").write_bytes(b"PAR1 half of it is there")
+    assert not score_folder(tiny_bundle, root, out).summary["complete"]
+    assert hashes(out) == before
+    write(root, "b.parquet", "three", "one")
+    assert score_folder(tiny_bundle, root, out).summary["complete"]
+    assert (hashes(out), names(out)) == (before, ["a.parquet", "b.parquet"])
