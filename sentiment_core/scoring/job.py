@@ -83,9 +83,19 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
             lambda choices: note_choices(plan.output_folder, plan.run, choices),
         )
         stream.run("score", plan.units_to_score, tally)
+    tally.broken = tally.broken or _describe_other_run(plan)
     tidied = delete_replaced(plan, tally)
     summary = summarize(plan, tally, tidied, workers, time.monotonic() - started)
     return ScoreResult(plan.output_folder, _write_summary(plan.output_folder, summary))
+
+
+def _describe_other_run(plan: ScorePlan) -> str:
+    """Say that a run with other settings has taken the folder over, and may have written there; empty if none has."""
+    try:
+        check_output_folder(plan.output_folder, plan.corpus, plan.run, lambda there: True)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:

@@ -159,7 +159,7 @@ def _subtract(rows: pa.Table, others: pa.Table) -> pa.Table:
 
 
 def _encode(column: pa.ChunkedArray) -> np.ndarray:
-    """Number the values of a column, equal ones alike, (rows,) int32."""
+    """Return a number for each value of a column, the same for equal ones, (rows,) int32."""
     if is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if is_nested(column.type):

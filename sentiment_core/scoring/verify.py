@@ -76,7 +76,7 @@ class Findings:
     damaged: list[str] = field(default_factory=list)  # outputs that are unreadable or do not hold what they say
     foreign: list[str] = field(default_factory=list)  # Parquet files without a footer of sentiment-core score
     different: list[str] = field(default_factory=list)  # outputs that do not hold what their bundle gives now
-    unreadable: list[str] = field(default_factory=list)  # input shards
+    unreadable: list[str] = field(default_factory=list)  # input shards, or rows of them, that could not be scored
     not_read: list[str] = field(default_factory=list)  # names at the input's path that are not data, described
     compared: int | None = None  # rows scored again with the same result; None if that was not asked for
     scored_by_other_bundles: int = 0  # rows that were not scored again for that reason
@@ -171,13 +171,15 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
     existing = list(outputs.read_outputs(folder))
     faults = _check_contents(folder, [output for output in existing if output.mtime_ns >= since_ns])
     by_source = _group_by_source(findings, existing, run_file)
+    failed, noted_ns = _read_failures(folder)
     for shard in shards:
         if isinstance(shard, FailedShard):
             findings.unreadable.append(f"{shard.source}: {shard.reason}")
             by_source.pop(shard.source, None)
         else:
             findings.rows_in += shard.rows
-            _check_shard(findings, faults, shard, by_source.pop(shard.stamp.path, []))
+            reason = failed.get(shard.stamp.path, "") if shard.stamp.mtime_ns < noted_ns else ""
+            _check_shard(findings, faults, shard, by_source.pop(shard.stamp.path, []), reason)
     shared = {path for output in existing for path in output.replaced}
     for source, orphans in by_source.items():
         findings.orphaned += [
@@ -247,11 +249,34 @@ def _current_shards(
         yield ExpectedShard(shard.stamp, rows, rows > 0 or limit is None, shard.footer_hash)
 
 
-def _check_shard(findings: Findings, faults: dict[str, str], shard: ExpectedShard, existing: list[Output]) -> None:
-    """Check that a shard's outputs cover its rows without gap or overlap, and have no `faults` (by path)."""
+def _read_failures(folder: str) -> tuple[dict[str, str], int]:
+    """Return why shards failed in the last run, by source, and when that was noted.
+
+    Footers do not tell: a shard may have a damaged page, or texts that the model gives no numbers for.
+    """
+    try:
+        summary = json.loads(storage.read_file(storage.join(folder, outputs.SUMMARY_FILE)))
+        noted_ns = storage.read_stamp(folder, outputs.SUMMARY_FILE).mtime_ns
+        return {shard["source"]: shard["reason"] for shard in summary["failed_shards"]}, noted_ns
+    except (OSError, UserError, ValueError, KeyError, TypeError):  # no run has ended
+        return {}, 0
+
+
+def _check_shard(
+    findings: Findings, faults: dict[str, str], shard: ExpectedShard, existing: list[Output], failure: str
+) -> None:
+    """Check that a shard's outputs cover its rows without gap or overlap, and have no `faults` (by path).
+
+    `failure`: why the last run did not score all of it; empty: it did.
+    """
     stamp, rows = shard.stamp, shard.rows
+
+    def note_missing(missing: str) -> None:
+        line = f"{stamp.path}: {missing}"
+        (findings.unreadable if failure else findings.missing).append(f"{line}: {failure}" if failure else line)
+
     if not existing and shard.needs_output:
-        findings.missing.append(f"{stamp.path}: all {rows} rows")
+        note_missing(f"all {rows} rows")
     units = [(output, output.origin.unit) for output in existing if output.origin]
     current: list[tuple[Output, UnitOrigin]] = []
     stale: list[tuple[Output, UnitOrigin]] = []
@@ -268,12 +293,12 @@ def _check_shard(findings: Findings, faults: dict[str, str], shard: ExpectedShar
         if stop > rows and current:
             findings.stale.append(f"{output.path}: holds rows from {rows} on, which are not asked for")
         if start > covered:
-            findings.missing.append(f"{stamp.path}: rows {covered} to {start - 1}")
+            note_missing(f"rows {covered} to {start - 1}")
         if start < covered and current:
             findings.doubled.append(f"{stamp.path}: rows {start} to {min(covered, stop) - 1}, again in {output.path}")
         covered = max(covered, stop)
     if existing and covered < rows:
-        findings.missing.append(f"{stamp.path}: rows {covered} to {rows - 1}")
+        note_missing(f"rows {covered} to {rows - 1}")
     remedy = "deletes it" if current and covered >= rows else "scores the input again and replaces it"
     findings.stale += [
         f"{output.path}: its input {stamp.path} has changed since it was scored; the next sentiment-core score {remedy}"

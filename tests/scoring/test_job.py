@@ -15,7 +15,7 @@ import pytest
 from sentiment_core.data import shards
 from sentiment_core.inference.engine import Engine
 from sentiment_core.model import bundle
-from sentiment_core.scoring import job
+from sentiment_core.scoring import job, outputs
 from sentiment_core.scoring.job import claim_output_folder
 from sentiment_core.scoring.outputs import read_run_file, write_run_file
 from sentiment_core.scoring.plan import plan_scoring
@@ -154,6 +154,26 @@ def test_another_bundle_chooses_anew(in_process, tiny_encoder, tiny_bundle, tmp_
     )
     write_shard(tmp_path / "in", "b.parquet", {"text": ["good"]})
     assert claim_output_folder(plan).computed_by == {}
+
+
+def test_a_run_whose_folder_another_one_took_over_does_not_call_it_complete(
+    in_process, tiny_bundle, tmp_path, monkeypatch
+):
+    """Both began in an empty folder, and each looked before the other had written."""
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["good"]})
+    out = tmp_path / "out"
+    commit = outputs.commit
+
+    def take_over(*arguments):
+        run_file = read_run_file(str(out))
+        outputs.write_run_file(str(out), replace(run_file, run=replace(run_file.run, min_confidence=0.9)))
+        commit(*arguments)
+
+    monkeypatch.setattr(outputs, "commit", take_over)
+    result = score_folder(tiny_bundle, tmp_path / "in", out)
+    assert (result.exit_code, result.summary["complete"]) == (1, False)
+    assert "was made with other settings (min_confidence: 0.9 there, 0.0 now)" in result.summary["stopped"]
+    assert not (out / outputs.SUCCESS_FILE).exists()
 
 
 def test_a_choice_is_not_noted_where_another_run_took_the_folder_over(in_process, tiny_bundle, tmp_path):

@@ -337,9 +337,7 @@ def test_equal_rows_are_found_again_as_often_as_they_were_there(in_process, tiny
     assert names(out) == ["b.parquet", "c.parquet"]
 
 
-def test_a_run_after_one_that_died_between_copy_and_output_is_complete(
-    in_process, tiny_bundle, root, out, monkeypatch
-):
+def test_a_run_after_one_that_died_between_copy_and_output_is_complete(in_process, tiny_bundle, root, out, monkeypatch):
     write(root, "a.parquet", "one", "two")
     write(root, "b.parquet", "three")
     score_folder(tiny_bundle, root, out)

@@ -71,12 +71,17 @@ def test_shards_that_change_break_or_vanish(in_process, tiny_bundle, tmp_path, m
     assert all(shard["reason"] for shard in failed)
     assert json.loads((out / outputs.SUMMARY_FILE).read_text())["rows"] == 40
     assert scored_files() == {"chang", "good.", "gone.", "break"}
+    settings = VerifySettings(input=str(root), out=str(out))
+    findings = verify(settings)
+    assert (findings.exit_code, findings.missing) == (3, [])
+    assert sorted(line.partition(":")[0] for line in findings.unreadable) == [
+        "damaged.parquet", "no.parquet", "short.parquet",
+    ]  # fmt: skip
 
     write_shard(root, "changed.parquet", {"text": [f"new {i}" for i in range(12)]})
     (root / "k=1" / "gone.parquet").unlink()
     (root / "breaks.parquet").write_bytes(b"broken, not gone")
     (root / "damaged.parquet").unlink()
-    settings = VerifySettings(input=str(root), out=str(out))
     findings = verify(settings)
     assert findings.exit_code == 1
     assert any("changed.parquet has changed" in text for text in findings.stale)
