@@ -52,9 +52,10 @@ class IndexFile:
         """Let pip download the file into a folder; return its last line of errors."""
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{self.requirement} --hash=sha256:{self.sha256}\n")
-        kind = "--no-binary" if self.is_source else "--only-binary"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, ":all:", "--require-hashes"]
-        command += ["-r", str(requirements), "-d", folder]
+        kind = "--no-binary" if self.is_source else "--only-binary"  # of this one: pip builds with what else it needs
+        name = self.requirement.partition("==")[0]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, name]
+        command += ["--require-hashes", "-r", str(requirements), "-d", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {done.returncode}"

@@ -10,8 +10,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from sentiment_core.data.shards import Unit
+from sentiment_core.runtime import hardware
 from sentiment_core.runtime.task_guard import TaskGuard
 from sentiment_core.scoring import job, rescore, stages
 from sentiment_core.scoring.job import ScoreResult, score
@@ -69,6 +71,11 @@ class StreamInProcess(Stream):
         """Yield the tasks' records as tables."""
         files = {name: ray.put(content) for name, content in self.bundle_files.items()}
         engines = self.engine_settings([])
+        # what a folder notes wins; else nothing is measured or converted
+        chip, plain = hardware.chip_id(torch.device("cpu")), "torch float32"
+        for model in self.context.models:
+            usual = f"small: {plain}; large: {plain}" if model.is_cascade else plain
+            engines[model.name]["choices"] = {chip: usual} | dict(engines[model.name]["choices"])
         settings = [(name, key, value) for name, own in engines.items() for key, value in own.items()]
         key = (self.context.run.bundle, *(setting for setting in settings if setting[1] != "choices"))
         classify = self.loaded.get(key)

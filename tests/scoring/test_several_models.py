@@ -337,7 +337,7 @@ def test_a_unit_that_one_model_cannot_do_leaves_the_others_alone(in_process, mod
     engine = {"threads": 1, "backend": "torch", "on_cpu": True}
     stage = stages.ClassifyStage(plan.models, files, dict.fromkeys(files, engine), guard)
     table = stages.read_and_tokenize(TaskTable.build(plan.units_to_score).table, plan.context, files, guard)
-    awful = TaskTable(table).tokens("emotion").take(np.array([2])).ids[1]
+    awful = TaskTable(table).tokens("emotion").select(np.array([2])).lists.ids[1]
 
     def refuse(module, inputs):
         if (inputs[0] == awful).any():

@@ -96,7 +96,8 @@ def test_ids_are_those_of_transformers(folder, truncation, side):
     theirs = AutoTokenizer.from_pretrained(folder, truncation_side=side)
     ours = Tokenizer.load(folder, Preprocessing(48, truncation))
     rows = 100_000 if ours.ascii and side == "right" else 10_000
-    texts = [text for text in fuzzed(rows, seed=2) if text.strip()]
+    # beyond the first, only those that the faster tokenizer takes
+    texts = [text for i, text in enumerate(fuzzed(rows, seed=2)) if text.strip() and (i < 10_000 or text.isascii())]
     lists, status = ours.encode(texts)
     expected = theirs(texts, truncation=True, max_length=48)["input_ids"]
     for i, (text, ids) in enumerate(zip(texts, expected, strict=True)):
