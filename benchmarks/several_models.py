@@ -1,8 +1,8 @@
-"""Time one pass with two models beside two runs with one model each, start-up included.
+"""Time one pass with several models beside runs with one model each, start-up included.
 
-    python benchmarks/several_models.py --model models/reviews --second models/topics --text sentences.parquet
+    python benchmarks/several_models.py --models models/reviews,models/topics --text sentences.parquet
 
-The three commands run in turns, each into a new folder; the figures are medians. Says where the time of the pass goes,
+The commands run in turns, each into a new folder; the figures are medians. Says where the time of the pass goes,
 and which part of the separate runs it does once. Also writes the figures as JSON into benchmarks/results/.
 """
 
@@ -22,20 +22,20 @@ import pyarrow.parquet as pq
 from timing import RESULTS, today
 
 from sentiment_core.cli import run_and_exit
-from sentiment_core.config import parse, setting
+from sentiment_core.config import check, parse, setting
 from sentiment_core.model import bundle
 from sentiment_core.runtime import hardware
 
 SCRIPT = Path(__file__).parent.parent / "jobs" / "score.py"
-TOGETHER = "both"
+NAMES = ("first", "second", "third", "fourth")
+TOGETHER = "together"
 
 
 @dataclass(frozen=True)
 class SeveralModelsSettings:
     """Settings of `several_models.py`."""
 
-    model: str = setting("runs/demo/bundle", "first model: a folder", "MODEL")
-    second: str | None = setting(None, "second model; default: the first one again", "MODEL")
+    models: tuple[str, ...] = setting(("runs/demo/bundle",) * 2, "two to four models: folders", "A,B")
     text: str = setting("runs/demo/corpus", "Parquet with the texts: a file or folder; few texts are repeated", "P")
     text_column: str = setting("text", "column with the text")
     rows: int = setting(4_000, "texts to score")
@@ -44,11 +44,14 @@ class SeveralModelsSettings:
     name: str = setting("several_models", "name of the file in benchmarks/results/")
     results: str = setting(str(RESULTS), "folder for the JSON file", "DIR")
 
+    def __post_init__(self) -> None:
+        check(2 <= len(self.models) <= len(NAMES), "models", ",".join(self.models), "two to four models")
+
 
 def main() -> int:
     """Run the benchmark, print its figures and write its report."""
     settings = parse(SeveralModelsSettings, __doc__)
-    models = {"first": settings.model, "second": settings.second or settings.model}
+    models = dict(zip(NAMES, settings.models, strict=False))
     commands = {**models, TOGETHER: ",".join(f"{name}={path}" for name, path in models.items())}
     with tempfile.TemporaryDirectory() as folder:
         write_shards(settings, Path(folder, "in"))
@@ -115,9 +118,10 @@ def summarize(settings: SeveralModelsSettings, runs: dict[str, list[dict[str, fl
 
 def print_report(report: dict) -> None:
     """Print a line for each part of the time."""
-    print(f"{'':28}{'first':>10}{'second':>10}{'sum':>10}{TOGETHER:>10}{'of the sum':>12}")
+    names = [name for name in report["seconds"] if name != TOGETHER]
+    print(f"{'':28}" + "".join(f"{name:>10}" for name in (*names, "sum", TOGETHER)) + f"{'of the sum':>12}")
     for part, together in report["seconds"][TOGETHER].items():
-        seconds = [report["seconds"][name][part] for name in ("first", "second")]
+        seconds = [report["seconds"][name][part] for name in names]
         ratio = report["of the sum"].get(part, float("nan"))
         print(
             f"{part:28}" + "".join(f"{value:10.2f}" for value in (*seconds, sum(seconds), together)) + f"{ratio:12.2f}"

@@ -143,6 +143,7 @@ def _make_service(settings: ServeSettings) -> Any:
             cluster.check_assigned_gpu()
             self.model = ServedModel(ray.get(files), threads, settings.min_confidence, settings.precision)
             self.batcher = MicroBatcher(lambda requests: self.model.answer(requests))
+            self.explaining = asyncio.Semaphore(1)  # else many would stand before texts to score
             if models:
                 threading.Thread(target=self.follow_current, args=(models, path, threads), daemon=True).start()
 
@@ -179,7 +180,8 @@ def _make_service(settings: ServeSettings) -> Any:
             if len(text) > EXPLAINED_CHARACTERS:
                 raise HTTPException(422, f"text has more than {EXPLAINED_CHARACTERS} characters")
             check_rate(request, min(EXPLAINED_WORDS, 1 + len(text.split())))
-            return await asyncio.to_thread(self.model.explain, text)
+            async with self.explaining:
+                return await asyncio.to_thread(self.model.explain, text)
 
         @app.get("/healthz")
         async def health(self) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """Limit what a client may send: bytes in a request, texts a second."""
 
+import asyncio
+import json
 import time
 from typing import Any
 
 MAX_CLIENTS = 10_000  # whose rates are remembered
 BURST_S = 2  # seconds of the rate that a client may send at once
+BODY_S = 30.0  # for a body to arrive: a request that waits for it takes one of the places that there are
 
 
 class RateLimiter:
@@ -30,7 +33,7 @@ class RateLimiter:
 
 
 class BodySizeLimit:
-    """ASGI middleware that answers 413 as soon as a body turns out larger than `max_bytes`."""
+    """ASGI middleware that answers 413 as soon as a body turns out larger than `max_bytes`, and 408 if it is late."""
 
     def __init__(self, app: Any, max_bytes: int) -> None:
         """Wrap the ASGI application `app`."""
@@ -40,15 +43,15 @@ class BodySizeLimit:
         """Read the body, then pass the request on or refuse it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return None  # the client has disconnected
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                return await self._refuse(send)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await self._read(receive)
+        except TimeoutError:
+            return await _refuse(send, 408, f"the body did not arrive within {BODY_S:g} seconds")
+        if body is None:
+            return None
+        if len(body) > self.max_bytes:
+            return await _refuse(send, 413, f"more than {self.max_bytes} bytes")
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> dict:
@@ -56,8 +59,20 @@ class BodySizeLimit:
 
         return await self.app(scope, replay, send)
 
-    async def _refuse(self, send: Any) -> None:
-        content = b'{"detail": "more than %d bytes"}' % self.max_bytes
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+    async def _read(self, receive: Any) -> bytes | None:
+        """Read the body, of one that is too large only the beginning; None if the client has disconnected."""
+        body, more = b"", True
+        while more and len(body) <= self.max_bytes:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        return body
+
+
+async def _refuse(send: Any, status: int, reason: str) -> None:
+    content = json.dumps({"detail": reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

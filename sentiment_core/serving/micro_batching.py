@@ -3,7 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 MAX_BATCH_TEXTS = 256  # from which on no further request is added to a batch
 
@@ -23,11 +24,12 @@ class MicroBatcher(Generic[Answer]):
             compute: Returns an answer for the texts of each request; called in a thread, one call at a time.
         """
         self._compute = compute
+        self._thread = ThreadPoolExecutor(1, "batches")  # its own: others may wait in those of the event loop
         self._queue: deque[tuple[list[str | None], asyncio.Future[Answer]]] = deque()
         self._task: asyncio.Task | None = None
 
     async def __call__(self, texts: list[str | None]) -> Answer:
-        """Wait for the answer to a request. Raises what `compute` raises for its batch."""
+        """Wait for the answer to a request. Raises what `compute` raises for it."""
         answer = asyncio.get_running_loop().create_future()
         self._queue.append((texts, answer))
         if self._task is None:
@@ -38,17 +40,19 @@ class MicroBatcher(Generic[Answer]):
     async def _empty_queue(self) -> None:
         while self._queue:
             requests, futures = self._next_batch()
-            try:
-                answers = await asyncio.to_thread(self._compute, requests)
-            except Exception as error:
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for future, answer in zip(futures, answers, strict=True):
+            for future, answer in zip(futures, await self._answer(requests), strict=True):
                 if not future.done():
-                    future.set_result(answer)
+                    (future.set_exception if isinstance(answer, Exception) else future.set_result)(answer)
         self._task = None
+
+    async def _answer(self, requests: list[list[str | None]]) -> Sequence[Any]:
+        """Compute requests together; if that fails, each alone. Returns an answer or an exception for each."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, requests)
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+            return [(await self._answer([request]))[0] for request in requests]
 
     def _next_batch(self) -> tuple[list[list[str | None]], list[asyncio.Future[Answer]]]:
         """Take requests from the queue, without those whose client has disconnected."""

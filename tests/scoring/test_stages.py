@@ -77,7 +77,7 @@ def test_a_unit_that_cannot_be_computed_leaves_the_others_alone(plan, guard, sta
     plan = plan_folder(plan.settings.model, tmp_path / "corpus", tmp_path / "out")
     table = tokenized(plan, guard)
     expected = TaskTable(stage(table))
-    awful = TaskTable(table).tokens("").take(np.array([3])).ids[1]
+    awful = TaskTable(table).tokens("").select(np.array([3])).lists.ids[1]
 
     def refuse(module, inputs):
         if (inputs[0] == awful).any():

@@ -38,3 +38,23 @@ def test_a_body_is_refused_as_soon_as_it_is_too_large():
     chunks[:], sent[:] = [b"123", b"45"], []
     asyncio.run(BodySizeLimit(echo, max_bytes=8)({"type": "http"}, receive, send))
     assert sent == [{"type": "http.request", "body": b"12345", "more_body": False}]
+
+
+def test_a_body_that_does_not_arrive_is_refused(monkeypatch):
+    monkeypatch.setattr(limits, "BODY_S", 0.05)
+    begun, sent = [{"type": "http.request", "body": b"{", "more_body": True}], []
+
+    async def receive() -> dict:
+        if begun:
+            return begun.pop()
+        return await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    async def never(scope: dict, receive: Callable, send: Callable) -> None:
+        raise AssertionError("a request without its body was passed on")
+
+    asyncio.run(BodySizeLimit(never, max_bytes=8)({"type": "http"}, receive, send))
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"]) == {"detail": "the body did not arrive within 0.05 seconds"}

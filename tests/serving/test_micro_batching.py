@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from sentiment_core.serving import micro_batching
 from sentiment_core.serving.micro_batching import MicroBatcher
@@ -32,7 +33,21 @@ def test_waiting_requests_are_computed_together_except_those_of_disconnected_cli
         return [*answers, await batcher(["later"])]
 
     a, b, gone, c, bad, e, later = asyncio.run(play())
-    assert calls == [[["a"]], [["b"], ["c", "d"]], [["bad"], ["e"]], [["later"]]]
-    assert [a, b, c, later] == [{"texts": texts} for texts in (["a"], ["b"], ["c", "d"], ["later"])]
+    assert calls == [[["a"]], [["b"], ["c", "d"]], [["bad"], ["e"]], [["bad"]], [["e"]], [["later"]]]
+    assert [a, b, c, e, later] == [{"texts": texts} for texts in (["a"], ["b"], ["c", "d"], ["e"], ["later"])]
     assert isinstance(gone, asyncio.CancelledError)
-    assert [str(error) for error in (bad, e)] == ["bad", "bad"]
+    assert str(bad) == "bad"  # and nothing for the request that came with it
+
+
+def test_texts_are_computed_while_all_threads_of_the_event_loop_wait():
+    may_finish = threading.Event()
+
+    async def play() -> dict:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        waiting = asyncio.create_task(asyncio.to_thread(may_finish.wait, 60))
+        answer = await asyncio.wait_for(MicroBatcher(lambda requests: [{"texts": requests[0]}])(["a"]), 30)
+        may_finish.set()
+        assert await waiting
+        return answer
+
+    assert asyncio.run(play()) == {"texts": ["a"]}
