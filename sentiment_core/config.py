@@ -207,7 +207,10 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 
 def _plain_value(value: Any) -> Any:
-    """Return a Python value as YAML would give it: paths as text, sequences as lists, numpy's numbers as Python's."""
+    """Return a Python value as YAML would give it.
+
+    Paths are text, sequences and arrays lists, and numpy's numbers Python's.
+    """
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, tuple):
@@ -216,6 +219,8 @@ def _plain_value(value: Any) -> Any:
         return {name: _plain_value(item) for name, item in value.items()}
     if isinstance(value, str | bool | int | float | list | None):
         return value
+    if getattr(value, "ndim", 0):  # numpy's arrays, and the columns of pandas
+        return [_plain_value(item) for item in value.tolist()]
     return value.item() if hasattr(value, "item") else value
 
 

@@ -2,15 +2,26 @@
 
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from sentiment_core.analysis.sample import SampleSettings
-from sentiment_core.config import command_line, parse
+from sentiment_core.config import command_line, from_keywords, parse
 from sentiment_core.errors import UserError
 from sentiment_core.scoring.settings import ScoreSettings
 from sentiment_core.training.settings import TrainSettings
 
 NEEDED = ["--data", "d.csv", "--model", "m", "--out", "o"]
+
+
+def test_arrays_and_columns_of_pandas_are_lists():
+    keep = ("id", "day")
+    for names in (pd.Index(keep), pd.Series(keep), np.array(keep)):
+        settings = from_keywords(ScoreSettings, "score", {"model": "m", "input": "i", "out": "o", "keep": names})
+        assert settings.keep == keep
+    settings = from_keywords(ScoreSettings, "score", {"model": "m", "input": "i", "out": "o", "limit": np.int64(3)})
+    assert settings.limit == 3
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):

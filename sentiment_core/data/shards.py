@@ -170,7 +170,7 @@ def plan(
         raise unusable or UserError(
             f"--input {path} holds no readable Parquet file: {failed[0].source}: {failed[0].reason}"
         )
-    _check_outputs_differ(units)
+    _check_outputs(units)
     column_types = differences.unify_nulls(lambda name, paths: _has_only_nulls(root, name, paths))
     return Corpus(root, units, failed, differences.describe(), column_types, data.describe_unread(), data.table)
 
@@ -321,10 +321,15 @@ def limit_rows(corpus: Corpus, rows: int) -> Corpus:
     return replace(corpus, units=units)
 
 
-def _check_outputs_differ(units: list[Unit]) -> None:
-    """Refuse two shards whose scored rows would be one file. Raises `UserError`."""
+def _check_outputs(units: list[Unit]) -> None:
+    """Refuse two shards whose scored rows would be one file, and one whose would be hidden. Raises `UserError`."""
     sources: dict[str, str] = {}
     for unit in units:
+        if files.is_hidden(unit.output):
+            raise UserError(
+                f"{unit.source} has a name that readers of Parquet folders pass over, and so would its output; rename "
+                "it, so that it begins with neither _ nor a dot"
+            )
         source = sources.setdefault(unit.output, unit.source)
         if source != unit.source:
             raise UserError(f"{source} and {unit.source} would both be scored into {unit.output}; rename one of them")

@@ -24,6 +24,7 @@ from sentiment_core.scoring.task_table import CLASSIFY
 from sentiment_core.scoring.tidy import Tidied, delete_replaced
 
 OUTPUT_BYTES_PER_ROW = 80  # at most, by each model and without kept columns; for the check of disk space
+PROBABILITY_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def _describe_other_run(plan: ScorePlan) -> str:
 def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
     """Check disk, cluster and folders, and return how many actors to start on what. Raises UserError."""
     folder = plan.output_folder
-    preflight.check_space(folder, OUTPUT_BYTES_PER_ROW * plan.rows_to_score * len(plan.models))
+    probabilities = sum(len(model.info.labels) for model in plan.opened.values()) if plan.run.probabilities else 0
+    row_bytes = OUTPUT_BYTES_PER_ROW * len(plan.models) + PROBABILITY_BYTES * probabilities
+    preflight.check_space(folder, row_bytes * plan.rows_to_score)
     workers = 0
     kind: DeviceKind = "CPU"
     if plan.units_to_score:

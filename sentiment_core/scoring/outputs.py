@@ -167,7 +167,7 @@ def read_outputs(
     that columns should have.
     """
 
-    def read(stamp: FileStamp) -> Output:
+    def read(stamp: FileStamp) -> Output | None:
         try:
             metadata = shards.read_metadata(folder, stamp.path, stamp.size)
             footer = metadata.metadata or {}
@@ -187,12 +187,14 @@ def read_outputs(
                 last_column == origin.run.text_hash_column,  # an input's own column of that name stands before others
                 tuple(json.loads(footer.get(REPLACED_KEY, b"[]"))),
             )
+        except FileNotFoundError:  # another run has deleted it since
+            return None
         except Exception:  # a file of others, or a damaged one, may hold anything
             return Output(stamp.path, stamp.mtime_ns)
 
     stamps = files.list_files(folder, SUFFIXES) if storage.exists(folder) else []
     existing = storage.map_in_threads(read, [stamp for stamp in stamps if stamp.mtime_ns >= since_ns])
-    return (output for output in existing if output.mtime_ns >= since_ns)
+    return (output for output in existing if output and output.mtime_ns >= since_ns)
 
 
 def read_origin(folder: str, path: str) -> Origin | None:

@@ -1,5 +1,6 @@
 """Which files at a path are data: one rule, whatever the names and links."""
 
+import contextlib
 import os
 
 import pytest
@@ -28,6 +29,32 @@ def test_hidden_names_are_no_data_but_partitions_are(tmp_path):
     assert paths(data) == ["_year=2024/f.parquet", "a.parquet"]
     assert data.describe_unread() == []
     assert [stamp.path for stamp in files.list_files(str(tmp_path), PARQUET)] == paths(data)
+
+
+def test_what_vanishes_while_a_folder_is_listed_is_not_there(tmp_path, monkeypatch):
+    """A writer renames its draft, and a folder is deleted."""
+    touch(tmp_path, "a.parquet", "b.parquet.tmp", "day=1/c.parquet", "day=2/d.parquet")
+    scandir = os.scandir
+
+    class Vanishing:
+        def __init__(self, entry):
+            self.entry = entry
+
+        def __getattr__(self, name):
+            return getattr(self.entry, name)
+
+        def stat(self):
+            raise FileNotFoundError(self.entry.path)
+
+    @contextlib.contextmanager
+    def scan(path):
+        if path.endswith("day=1"):
+            raise FileNotFoundError(path)
+        with scandir(path) as entries:
+            yield [Vanishing(entry) if entry.name == "b.parquet.tmp" else entry for entry in entries]
+
+    monkeypatch.setattr(files.os, "scandir", scan)
+    assert paths(files.find_files(str(tmp_path), PARQUET)) == ["a.parquet", "day=2/d.parquet"]
 
 
 def test_files_with_other_endings_are_counted_and_named(tmp_path):

@@ -1,6 +1,8 @@
 """Requests that cannot be carried out: one sentence before any work, and nothing left behind."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +33,8 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
     refuse(["nowhere", "does not exist"], **good | {"input": tmp_path / "nowhere"})
     refuse(["'body'", "text, n", "--text-column"], **good | {"text_column": ("body",)})
     refuse(["'n'", "int64"], **good | {"text_column": ("n",)})
+    write_shard(source, "_hidden.parquet", {"text": ["good"]})
+    refuse(["_hidden.parquet has a name", "rename it"], **good | {"input": source / "_hidden.parquet"})
     refuse(["--workers 99 needs 99 CPUs", "Lower it"], **good | {"workers": 99})
     refuse(["overlap"], **good | {"out": source / "scored"})
     refuse(["overlap"], **good | {"out": tmp_path})
@@ -40,6 +44,17 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
     (out / "thesis.docx").write_text("mine")
     refuse(["is not empty"], **good)
     assert [path.name for path in out.iterdir()] == ["thesis.docx"]
+
+
+def test_probabilities_count_where_a_disk_is_small(in_process, tiny_bundle, tmp_path, monkeypatch):
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["good"] * 10})
+    space = os.statvfs(tmp_path)
+    free = {"f_bavail": 10 * 80, "f_frsize": 1}
+    monkeypatch.setattr(preflight.os, "statvfs", lambda path: SimpleNamespace(**free, f_files=space.f_files))
+    with pytest.raises(UserError, match="GB free and about"):
+        score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True)
+    assert not (tmp_path / "out").exists()
+    assert score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out").summary["complete"]
 
 
 @pytest.mark.parametrize(
