@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from sentiment_core.data.origin import DataOrigin, DroppedRows
+from sentiment_core.model.confusion import describe_confusion
 
 Head = Literal["standard", "mlp"]  # see `classifier`
 BundleHead = Literal[Head, "cascade"]  # the models of a cascade have heads of their own
 LEAST_INT8_AGREEMENT = 0.995  # of the labels of 8 bits with those of float32
-SHOWN_LABELS = 20  # for which the confusion matrix is printed
-SHOWN_PAIRS = 10  # of labels that are confused, printed where there are more
 ProblemType = Literal["single_label_classification", "multi_label_classification"]  # as transformers names them
 
 
@@ -118,33 +117,8 @@ class Metrics(LabelledRowsMetrics):
     mae: float | None = None  # of ordinal labels: by how many labels the prediction is off, on average
 
     def table(self) -> list[str]:
-        """Return the lines of the confusion matrix; of many labels, those that are confused most often."""
-        if len(self.labels) > SHOWN_LABELS:
-            return self._most_confused()
-        corner = "true \\ predicted"
-        width = max(len(name) for name in [*self.labels, corner])
-        widths = [max(9, len(name)) for name in self.labels]
-        return [
-            " ".join(
-                [f"{corner:>{width}}", *(f"{name:>{own}}" for name, own in zip(self.labels, widths, strict=True))]
-            ),
-            *(
-                " ".join([f"{name:>{width}}", *(f"{count:{own},}" for count, own in zip(counts, widths, strict=True))])
-                for name, counts in zip(self.labels, self.confusion, strict=True)
-            ),
-        ]
-
-    def _most_confused(self) -> list[str]:
-        """Return a line for each of the pairs of labels that are confused most often."""
-        pairs = [
-            (count, self.labels[true], self.labels[predicted])
-            for true, counts in enumerate(self.confusion)
-            for predicted, count in enumerate(counts)
-            if count and true != predicted
-        ]
-        most = sorted(pairs, key=lambda pair: -pair[0])[:SHOWN_PAIRS]
-        lines = [f"{count:,} rows of {true} are taken for {predicted}" for count, true, predicted in most]
-        return [*lines, f"of {len(self.labels):,} labels; the confusion matrix is among the metrics as JSON"]
+        """Return the lines of the confusion matrix."""
+        return describe_confusion(self.labels, self.confusion)
 
     def find_constant_answer(self) -> str:
         """Describe the label that is right as often as the model; empty if there is none."""
