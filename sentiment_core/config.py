@@ -219,9 +219,9 @@ def _plain_value(value: Any) -> Any:
         return {name: _plain_value(item) for name, item in value.items()}
     if isinstance(value, str | bool | int | float | list | None):
         return value
-    if getattr(value, "ndim", 0):  # numpy's arrays, and the columns of pandas
+    if getattr(value, "ndim", 0) and hasattr(value, "tolist"):  # numpy's arrays, and the columns of pandas
         return [_plain_value(item) for item in value.tolist()]
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
 
 
 def _load_yaml(text: str) -> tuple[Any, Any]:

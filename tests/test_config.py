@@ -20,8 +20,10 @@ def test_arrays_and_columns_of_pandas_are_lists():
     for names in (pd.Index(keep), pd.Series(keep), np.array(keep)):
         settings = from_keywords(ScoreSettings, "score", {"model": "m", "input": "i", "out": "o", "keep": names})
         assert settings.keep == keep
-    settings = from_keywords(ScoreSettings, "score", {"model": "m", "input": "i", "out": "o", "limit": np.int64(3)})
-    assert settings.limit == 3
+    given = {"model": "m", "input": "i", "out": "o"}
+    with pytest.raises(UserError, match="keep"):
+        from_keywords(ScoreSettings, "score", given | {"keep": pd.DataFrame({"id": [1]})})
+    assert from_keywords(ScoreSettings, "score", given | {"limit": np.int64(3)}).limit == 3
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):

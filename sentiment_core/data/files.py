@@ -161,28 +161,20 @@ class _LocalWalk:
                 self.links.append(folder)
                 continue
             self._entered.add(real_folder)
-            # what others delete or rename meanwhile is not there; the folder that is listed must be
-            with contextlib.suppress(FileNotFoundError) if folder else contextlib.nullcontext():
-                folders_ahead += self._list(folder, real_folder)
-
-    def _list(self, folder: str, real_folder: str) -> list[tuple[str, str]]:
-        """Take the files of a folder; return the relative and real paths of the folders in it."""
-        folders_ahead = []
-        with os.scandir(real_folder) as entries:
-            for entry in entries:
-                name = entry.name if entry.name.isascii() else os.fsencode(entry.name).decode(errors="replace")
-                path = f"{folder}/{name}" if folder else name
-                if is_hidden(name):
-                    if entry.is_dir():
-                        self.hidden_folders.append(path)
-                elif entry.is_symlink():
-                    self._links_ahead.append((path, os.path.realpath(entry.path)))
-                elif entry.is_dir():
-                    folders_ahead.append((path, entry.path))
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._take(path, entry.stat())
-        return folders_ahead
+            with os.scandir(real_folder) as entries:
+                for entry in entries:
+                    name = entry.name if entry.name.isascii() else os.fsencode(entry.name).decode(errors="replace")
+                    path = f"{folder}/{name}" if folder else name
+                    if is_hidden(name):
+                        if entry.is_dir():
+                            self.hidden_folders.append(path)
+                    elif entry.is_symlink():
+                        self._links_ahead.append((path, os.path.realpath(entry.path)))
+                    elif entry.is_dir():
+                        folders_ahead.append((path, entry.path))
+                    else:
+                        with contextlib.suppress(FileNotFoundError):  # it was renamed or deleted meanwhile
+                            self._take(path, entry.stat())
 
     def _follow(self, path: str, target: str) -> None:
         """Take the file that a link leads to, unless it was met."""

@@ -97,7 +97,7 @@ class Engine:
         try:
             selected = selection.select_as_noted(choices.get(self.chip, ""), possible, length, select)
         except BackendUnavailable as error:
-            if precision == "auto":
+            if precision == "auto" or backend is not None:
                 raise
             raise UserError(
                 f"--precision {precision}: the model does not come out right in it here ({error}). "

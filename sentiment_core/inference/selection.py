@@ -354,6 +354,8 @@ def _rates(inputs: BackendInputs, choices: Sequence[Choice], mean_length: int) -
         key["int8_layers"] = sorted(inputs.int8_layers)
     try:
         return measurements.remember(key, measure)
+    except timing.LackedMemory as error:  # which is not remembered
+        return error.rates
     except Exception:  # an encoder that cannot be cut, or memory that ran out: the choices are tried in their order
         return {}
 

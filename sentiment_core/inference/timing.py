@@ -52,6 +52,14 @@ class Choice:
         return f"{self.backend} {self.number_type}{', threads sharing batches' if self.shares_batches else ''}"
 
 
+class LackedMemory(MemoryError):
+    """Memory ran out while choices were measured."""
+
+    def __init__(self, rates: dict[str, float]) -> None:
+        super().__init__("memory ran out while choices were measured")
+        self.rates = rates  # tokens per second of those that ran
+
+
 def race(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Run each of `runs` a few times, in turn; return the least seconds of each, without those that fail."""
     seconds: dict[str, float] = {}
@@ -78,7 +86,7 @@ def race(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 def measure(make: Callable[[Choice], Backend], choices: Sequence[Choice], tokens: TokenLists) -> dict[str, float]:
     """Measure the tokens per second of each choice, by its text; leave out those that fail.
 
-    Raises `MemoryError` where memory ran out, which says nothing of a choice: another process may hold it.
+    Raises `LackedMemory`, which holds the others, where memory ran out: another process may hold it now.
     """
     backends = functools.cache(make)
     lacked_memory = False
@@ -93,9 +101,10 @@ def measure(make: Callable[[Choice], Backend], choices: Sequence[Choice], tokens
             raise
 
     seconds = race({str(choice): functools.partial(compute, choice) for choice in choices})
+    rates = {name: len(tokens.ids) / least for name, least in seconds.items()}
     if lacked_memory:
-        raise MemoryError("memory ran out while choices were measured")
-    return {name: len(tokens.ids) / least for name, least in seconds.items()}
+        raise LackedMemory(rates)
+    return rates
 
 
 def fastest_first(choices: Sequence[Choice], rates: Mapping[str, float]) -> list[Choice]:

@@ -53,7 +53,13 @@ def start_pool(name: str, threads: int, torch_threads: int) -> ThreadPoolExecuto
         all_started.wait()
 
     pool = ThreadPoolExecutor(threads, name)
-    for future in [pool.submit(start) for _ in range(threads)]:
-        future.result()
-    torch.set_num_threads(before)
+    try:
+        for future in [pool.submit(start) for _ in range(threads)]:
+            future.result()
+    except BaseException:  # the system allows no further thread
+        all_started.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool

@@ -93,9 +93,11 @@ def score(plan: ScorePlan, minutes: float | None = None) -> ScoreResult:
 def _describe_other_run(plan: ScorePlan) -> str:
     """Say that a run with other settings has taken the folder over, and may have written there; empty if none has."""
     try:
-        check_output_folder(plan.output_folder, plan.corpus, plan.run, lambda there: True)
+        _check_claim(plan)
     except UserError as error:
         return str(error)
+    except OSError:  # of the store: what this run has written is right all the same
+        return ""
     return ""
 
 
@@ -137,12 +139,7 @@ def claim_output_folder(plan: ScorePlan) -> RunFile:
 
     Raises UserError if another run claimed the folder.
     """
-    own_bundles = [plan.run.bundle, *plan.earlier_bundles]
-
-    def check() -> None:
-        check_output_folder(plan.output_folder, plan.corpus, plan.run, lambda there: there.bundle in own_bundles)
-
-    check()  # another run may have begun since planning
+    _check_claim(plan)  # another run may have begun since planning
     before = outputs.read_run_file(plan.output_folder) if storage.exists(plan.output_folder) else None
     choices = {name: _choices_of(name, digest, before) for name, digest in plan.run.bundles.items()}
     paths = {name: source.absolute(path) for name, path in plan.paths.items()}
@@ -150,8 +147,14 @@ def claim_output_folder(plan: ScorePlan) -> RunFile:
     version = table.version if table else None
     run_file = RunFile(plan.run, flatten(paths), plan.earlier_bundles, flatten(choices), version)
     outputs.write_run_file(plan.output_folder, run_file)
-    check()  # or just now
+    _check_claim(plan)  # or just now
     return run_file
+
+
+def _check_claim(plan: ScorePlan) -> None:
+    """Raise `UserError` if another run has claimed the output folder."""
+    own_bundles = [plan.run.bundle, *plan.earlier_bundles]
+    check_output_folder(plan.output_folder, plan.corpus, plan.run, lambda there: there.bundle in own_bundles)
 
 
 def _choices_of(name: str, digest: str, before: RunFile | None) -> dict[str, str]:

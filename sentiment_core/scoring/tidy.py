@@ -4,6 +4,7 @@ Until then a reader sees some rows twice, and misses none. A run that is killed 
 one does, since the files themselves tell what is to go.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -117,44 +118,38 @@ def _was_found_again(plan: ScorePlan, path: str, others: Iterable[str]) -> bool:
 
     A row is its text with the kept columns that both outputs have: the same text with another id is another row.
     """
-    try:
+    hash_column = plan.run.text_hash_column
+    with contextlib.suppress(Exception):  # one that is gone or damaged may raise anything: the output stays
         rows = _read_rows(plan, path)
         for output in others:
-            hashes = _read_hashes(plan, output)
-            if pc.any(pc.is_in(hashes, value_set=rows[plan.run.text_hash_column].combine_chunks())).as_py():
-                rows = _subtract(rows, _read_rows(plan, output))
+            with contextlib.suppress(Exception):
+                hashes = outputs.read_output(plan.output_folder, output, [hash_column])[hash_column]
+                is_shared = pc.is_in(hashes, value_set=rows[hash_column].combine_chunks())
+                if pc.any(is_shared).as_py():
+                    rows = _subtract(rows, _read_rows(plan, output).filter(is_shared))
             if not rows.num_rows:
                 return True
-    except Exception:  # one that is gone or damaged may raise anything: the output stays
-        return False
     return False
 
 
-def _read_hashes(plan: ScorePlan, path: str) -> pa.Array:
-    column = plan.run.text_hash_column
-    return outputs.read_output(plan.output_folder, path, [column])[column].combine_chunks()
-
-
 def _read_rows(plan: ScorePlan, path: str) -> pa.Table:
-    """Read the texts' hashes and the kept columns of an output."""
+    """Read the texts' hashes and the kept columns of an output, the texts left out."""
     table = outputs.read_output(plan.output_folder, path)
-    return table.drop_columns([name for name in plan.run.scored_columns if name in table.column_names])
+    left_out = (*plan.run.scored_columns, *plan.run.text_columns)
+    return table.drop_columns([name for name in left_out if name in table.column_names])
 
 
 def _subtract(rows: pa.Table, others: pa.Table) -> pa.Table:
     """Leave out the rows that are among others, each as often as it is there, by the columns that both have."""
-    codes = [
-        _encode(pa.chunked_array([*rows[name].chunks, *others[name].cast(rows[name].type).chunks], rows[name].type))
-        for name in rows.column_names
-        if name in others.column_names
-    ]
-    numbers = np.unique(np.stack(codes, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    names = [name for name in rows.column_names if name in others.column_names]
+    both = pa.concat_tables([rows.select(names), others.select(names)], promote_options="permissive")
+    codes = np.stack([_encode(both[name]) for name in names], axis=1)
+    numbers = np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
     own, there = numbers[: rows.num_rows], numbers[rows.num_rows :]
     order = np.argsort(own, kind="stable")
-    starts = np.searchsorted(own[order], own)  # of equal rows
     repetition = np.empty_like(own)  # how many equal ones stand before
     repetition[order] = np.arange(len(own))
-    repetition -= starts
+    repetition -= np.searchsorted(own[order], own)
     return rows.filter(pa.array(repetition >= np.bincount(there, minlength=numbers.max() + 1)[own]))
 
 
@@ -162,7 +157,7 @@ def _encode(column: pa.ChunkedArray) -> np.ndarray:
     """Return a number for each value of a column, the same for equal ones, (rows,) int32."""
     if is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if is_nested(column.type):
+    if is_nested(column.type) or isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([pa.array(map(repr, column.to_pylist()), pa.string())])
     return pc.dictionary_encode(column.combine_chunks(), null_encoding="encode").indices.to_numpy()
 

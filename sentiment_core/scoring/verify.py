@@ -6,10 +6,12 @@ If asked to, rows are scored again and compared with what was written.
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
+
+import pyarrow.parquet as pq
 
 from sentiment_core.config import REQUIRED, check, setting
 from sentiment_core.data import columns, files
@@ -23,7 +25,7 @@ from sentiment_core.runtime.failures import describe_error
 from sentiment_core.runtime.storage import FileStamp
 from sentiment_core.scoring import content, outputs
 from sentiment_core.scoring.outputs import Output
-from sentiment_core.scoring.records import RunFile, UnitOrigin, may_stand_beside
+from sentiment_core.scoring.records import Run, RunFile, UnitOrigin, may_stand_beside
 
 SHOWN_FINDINGS = 20  # of a kind in the report
 FAULTS = ("missing", "doubled", "stale", "orphaned", "damaged", "foreign", "different")
@@ -163,23 +165,25 @@ def verify(settings: VerifySettings, since_ns: int = 0, planned: Corpus | None =
         rescoring = Rescoring.load(folder, settings.model)
     findings = Findings()
     if planned:
-        shards, table = _planned_shards(planned), planned.table
+        shards, table, root = _planned_shards(planned), planned.table, planned.root
     else:
         data = files.find_files(settings.input, corpus.SUFFIXES, run_file.input_version if run_file else None)
         shards = _current_shards(data, run_file, settings.limit)
-        findings.not_read, table = data.describe_unread(), data.table
+        findings.not_read, table, root = data.describe_unread(), data.table, data.root
     existing = list(outputs.read_outputs(folder))
     faults = _check_contents(folder, [output for output in existing if output.mtime_ns >= since_ns])
     by_source = _group_by_source(findings, existing, run_file)
-    failed, noted_ns = _read_failures(folder)
+    failed = _read_failed_shards(folder)
     for shard in shards:
         if isinstance(shard, FailedShard):
             findings.unreadable.append(f"{shard.source}: {shard.reason}")
             by_source.pop(shard.source, None)
         else:
             findings.rows_in += shard.rows
-            reason = failed.get(shard.stamp.path, "") if shard.stamp.mtime_ns < noted_ns else ""
-            _check_shard(findings, faults, shard, by_source.pop(shard.stamp.path, []), reason)
+            source = shard.stamp.path
+            run = run_file.run if run_file and source in failed else None
+            find_obstacle = partial(_find_obstacle, root, run, source)
+            _check_shard(findings, faults, shard, by_source.pop(source, []), find_obstacle)
     shared = {path for output in existing for path in output.replaced}
     for source, orphans in by_source.items():
         findings.orphaned += [
@@ -249,34 +253,60 @@ def _current_shards(
         yield ExpectedShard(shard.stamp, rows, rows > 0 or limit is None, shard.footer_hash)
 
 
-def _read_failures(folder: str) -> tuple[dict[str, str], int]:
-    """Return why shards failed in the last run, by source, and when that was noted.
-
-    Footers do not tell: a shard may have a damaged page, or texts that the model gives no numbers for.
-    """
+def _read_failed_shards(folder: str) -> set[str]:
+    """Return the shards that failed in the last run, as its summary says."""
     try:
         summary = json.loads(storage.read_file(storage.join(folder, outputs.SUMMARY_FILE)))
-        noted_ns = storage.read_stamp(folder, outputs.SUMMARY_FILE).mtime_ns
-        return {shard["source"]: shard["reason"] for shard in summary["failed_shards"]}, noted_ns
-    except (OSError, UserError, ValueError, KeyError, TypeError):  # no run has ended
-        return {}, 0
+        return {shard["source"] for shard in summary["failed_shards"]}
+    except (OSError, ValueError, KeyError, TypeError):  # no run has ended
+        return set()
+
+
+def _find_obstacle(root: str, run: Run | None, source: str, start: int, stop: int) -> str:
+    """Return why rows of a shard cannot be read; empty if they can be. A footer does not tell of damaged pages.
+
+    `run`: the last one, if the shard failed in it; None: nothing is read.
+    """
+    if run is None:
+        return ""
+    try:
+        filesystem, inner_path = storage.locate(corpus.place_of(root, source))
+        with filesystem.open_input_file(inner_path) as stream:
+            file = pq.ParquetFile(stream)
+            names = [*run.text_columns, *columns.kept_columns(file.schema_arrow, run.text_columns, run.keep)]
+            first = 0
+            for i in range(file.num_row_groups):
+                last = first + file.metadata.row_group(i).num_rows
+                if first < stop and last > start:
+                    file.read_row_group(i, columns=names)
+                first = last
+    except Exception as error:  # a damaged file may raise anything
+        return describe_error(error)
+    return ""
 
 
 def _check_shard(
-    findings: Findings, faults: dict[str, str], shard: ExpectedShard, existing: list[Output], failure: str
+    findings: Findings,
+    faults: dict[str, str],
+    shard: ExpectedShard,
+    existing: list[Output],
+    find_obstacle: Callable[[int, int], str],
 ) -> None:
     """Check that a shard's outputs cover its rows without gap or overlap, and have no `faults` (by path).
 
-    `failure`: why the last run did not score all of it; empty: it did.
+    `find_obstacle`: returns why the rows from one to another cannot be read; empty if they can be.
     """
     stamp, rows = shard.stamp, shard.rows
 
-    def note_missing(missing: str) -> None:
-        line = f"{stamp.path}: {missing}"
-        (findings.unreadable if failure else findings.missing).append(f"{line}: {failure}" if failure else line)
+    def note_missing(start: int, stop: int) -> None:
+        line = f"{stamp.path}: " + (f"rows {start} to {stop - 1}" if existing else f"all {rows} rows")
+        if obstacle := find_obstacle(start, stop):
+            findings.unreadable.append(f"{line}: {obstacle}")
+        else:
+            findings.missing.append(line)
 
     if not existing and shard.needs_output:
-        note_missing(f"all {rows} rows")
+        note_missing(0, rows)
     units = [(output, output.origin.unit) for output in existing if output.origin]
     current: list[tuple[Output, UnitOrigin]] = []
     stale: list[tuple[Output, UnitOrigin]] = []
@@ -293,12 +323,12 @@ def _check_shard(
         if stop > rows and current:
             findings.stale.append(f"{output.path}: holds rows from {rows} on, which are not asked for")
         if start > covered:
-            note_missing(f"rows {covered} to {start - 1}")
+            note_missing(covered, start)
         if start < covered and current:
             findings.doubled.append(f"{stamp.path}: rows {start} to {min(covered, stop) - 1}, again in {output.path}")
         covered = max(covered, stop)
     if existing and covered < rows:
-        note_missing(f"rows {covered} to {rows - 1}")
+        note_missing(covered, rows)
     remedy = "deletes it" if current and covered >= rows else "scores the input again and replaces it"
     findings.stale += [
         f"{output.path}: its input {stamp.path} has changed since it was scored; the next sentiment-core score {remedy}"

@@ -32,8 +32,8 @@ def test_hidden_names_are_no_data_but_partitions_are(tmp_path):
 
 
 def test_what_vanishes_while_a_folder_is_listed_is_not_there(tmp_path, monkeypatch):
-    """A writer renames its draft, and a folder is deleted."""
-    touch(tmp_path, "a.parquet", "b.parquet.tmp", "day=1/c.parquet", "day=2/d.parquet")
+    """A writer renames its draft. A folder must stay: without it, all of its rows would count as gone."""
+    touch(tmp_path, "a.parquet", "b.parquet.tmp", "day=1/c.parquet")
     scandir = os.scandir
 
     class Vanishing:
@@ -48,13 +48,17 @@ def test_what_vanishes_while_a_folder_is_listed_is_not_there(tmp_path, monkeypat
 
     @contextlib.contextmanager
     def scan(path):
-        if path.endswith("day=1"):
+        if path in gone:
             raise FileNotFoundError(path)
         with scandir(path) as entries:
             yield [Vanishing(entry) if entry.name == "b.parquet.tmp" else entry for entry in entries]
 
+    gone: list[str] = []
     monkeypatch.setattr(files.os, "scandir", scan)
-    assert paths(files.find_files(str(tmp_path), PARQUET)) == ["a.parquet", "day=2/d.parquet"]
+    assert paths(files.find_files(str(tmp_path), PARQUET)) == ["a.parquet", "day=1/c.parquet"]
+    gone.append(str(tmp_path / "day=1"))
+    with pytest.raises(UserError, match="cannot be listed"):
+        files.find_files(str(tmp_path), PARQUET)
 
 
 def test_files_with_other_endings_are_counted_and_named(tmp_path):

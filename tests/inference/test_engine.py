@@ -25,13 +25,14 @@ from transformers import (
 )
 
 from sentiment_core.errors import UserError
+from sentiment_core.inference import selection
 from sentiment_core.inference.backends import base
 from sentiment_core.inference.backends.base import BackendUnavailable, in_precision
 from sentiment_core.inference.backends.torch_packed import LEAST_STEP_TOKENS
 from sentiment_core.inference.backends.torch_padded import Padded
 from sentiment_core.inference.engine import Engine, NotFinite
+from sentiment_core.inference.timing import Choice
 from sentiment_core.model import bundle
-from sentiment_core.runtime import hardware
 from sentiment_core.text.token_lists import TokenLists
 from tests.conftest import make_bundle, random_lists
 
@@ -128,11 +129,11 @@ def test_the_padding_id_in_a_text_takes_no_position_where_a_family_does_not_coun
 def test_a_number_type_that_the_model_does_not_survive_is_refused(tiny_bundle, monkeypatch):
     model, info = bundle.load(tiny_bundle)
     model.encoder.encoder.layer[0].intermediate.dense.weight.data *= 1e6
-    monkeypatch.setattr(hardware, "number_types", lambda device: [torch.float16])
+    monkeypatch.setattr(selection, "list_choices", lambda *_: [Choice("torch", "float16")])
     with pytest.raises(
         UserError, match=r"--precision float16: the model does not come out right in it here \(its prob"
     ):
-        Engine(model, len(info.labels), 32, 1, "torch", on_cpu=True, precision="float16")
+        Engine(model, len(info.labels), 32, 1, on_cpu=True, precision="float16")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

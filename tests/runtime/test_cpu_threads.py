@@ -38,6 +38,23 @@ def test_no_more_threads_compute_than_a_container_has_cpus(four_threads, monkeyp
     assert cpu_threads.count_usable() == expected
 
 
+def test_a_pool_that_cannot_start_its_threads_leaves_none_waiting(four_threads, monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def refuse_the_second(thread: threading.Thread) -> None:
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        cpu_threads.start_pool("test", 3, 1)
+    started[0].join(60)
+    assert not started[0].is_alive()
+    assert torch.get_num_threads() == 4
+
+
 def test_a_pool_leaves_the_threads_of_others_their_number(four_threads):
     pool = cpu_threads.start_pool("test", 3, 1)
     all_there = threading.Barrier(3)

@@ -156,8 +156,12 @@ def test_another_bundle_chooses_anew(in_process, tiny_encoder, tiny_bundle, tmp_
     assert claim_output_folder(plan).computed_by == {}
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [({"min_confidence": 0.9}, "min_confidence: 0.9 there, 0.0 now"), ({"bundle": "b"}, "bundle: 'b' there")],
+)
 def test_a_run_whose_folder_another_one_took_over_does_not_call_it_complete(
-    in_process, tiny_bundle, tmp_path, monkeypatch
+    in_process, tiny_bundle, tmp_path, monkeypatch, other, words
 ):
     """Both began in an empty folder, and each looked before the other had written."""
     write_shard(tmp_path / "in", "a.parquet", {"text": ["good"]})
@@ -166,13 +170,13 @@ def test_a_run_whose_folder_another_one_took_over_does_not_call_it_complete(
 
     def take_over(*arguments):
         run_file = read_run_file(str(out))
-        outputs.write_run_file(str(out), replace(run_file, run=replace(run_file.run, min_confidence=0.9)))
+        outputs.write_run_file(str(out), replace(run_file, run=replace(run_file.run, **other)))
         commit(*arguments)
 
     monkeypatch.setattr(outputs, "commit", take_over)
     result = score_folder(tiny_bundle, tmp_path / "in", out)
     assert (result.exit_code, result.summary["complete"]) == (1, False)
-    assert "was made with other settings (min_confidence: 0.9 there, 0.0 now)" in result.summary["stopped"]
+    assert f"was made with other settings ({words}" in result.summary["stopped"]
     assert not (out / outputs.SUCCESS_FILE).exists()
 
 

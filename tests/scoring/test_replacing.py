@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -320,6 +321,31 @@ def test_a_text_with_another_id_is_another_row(in_process, tiny_bundle, root, ou
     write_shard(root, "late.parquet", {"id": [1], "text": ["ok"], "tags": [["a"]], "new": [0.5]})
     score_folder(tiny_bundle, root, out)
     assert names(out) == ["late.parquet", "tuesday.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_same"),
+    [
+        (pa.array([1, 2]), pa.array([1.0, 2.0, None]), True),
+        (pa.array([1, 2]), pa.array([1.0, 3.0, float("nan")]), False),
+        (pa.nulls(2), pa.array([None, None, 0.5]), True),
+        (pa.nulls(2), pa.array([0.5, None, None]), False),
+        (pa.array(["x", "y"]).dictionary_encode(), pa.array(["x", "y", "z"]), True),
+        (pa.array([1, 2]), pa.array(["1", "2", "3"]), False),
+        (pa.array([[1], None]), pa.array([[1], None, [2]]), True),
+    ],
+)
+def test_rows_are_the_same_by_their_values_whatever_the_types(
+    in_process, tiny_bundle, root, out, before, after, is_same
+):
+    """An output that holds none of the rows, and has other types, is looked at first."""
+    write_shard(root, "old.parquet", {"text": ["one", "two"], "value": before})
+    score_folder(tiny_bundle, root, out)
+    (root / "old.parquet").unlink()
+    write_shard(root, "a.parquet", {"text": ["one"], "value": [{"no": "number"}]})
+    write_shard(root, "b.parquet", {"text": ["one", "two", "three"], "value": after})
+    score_folder(tiny_bundle, root, out)
+    assert ("old.parquet" in names(out)) == (not is_same)
 
 
 def test_equal_rows_are_found_again_as_often_as_they_were_there(in_process, tiny_bundle, root, out):

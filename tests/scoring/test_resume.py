@@ -77,6 +77,15 @@ def test_shards_that_change_break_or_vanish(in_process, tiny_bundle, tmp_path, m
     assert sorted(line.partition(":")[0] for line in findings.unreadable) == [
         "damaged.parquet", "no.parquet", "short.parquet",
     ]  # fmt: skip
+    good = next(out.glob("good.*"))  # what can be read is missing, whatever the summary says
+    kept = good.read_bytes()
+    good.unlink()
+    summary = out / outputs.SUMMARY_FILE
+    summary.write_text(summary.read_text().replace('"source": "no.parquet"', '"source": "good.parquet"'))
+    findings = verify(settings)
+    assert findings.exit_code == 1
+    assert [line.partition(":")[0] for line in findings.missing] == ["good.parquet"]
+    good.write_bytes(kept)
 
     write_shard(root, "changed.parquet", {"text": [f"new {i}" for i in range(12)]})
     (root / "k=1" / "gone.parquet").unlink()
