@@ -4,7 +4,6 @@ Requests that arrive while the model is busy are computed together next. Bytes a
 so is how many requests wait. `sentiment-core score` is faster for many texts.
 """
 
-import asyncio
 import importlib.util
 import logging
 import socket
@@ -20,7 +19,7 @@ from sentiment_core.model import registry, source
 from sentiment_core.model.naming import refuse_names
 from sentiment_core.runtime import cluster, connection, preflight
 from sentiment_core.scoring.stream import LAST_CPUS, READ_CPUS
-from sentiment_core.serving.limits import BodySizeLimit, RateLimiter
+from sentiment_core.serving.limits import BodySizeLimit, RateLimiter, Turns
 from sentiment_core.serving.micro_batching import MicroBatcher
 from sentiment_core.serving.model import (
     EXPLAINED_CHARACTERS,
@@ -30,7 +29,7 @@ from sentiment_core.serving.model import (
     Results,
     ServedModel,
 )
-from sentiment_core.serving.settings import MAX_ONGOING_REQUESTS, ServeSettings
+from sentiment_core.serving.settings import MAX_EXPLAIN_REQUESTS, MAX_ONGOING_REQUESTS, ServeSettings
 
 APPLICATION = "sentiment-core"
 PAGE = "page.html"
@@ -143,7 +142,7 @@ def _make_service(settings: ServeSettings) -> Any:
             cluster.check_assigned_gpu()
             self.model = ServedModel(ray.get(files), threads, settings.min_confidence, settings.precision)
             self.batcher = MicroBatcher(lambda requests: self.model.answer(requests))
-            self.explaining = asyncio.Semaphore(1)  # else many would stand before texts to score
+            self.explaining = Turns(MAX_EXPLAIN_REQUESTS)  # else many would stand before texts to score
             if models:
                 threading.Thread(target=self.follow_current, args=(models, path, threads), daemon=True).start()
 
@@ -179,9 +178,11 @@ def _make_service(settings: ServeSettings) -> Any:
             text = self.read(body.text) or ""
             if len(text) > EXPLAINED_CHARACTERS:
                 raise HTTPException(422, f"text has more than {EXPLAINED_CHARACTERS} characters")
+            if self.explaining.is_full:
+                raise HTTPException(503, "too many texts wait to be explained; try again later", {"Retry-After": "1"})
             check_rate(request, min(EXPLAINED_WORDS, 1 + len(text.split())))
-            async with self.explaining:
-                return await asyncio.to_thread(self.model.explain, text)
+            async with self.explaining.wait():
+                return await self.model.explain(text, self.batcher.in_turn)
 
         @app.get("/healthz")
         async def health(self) -> dict[str, str]:

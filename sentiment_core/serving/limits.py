@@ -1,8 +1,10 @@
-"""Limit what a client may send: bytes in a request, texts a second."""
+"""Limit what a client may send: bytes in a request, texts a second, requests that wait for one another."""
 
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 MAX_CLIENTS = 10_000  # whose rates are remembered
@@ -30,6 +32,29 @@ class RateLimiter:
             self._buckets.clear()
         self._buckets[client] = (texts_left - texts if allowed else texts_left, now)
         return allowed
+
+
+class Turns:
+    """A queue of requests that have their turn one at a time."""
+
+    def __init__(self, most: int) -> None:
+        """Set up an empty queue that is full with `most` requests, the one that has its turn included."""
+        self._most, self._requests, self._turn = most, 0, asyncio.Lock()
+
+    @property
+    def is_full(self) -> bool:
+        """True if a further request should be refused."""
+        return self._requests >= self._most
+
+    @asynccontextmanager
+    async def wait(self) -> AsyncIterator[None]:
+        """Wait for the turn, which ends with the context. A request that is cancelled leaves the queue."""
+        self._requests += 1
+        try:
+            async with self._turn:
+                yield
+        finally:
+            self._requests -= 1
 
 
 class BodySizeLimit:
@@ -74,5 +99,7 @@ class BodySizeLimit:
 async def _refuse(send: Any, status: int, reason: str) -> None:
     content = json.dumps({"detail": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    if status == 408:  # what arrives later would be read as this body
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 MAX_BATCH_TEXTS = 256  # from which on no further request is added to a batch
 
 Answer = TypeVar("Answer")
+Returned = TypeVar("Returned")
 
 
 class MicroBatcher(Generic[Answer]):
@@ -37,6 +38,10 @@ class MicroBatcher(Generic[Answer]):
             self._task = asyncio.create_task(self._empty_queue())
         return await answer
 
+    async def in_turn(self, call: Callable[..., Returned], *arguments: Any) -> Returned:
+        """Make a call in the thread that computes the batches: calls and batches are computed as they came."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
     async def _empty_queue(self) -> None:
         while self._queue:
             requests, futures = self._next_batch()
@@ -48,7 +53,7 @@ class MicroBatcher(Generic[Answer]):
     async def _answer(self, requests: list[list[str | None]]) -> Sequence[Any]:
         """Compute requests together; if that fails, each alone. Returns an answer or an exception for each."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, requests)
+            return await self.in_turn(self._compute, requests)
         except Exception as error:
             if len(requests) == 1:
                 return [error]

@@ -1,7 +1,8 @@
 """Turn texts into the answers of the service: label, confidence, probabilities, and which words decide."""
 
+import asyncio
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from sentiment_core.text.status import ABSTAINED, STATUS_NAMES, apply_min_confid
 
 # Of an explained text: its first words, and all its characters. One copy of it is computed for each word.
 EXPLAINED_WORDS, EXPLAINED_CHARACTERS = 200, 20_000
+SLICE_TEXTS = 16  # of these copies are computed at once: a text to score waits for no more
 WARM_UP_BATCHES = 3  # after one, the engine's memory grew by 40 MB more under requests; after three by 2
 MIN_PROBABILITY = 1e-6  # below, log odds mean nothing
 
@@ -108,15 +110,27 @@ class ServedModel:
         results = iter(self._to_results(probabilities, status))
         return [Results(self.digest, [next(results) for _ in texts]) for texts in requests]
 
-    def explain(self, text: str) -> Explanation | MultiLabelExplanation:
+    async def explain(
+        self, text: str, compute: Callable[..., Awaitable[Any]] = asyncio.to_thread
+    ) -> Explanation | MultiLabelExplanation:
         """Compute a text's result, and what each of its first words adds to the most probable label's log odds.
 
         Each word is left out once (Li et al. 2016, Understanding Neural Networks through Representation Erasure).
+
+        Args:
+            text: The text.
+            compute: Makes a call in a thread; called for some copies of the text at a time.
         """
         words = text.split()
         explained = words[:EXPLAINED_WORDS]
-        without_word = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(explained))]
-        probabilities, status = self._predict([text, *without_word])
+
+        def predict(left_out: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+            return self._predict([text if i is None else " ".join(words[:i] + words[i + 1 :]) for i in left_out])
+
+        left_out = [None, *range(len(explained))]  # of each copy, the word that it lacks
+        slices = [left_out[start : start + SLICE_TEXTS] for start in range(0, len(left_out), SLICE_TEXTS)]
+        parts = [await compute(predict, indexes) for indexes in slices]
+        probabilities, status = (np.concatenate(values) for values in zip(*parts, strict=True))
         result = self._to_results(probabilities[:1], status[:1])[0]
         falls = np.zeros(len(explained))
         if result.confidence is not None:

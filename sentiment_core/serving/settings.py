@@ -8,6 +8,7 @@ from sentiment_core.runtime.precision import Precision, precision_setting
 
 # Requests that a copy of the model takes, computed or waiting. Further ones wait where another copy can take them.
 MAX_ONGOING_REQUESTS = 128
+MAX_EXPLAIN_REQUESTS = MAX_ONGOING_REQUESTS // 2  # of these; the rest is left to scoring
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 
 from sentiment_core.serving import limits
-from sentiment_core.serving.limits import BodySizeLimit, RateLimiter
+from sentiment_core.serving.limits import BodySizeLimit, RateLimiter, Turns
 
 
 def test_each_client_has_its_own_rate(monkeypatch):
@@ -57,4 +57,32 @@ def test_a_body_that_does_not_arrive_is_refused(monkeypatch):
 
     asyncio.run(BodySizeLimit(never, max_bytes=8)({"type": "http"}, receive, send))
     assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
     assert json.loads(sent[1]["body"]) == {"detail": "the body did not arrive within 0.05 seconds"}
+
+
+def test_requests_have_their_turn_one_at_a_time_until_the_queue_is_full():
+    async def play() -> tuple[list, list]:
+        turns, may_finish, begun, full = Turns(3), asyncio.Event(), [], []
+
+        async def take_turn(name: str) -> None:
+            async with turns.wait():
+                begun.append(name)
+                await may_finish.wait()
+
+        tasks = []
+        for name in ("a", "gone", "b"):
+            full.append(turns.is_full)
+            tasks.append(asyncio.create_task(take_turn(name)))
+            await asyncio.sleep(0)
+        full.append(turns.is_full)
+        assert begun == ["a"]
+        tasks[1].cancel()
+        await asyncio.wait([tasks[1]])
+        full.append(turns.is_full)
+        may_finish.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with turns.wait():
+            return begun, full
+
+    assert asyncio.run(play()) == (["a", "b"], [False, False, False, True, False])

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from sentiment_core.serving import micro_batching
+from sentiment_core.serving.limits import Turns
 from sentiment_core.serving.micro_batching import MicroBatcher
 
 
@@ -51,3 +52,35 @@ def test_texts_are_computed_while_all_threads_of_the_event_loop_wait():
         return answer
 
     assert asyncio.run(play()) == {"texts": ["a"]}
+
+
+def test_texts_are_scored_after_one_slice_of_many_explanations():
+    computed, started, may_finish = [], threading.Event(), threading.Event()
+
+    def compute(requests: list[list[str]]) -> list[str]:
+        computed.append("batch")
+        return ["scored"] * len(requests)
+
+    def compute_slice() -> None:
+        computed.append("slice")
+        started.set()
+        assert may_finish.wait(60)
+
+    async def play() -> None:
+        batcher, turns = MicroBatcher(compute), Turns(50)
+
+        async def explain() -> None:
+            async with turns.wait():
+                for _ in range(10):
+                    await batcher.in_turn(compute_slice)
+
+        explaining = [asyncio.create_task(explain()) for _ in range(50)]
+        assert await asyncio.to_thread(started.wait, 60)
+        scoring = asyncio.create_task(batcher(["a"]))
+        await asyncio.sleep(0.01)  # now it waits
+        may_finish.set()
+        assert await scoring == "scored"
+        await asyncio.gather(*explaining)
+
+    asyncio.run(play())
+    assert computed == ["slice", "batch", *["slice"] * 499]

@@ -1,5 +1,8 @@
 """Texts become answers, without HTTP."""
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 from pydantic import TypeAdapter
 
@@ -33,14 +36,30 @@ def test_every_request_gets_the_results_of_its_own_texts(files):
 
 
 def test_an_empty_text_is_explained_by_no_words(files):
-    explanation = ServedModel(files, 1, min_confidence=0.0).explain(" ")
+    explanation = asyncio.run(ServedModel(files, 1, min_confidence=0.0).explain(" "))
     assert (explanation.label, explanation.status, explanation.words) == (None, "empty", [])
 
 
 def test_only_the_first_words_are_explained(files, monkeypatch):
     monkeypatch.setattr(model, "EXPLAINED_WORDS", 2)
-    explanation = ServedModel(files, 1, min_confidence=0.0).explain("a wonderful film")
+    explanation = asyncio.run(ServedModel(files, 1, min_confidence=0.0).explain("a wonderful film"))
     assert [word for word, _ in explanation.words] == ["a", "wonderful"]
+
+
+def test_an_explanation_is_computed_in_slices(files, monkeypatch):
+    served, calls = ServedModel(files, 1, min_confidence=0.0), []
+
+    async def compute(call: Callable, left_out: list) -> object:
+        calls.append(len(left_out))
+        return call(left_out)
+
+    together = asyncio.run(served.explain("a wonderful film, he said", compute))
+    monkeypatch.setattr(model, "SLICE_TEXTS", 4)
+    sliced = asyncio.run(served.explain("a wonderful film, he said", compute))
+    assert calls == [6, 4, 2]
+    assert sliced.confidence == pytest.approx(together.confidence, abs=1e-3)
+    assert [word for word, _ in sliced.words] == ["a", "wonderful", "film,", "he", "said"]
+    assert [fall for _, fall in sliced.words] == pytest.approx([fall for _, fall in together.words], abs=1e-2)
 
 
 def test_several_labels_are_answered_as_a_list_and_the_most_probable_one_explained(multi_label_bundle):
@@ -57,7 +76,7 @@ def test_several_labels_are_answered_as_a_list_and_the_most_probable_one_explain
     as_json = TypeAdapter(Results).dump_python(results, mode="json")
     assert list(as_json["results"][0]) == ["labels", "confidence", "probabilities", "status"]
     assert TypeAdapter(Results).validate_python(as_json) == results
-    explanation = served.explain("a wonderful film")
+    explanation = asyncio.run(served.explain("a wonderful film"))
     assert explanation.labels == full.labels
     assert [word for word, _ in explanation.words] == ["a", "wonderful", "film"]
     abstained = ServedModel(files, 1, min_confidence=1.0).answer([["a film"]])[0].results[0]
