@@ -17,10 +17,9 @@ MINUTES ?= 10
 CHAOS ?= tests/chaos tests/scoring/test_fuzz.py
 LOCK ?= constraints.txt
 RULES = tests/test_structure.py tests/test_words.py
-# a process more than there are cores, since those with the tests that need Ray wait for its processes, see
-# tests/conftest.py; and with a thread each: threads of two processes that wait for each other take thrice the time
-PROCESSES = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-SIDE_BY_SIDE = -n $(PROCESSES) --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+# one process for each core; the tests that need Ray keep to two of them, see tests/conftest.py
+# and with a thread each: threads of two processes that wait for each other take thrice the time
+SIDE_BY_SIDE = -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test unit journeys chaos lint lock docs benchmark format clean

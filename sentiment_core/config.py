@@ -209,7 +209,7 @@ def _split_names(text: str) -> tuple[str, ...]:
 def _plain_value(value: Any) -> Any:
     """Return a Python value as YAML would give it.
 
-    Paths are text, sequences and arrays lists, and numpy's numbers Python's.
+    Paths are text, sequences and columns lists, and numpy's numbers Python's.
     """
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -219,9 +219,10 @@ def _plain_value(value: Any) -> Any:
         return {name: _plain_value(item) for name, item in value.items()}
     if isinstance(value, str | bool | int | float | list | None):
         return value
-    if getattr(value, "ndim", 0) and hasattr(value, "tolist"):  # numpy's arrays, and the columns of pandas
-        return [_plain_value(item) for item in value.tolist()]
-    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
+    for method in ("tolist", "to_list"):  # of numpy, pandas, torch and pyarrow; of polars
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return value
 
 
 def _load_yaml(text: str) -> tuple[Any, Any]:
@@ -279,7 +280,7 @@ def _convert(origin: str, name: str, value: Any, kind: Any, written: Any) -> Any
             return _split_names(value)
         expected = "a list of names"
     elif typing.get_origin(kind) is Literal:
-        if value in typing.get_args(kind):
+        if isinstance(value, str) and value in typing.get_args(kind):  # a table of pandas is compared cell by cell
             return value
         expected = "one of " + ", ".join(typing.get_args(kind))
     elif kind is float:

@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from sentiment_core.analysis.sample import SampleSettings
@@ -15,14 +17,16 @@ from sentiment_core.training.settings import TrainSettings
 NEEDED = ["--data", "d.csv", "--model", "m", "--out", "o"]
 
 
-def test_arrays_and_columns_of_pandas_are_lists():
+def test_arrays_and_columns_are_lists_and_tables_are_refused():
     keep = ("id", "day")
-    for names in (pd.Index(keep), pd.Series(keep), np.array(keep)):
+    for names in (pd.Index(keep), pd.Series(keep), np.array(keep), pl.Series(keep), pa.array(keep)):
         settings = from_keywords(ScoreSettings, "score", {"model": "m", "input": "i", "out": "o", "keep": names})
         assert settings.keep == keep
     given = {"model": "m", "input": "i", "out": "o"}
-    with pytest.raises(UserError, match="keep"):
-        from_keywords(ScoreSettings, "score", given | {"keep": pd.DataFrame({"id": [1]})})
+    for table in (pd.DataFrame({"id": [1, 2]}), pl.DataFrame({"id": [1, 2]})):
+        for name, words in (("keep", "a list of names"), ("device", "one of auto, cpu, gpu")):
+            with pytest.raises(UserError, match=words):
+                from_keywords(ScoreSettings, "score", given | {name: table})
     assert from_keywords(ScoreSettings, "score", given | {"limit": np.int64(3)}).limit == 3
 
 

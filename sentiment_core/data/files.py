@@ -166,12 +166,14 @@ class _LocalWalk:
                     name = entry.name if entry.name.isascii() else os.fsencode(entry.name).decode(errors="replace")
                     path = f"{folder}/{name}" if folder else name
                     if is_hidden(name):
-                        if entry.is_dir():
+                        if _may_be_folder(entry):
                             self.hidden_folders.append(path)
                     elif entry.is_symlink():
                         self._links_ahead.append((path, os.path.realpath(entry.path)))
                     elif entry.is_dir():
                         folders_ahead.append((path, entry.path))
+                    elif not name.lower().endswith(self._suffixes):
+                        self.passed_over.append(path)
                     else:
                         with contextlib.suppress(FileNotFoundError):  # it was renamed or deleted meanwhile
                             self._take(path, entry.stat())
@@ -185,7 +187,11 @@ class _LocalWalk:
             return
         self._linked_files.add(target)
         self.targets.append(folder)
-        self._take(path, os.stat(target) if os.path.exists(target) else None)
+        try:
+            status = os.stat(target)
+        except OSError:
+            status = None
+        self._take(path, status)
 
     def _take(self, path: str, status: os.stat_result | None) -> None:
         """Note a file as data or as passed over. A link to nothing (None) is data that cannot be read."""
@@ -195,6 +201,14 @@ class _LocalWalk:
             self.stamps.append(FileStamp(path, 0, 0))
         else:
             self.stamps.append(FileStamp(path, status.st_size, status.st_mtime_ns))
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder. A link in a circle, or one that may not be followed, may be one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
 
 
 def _expand_glob(path: str, filesystem: pyarrow.fs.FileSystem, inner_path: str) -> DataFiles:

@@ -48,6 +48,7 @@ class Unit:
     # of the shard, see `hash_footer`, None before the unit is read; of a table's file see `FileColumns.digest`
     footer_hash: str | None = None
     table_values: str | None = None  # of a table's partition columns, as JSON; None: the shard is of no table
+    kept_bytes: int = 0  # of the columns that go into the output, compressed, estimated from the footer
 
     @property
     def rows(self) -> int:
@@ -90,6 +91,7 @@ class Shard:
     group_bytes: list[int]  # of all columns, uncompressed
     footer_hash: str | None = None  # as in `Unit`
     table_values: str | None = None  # as in `Unit`
+    kept_bytes: int = 0  # as in `Unit`
 
     @property
     def rows(self) -> int:
@@ -197,16 +199,21 @@ def read_footers(
             if any(group.num_rows < 0 for group in groups):
                 raise OSError("its footer gives a negative number of rows; write the file again")
             schema, stored_texts = metadata.schema.to_arrow_schema(), list(text_columns)
+            stored_kept = set(columns.kept_columns(schema, text_columns, keep))
             footer_hash = hash_footer(data.root, stamp.path, stamp.size) if with_hash and not table else None
             if table:
                 file_columns = table.columns.find_in(schema, values[stamp.path])
                 schema, stored_texts = table.columns.schema, file_columns.stored_names(text_columns)
-                chosen = {*text_columns, *columns.kept_columns(schema, text_columns, keep)}
+                kept_names = columns.kept_columns(schema, text_columns, keep)
+                chosen = {*text_columns, *kept_names}
                 used = [name for name in schema.names if name in chosen]
                 file_columns.stored_names(used)  # raises for one that cannot be read
+                stored_kept = set(file_columns.stored_names(kept_names))
                 footer_hash = file_columns.digest(used)
             names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
             texts = [i for i, name in enumerate(names) if name in stored_texts]
+            # a nested column has several parts, such as "tags.list.element"
+            kept_parts = [i for i, name in enumerate(names) if {name, name.partition(".")[0]} & stored_kept]
             shard = Shard(
                 stamp,
                 schema,
@@ -215,6 +222,7 @@ def read_footers(
                 [group.total_byte_size for group in groups],
                 footer_hash,
                 values_to_json(values[stamp.path]) if table else None,
+                sum(group.column(i).total_compressed_size for group in groups for i in kept_parts),
             )
             if len(list(itertools.islice(cut_into_units(shard), MAX_SHARD_UNITS + 1))) > MAX_SHARD_UNITS:
                 raise OSError(
@@ -223,7 +231,7 @@ def read_footers(
                 )
             return shard
         except Exception as error:  # a damaged footer may raise anything
-            if table and table.is_pinned and isinstance(error, FileNotFoundError):
+            if table and table.is_pinned and is_gone(error):
                 raise UserError(
                     f"version {table.version} of {table.root} is not whole any more: {stamp.path} is gone, most likely "
                     "by VACUUM or an expired snapshot; score a newer version"
@@ -231,6 +239,11 @@ def read_footers(
             return FailedShard(stamp.path, describe_error(error))
 
     return storage.map_in_threads(read, data.stamps)
+
+
+def is_gone(error: Exception) -> bool:
+    """Return whether a file could not be read since it is gone. Of S3 pyarrow raises another error for that."""
+    return isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and "NO_SUCH_KEY" in str(error))
 
 
 def place_of(root: str, source: str) -> str:
@@ -286,8 +299,10 @@ def cut_into_units(shard: Shard) -> Iterator[Unit]:
     def unit(start: int, stop: int, text_bytes: int) -> Unit:
         stamp = shard.stamp
         version = stamp.size, stamp.mtime_ns, text_bytes, shard.footer_hash, shard.table_values
-        return Unit(stamp.path, start, stop, shard.rows, *version)
+        kept_bytes = shard.kept_bytes * (stop - start) // max(1, shard_rows)
+        return Unit(stamp.path, start, stop, shard_rows, *version, kept_bytes)
 
+    shard_rows = shard.rows
     first = start = 0  # row of the current group, and of the unit that is being gathered
     fill, gathered_bytes = 0.0, 0  # how full that unit is, and its text
     for rows, text_bytes, all_bytes in zip(shard.group_rows, shard.group_text_bytes, shard.group_bytes, strict=True):

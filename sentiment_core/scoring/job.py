@@ -23,8 +23,8 @@ from sentiment_core.scoring.tally import ModelTally, Tally
 from sentiment_core.scoring.task_table import CLASSIFY
 from sentiment_core.scoring.tidy import Tidied, delete_replaced
 
-OUTPUT_BYTES_PER_ROW = 80  # at most, by each model and without kept columns; for the check of disk space
-PROBABILITY_BYTES = 4
+# for the check of disk space: a row's, at most, by each model and without kept columns; a probability's
+OUTPUT_BYTES_PER_ROW, PROBABILITY_BYTES = 80, 4
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def _check_resources(plan: ScorePlan) -> tuple[int, DeviceKind]:
     folder = plan.output_folder
     probabilities = sum(len(model.info.labels) for model in plan.opened.values()) if plan.run.probabilities else 0
     row_bytes = OUTPUT_BYTES_PER_ROW * len(plan.models) + PROBABILITY_BYTES * probabilities
-    preflight.check_space(folder, row_bytes * plan.rows_to_score)
+    kept_bytes = sum(unit.kept_bytes for unit in plan.units_to_score)
+    preflight.check_space(folder, row_bytes * plan.rows_to_score + kept_bytes)
     workers = 0
     kind: DeviceKind = "CPU"
     if plan.units_to_score:

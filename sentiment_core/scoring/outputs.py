@@ -187,10 +187,10 @@ def read_outputs(
                 last_column == origin.run.text_hash_column,  # an input's own column of that name stands before others
                 tuple(json.loads(footer.get(REPLACED_KEY, b"[]"))),
             )
-        except FileNotFoundError:  # another run has deleted it since
-            return None
-        except Exception:  # a file of others, or a damaged one, may hold anything
-            return Output(stamp.path, stamp.mtime_ns)
+        except Exception as error:  # a file of others, or a damaged one, may hold anything
+            # another run may have deleted it since; a link to nothing, which was listed without a time, is still there
+            was_deleted = shards.is_gone(error) and stamp.mtime_ns
+            return None if was_deleted else Output(stamp.path, stamp.mtime_ns)
 
     stamps = files.list_files(folder, SUFFIXES) if storage.exists(folder) else []
     existing = storage.map_in_threads(read, [stamp for stamp in stamps if stamp.mtime_ns >= since_ns])

@@ -33,7 +33,7 @@ def test_hidden_names_are_no_data_but_partitions_are(tmp_path):
 
 def test_what_vanishes_while_a_folder_is_listed_is_not_there(tmp_path, monkeypatch):
     """A writer renames its draft. A folder must stay: without it, all of its rows would count as gone."""
-    touch(tmp_path, "a.parquet", "b.parquet.tmp", "day=1/c.parquet")
+    touch(tmp_path, "a.parquet", "b.parquet", "b.tmp", "day=1/c.parquet")
     scandir = os.scandir
 
     class Vanishing:
@@ -51,13 +51,24 @@ def test_what_vanishes_while_a_folder_is_listed_is_not_there(tmp_path, monkeypat
         if path in gone:
             raise FileNotFoundError(path)
         with scandir(path) as entries:
-            yield [Vanishing(entry) if entry.name == "b.parquet.tmp" else entry for entry in entries]
+            yield [Vanishing(entry) if entry.name[0] == "b" else entry for entry in entries]
 
     gone: list[str] = []
     monkeypatch.setattr(files.os, "scandir", scan)
-    assert paths(files.find_files(str(tmp_path), PARQUET)) == ["a.parquet", "day=1/c.parquet"]
+    data = files.find_files(str(tmp_path), PARQUET)
+    assert (paths(data), data.passed_over) == (["a.parquet", "day=1/c.parquet"], ["b.tmp"])
     gone.append(str(tmp_path / "day=1"))
     with pytest.raises(UserError, match="cannot be listed"):
+        files.find_files(str(tmp_path), PARQUET)
+
+
+def test_hidden_links_that_lead_nowhere_change_nothing(tmp_path):
+    touch(tmp_path, "in/a.parquet", "logs/a.parquet")
+    for link, target in ((".circle", ".circle"), ("_below_a_file", "a.parquet/x"), ("_long", 300 * "x")):
+        os.symlink(target, tmp_path / "in" / link)
+    assert paths(files.find_files(str(tmp_path / "in"), PARQUET)) == ["a.parquet"]
+    os.symlink("_delta_log", tmp_path / "logs" / "_delta_log")  # a table may be meant
+    with pytest.raises(UserError, match=f"{tmp_path}/logs is a table of Delta Lake"):
         files.find_files(str(tmp_path), PARQUET)
 
 

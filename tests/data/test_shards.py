@@ -73,6 +73,17 @@ def make_corpus(root: Path, files: dict[str, dict]) -> None:
         pq.write_table(pa.table(columns), root / name)
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(None, ["id", "tags"]), (("id",), ["id"]), ((), [])])
+def test_units_know_the_size_of_their_kept_columns(tmp_path, monkeypatch, keep, kept):
+    monkeypatch.setattr(shards, "UNIT_ROWS", 10)
+    make_corpus(tmp_path, {"a.parquet": {"text": ["a"] * 20, "id": range(20), "tags": [[str(i)] for i in range(20)]}})
+    group = shards.read_metadata(str(tmp_path), "a.parquet").row_group(0)
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    expected = sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in kept)
+    units = shards.plan(str(tmp_path), ["text"], keep, RESERVED).units
+    assert [unit.kept_bytes for unit in units] == [expected // 2] * 2
+
+
 def test_nested_shards_are_planned_and_hidden_ones_passed_over(tmp_path):
     columns = {"text": ["a", "b"]}
     make_corpus(

@@ -17,6 +17,8 @@ from sentiment_core.data import files, shards, unit_reader
 from sentiment_core.errors import UserError
 from sentiment_core.model import bundle
 from sentiment_core.runtime import storage
+from sentiment_core.runtime.storage import FileStamp
+from sentiment_core.scoring import outputs
 from sentiment_core.scoring.plan import plan_scoring
 from sentiment_core.scoring.settings import ScoreSettings
 from tests import s3
@@ -80,6 +82,14 @@ def test_a_permanent_error_is_raised_at_once(store):
         storage.read_file(f"s3://{s3.BUCKET}/nothing")
     with pytest.raises(UserError, match="does not exist"):
         files.find_files(f"s3://{s3.BUCKET}/nowhere", (".parquet",))
+
+
+def test_an_output_deleted_after_its_listing_is_not_there(store, monkeypatch):
+    out = f"s3://{s3.BUCKET}/shared"
+    storage.write_file(f"{out}/theirs.parquet", b"x")
+    listed = [*files.list_files(out, (".parquet",)), FileStamp("gone.parquet", 1_000, 1)]
+    monkeypatch.setattr(files, "list_files", lambda *_: listed)
+    assert [output.path for output in outputs.read_outputs(out)] == ["theirs.parquet"]
 
 
 def test_names_that_would_leave_the_output_are_listed_and_the_others_planned(store, tmp_path):

@@ -46,15 +46,16 @@ def test_wrong_requests_are_refused_and_leave_nothing(ray_here, tiny_bundle, tmp
     assert [path.name for path in out.iterdir()] == ["thesis.docx"]
 
 
-def test_probabilities_count_where_a_disk_is_small(in_process, tiny_bundle, tmp_path, monkeypatch):
-    write_shard(tmp_path / "in", "a.parquet", {"text": ["good"] * 10})
+def test_probabilities_and_kept_columns_count_where_a_disk_is_small(in_process, tiny_bundle, tmp_path, monkeypatch):
+    write_shard(tmp_path / "in", "a.parquet", {"text": ["good"] * 10, "photo": [os.urandom(1_000)] * 10})
     space = os.statvfs(tmp_path)
     free = {"f_bavail": 10 * 80, "f_frsize": 1}
     monkeypatch.setattr(preflight.os, "statvfs", lambda path: SimpleNamespace(**free, f_files=space.f_files))
-    with pytest.raises(UserError, match="GB free and about"):
-        score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out", probabilities=True)
+    for settings in ({"probabilities": True, "keep": ()}, {"keep": ("photo",)}, {}):
+        with pytest.raises(UserError, match="GB free and about"):
+            score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
-    assert score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out").summary["complete"]
+    assert score_folder(tiny_bundle, tmp_path / "in", tmp_path / "out", keep=()).summary["complete"]
 
 
 @pytest.mark.parametrize(

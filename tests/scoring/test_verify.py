@@ -114,6 +114,21 @@ def test_foreign_and_truncated_files_are_found(folders):
     assert "a.parquet: all 5 rows" in findings.missing[0]
 
 
+def test_an_output_deleted_after_its_listing_is_missing_and_a_link_to_nothing_foreign(folders, monkeypatch):
+    (folders[1] / "link.parquet").symlink_to("../nowhere.parquet")
+    read_metadata = shards.read_metadata
+
+    def read(root, path, size=None):
+        if root == str(folders[1]):
+            (folders[1] / "a.parquet").unlink(missing_ok=True)  # by another run
+        return read_metadata(root, path, size)
+
+    monkeypatch.setattr(shards, "read_metadata", read)
+    findings = verify_folders(folders)
+    assert "a.parquet: all 5 rows" in findings.missing[0]
+    assert [text.split(":")[0] for text in findings.foreign] == ["link.parquet"]
+
+
 def test_outputs_of_another_run_are_found(folders):
     outputs.write_run_file(str(folders[1]), RunFile(replace(RUN, bundle="other")))
     findings = verify_folders(folders)
