@@ -198,13 +198,14 @@ def read_footers(
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
             if any(group.num_rows < 0 for group in groups):
                 raise OSError("its footer gives a negative number of rows; write the file again")
-            schema, stored_texts = metadata.schema.to_arrow_schema(), list(text_columns)
-            stored_kept = set(columns.kept_columns(schema, text_columns, keep))
+            own_schema = metadata.schema.to_arrow_schema()
+            schema = table.columns.schema if table else own_schema
+            kept_names = columns.kept_columns(schema, text_columns, keep)
+            stored_texts, stored_kept = list(text_columns), set(kept_names)
             footer_hash = hash_footer(data.root, stamp.path, stamp.size) if with_hash and not table else None
             if table:
-                file_columns = table.columns.find_in(schema, values[stamp.path])
-                schema, stored_texts = table.columns.schema, file_columns.stored_names(text_columns)
-                kept_names = columns.kept_columns(schema, text_columns, keep)
+                file_columns = table.columns.find_in(own_schema, values[stamp.path])
+                stored_texts = file_columns.stored_names(text_columns)
                 chosen = {*text_columns, *kept_names}
                 used = [name for name in schema.names if name in chosen]
                 file_columns.stored_names(used)  # raises for one that cannot be read

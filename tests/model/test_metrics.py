@@ -52,7 +52,7 @@ def test_what_abstaining_gains_of_a_known_case():
 
 
 def test_the_table_of_labels_stays_in_columns_and_short():
-    """Of many labels it would have a line and a column for each."""
+    """With more labels than fit on a screen it lists the pairs that are confused most often."""
     names = ["no", "disappointment"]
     table = metrics.evaluate(np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0, 0]), names).table()
     assert table == [

@@ -1,4 +1,4 @@
-"""How many CPU threads compute, and what pools of threads leave to others."""
+"""Count the threads that may compute, and start pools that leave other threads their number."""
 
 import threading
 from pathlib import Path
