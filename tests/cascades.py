@@ -48,8 +48,8 @@ def settings_of(models: Models, **changes: object) -> CascadeSettings:
 
 @functools.cache
 def load(path: str) -> Classifier:
-    """Load a model once for all tests of a process."""
-    return Classifier.load(path)
+    """Load a model once for all tests of a process, in float32, as tests score: some rows are near the threshold."""
+    return Classifier.load(path, precision="float32")
 
 
 def make_texts(rows: int, seed: int) -> list[str]:
