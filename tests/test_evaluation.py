@@ -46,7 +46,7 @@ def labels_of(rows=range(40)):
 
 def by_hand(model, labels):
     """Return accuracy and confusion in rows of the corpus, from the weights of labelled rows."""
-    p = Classifier.load(model).predict_proba(TEXTS)
+    p = Classifier.load(model, precision="float32").predict_proba(TEXTS)
     labelled_rows = {name: sum(bool(labels[i]) for i in range(40) if stratum_of(i) == name) for name in SIZES}
     confusion = np.zeros((2, 2))
     for i, label in enumerate(labels):
@@ -60,7 +60,7 @@ def by_hand(model, labels):
 def test_rows_of_a_sample_count_as_their_weights_say(tiny_bundle, tmp_path, rows):
     labels = labels_of(rows)
     path = write_sample(tmp_path / "s.csv", labels)
-    result = evaluate(EvaluateSettings(tiny_bundle, path, out=str(tmp_path / "m.json")))
+    result = evaluate(EvaluateSettings(tiny_bundle, path, out=str(tmp_path / "m.json"), precision="float32"))
     accuracy, confusion = by_hand(tiny_bundle, labels)
     metrics = result.metrics
     assert metrics.n == len(rows)
@@ -86,8 +86,10 @@ def test_equal_weights_change_nothing(tiny_bundle, tmp_path):
         content = content.replace(f",{i},{TEXTS[i]},,", f",{i},{TEXTS[i]},{label},")
     (tmp_path / "s.csv").write_bytes(content.encode())
     write_shard(tmp_path, "plain.parquet", {"text": TEXTS, "label": labels})
-    weighted = evaluate(EvaluateSettings(tiny_bundle, str(tmp_path / "s.csv"))).metrics
-    plain = evaluate(EvaluateSettings(tiny_bundle, str(tmp_path / "plain.parquet"))).metrics
+    weighted, plain = (
+        evaluate(EvaluateSettings(tiny_bundle, str(tmp_path / name), precision="float32")).metrics
+        for name in ("s.csv", "plain.parquet")
+    )
     assert plain.population_rows is None
     assert "population_rows" not in plain.to_json()
     for name in ("accuracy", "macro_f1", "ece", "brier"):
@@ -101,8 +103,9 @@ def test_equal_weights_change_nothing(tiny_bundle, tmp_path):
 def test_several_labels_are_weighted_too(multi_label_bundle, tmp_path):
     sets = [["anger|joy", "|", "love"][i % 3] for i in range(40)]
     path = write_sample(tmp_path / "s.csv", sets)
-    metrics = evaluate(EvaluateSettings(multi_label_bundle, path, label_separator="|")).metrics
-    p = Classifier.load(multi_label_bundle).predict_proba(TEXTS)
+    settings = EvaluateSettings(multi_label_bundle, path, label_separator="|", precision="float32")
+    metrics = evaluate(settings).metrics
+    p = Classifier.load(multi_label_bundle, precision="float32").predict_proba(TEXTS)
     chosen = p >= np.array([0.5, 0.45, 0.55])
     targets = np.array([[i % 3 == 0, i % 3 == 0, i % 3 == 2] for i in range(40)])
     weights = np.array([SIZES[stratum_of(i)] / {"one": 20, "two": 15, "three": 5}[stratum_of(i)] for i in range(40)])
@@ -147,13 +150,14 @@ def test_samples_that_cannot_be_weighted_are_refused(tiny_bundle, tmp_path):
 def suspects_of(model, tmp_path, columns, **settings):
     write_shard(tmp_path, "data.parquet", columns)
     path = tmp_path / "suspects.csv"
-    result = evaluate(EvaluateSettings(model, str(tmp_path / "data.parquet"), suspects=str(path), **settings))
+    settings |= {"precision": "float32", "suspects": str(path)}
+    result = evaluate(EvaluateSettings(model, str(tmp_path / "data.parquet"), **settings))
     with open(path, encoding="utf-8-sig", newline="") as file:
         return result, list(csv.DictReader(file))
 
 
 def test_flipped_labels_are_ranked_by_how_sure_the_model_is(tiny_bundle, tmp_path):
-    p = Classifier.load(tiny_bundle).predict_proba(TEXTS)
+    p = Classifier.load(tiny_bundle, precision="float32").predict_proba(TEXTS)
     answers = p.argmax(axis=1)
     flipped = {3, 7, 20}
     labels = [LABELS[1 - a] if i in flipped else LABELS[a] for i, a in enumerate(answers)]
@@ -173,7 +177,7 @@ def test_flipped_labels_are_ranked_by_how_sure_the_model_is(tiny_bundle, tmp_pat
 
 
 def test_a_set_of_labels_is_suspected_by_its_worst_label(multi_label_bundle, tmp_path):
-    p = Classifier.load(multi_label_bundle).predict_proba(TEXTS)
+    p = Classifier.load(multi_label_bundle, precision="float32").predict_proba(TEXTS)
     chosen = p >= np.array([0.5, 0.45, 0.55])
     wrong = chosen.copy()
     wrong[5, 1] ^= True

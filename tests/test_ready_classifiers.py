@@ -102,8 +102,8 @@ def test_a_trainers_folder_is_scored_evaluated_served_and_verified(trained, data
     assert metrics["accuracy"] == np.mean(np.array(labels) == np.array(rows["label"].to_pylist()))
     assert metrics["bundle"] == bundle.digest_of(open_model(trained).files)
 
-    (answer,) = ServedModel(open_model(trained).files, 1, min_confidence=0.0).answer([texts])
-    np.testing.assert_allclose([result.confidence for result in answer.results], confidences, atol=0.01)
+    (answer,) = ServedModel(open_model(trained).files, 1, min_confidence=0.0, precision="float32").answer([texts])
+    np.testing.assert_allclose([result.confidence for result in answer.results], confidences, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

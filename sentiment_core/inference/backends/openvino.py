@@ -105,13 +105,18 @@ def convert(classifier: SplitClassifier, config: Any) -> Any:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
     except ImportError:
         raise BackendUnavailable("not installed; install the extra `cpu`") from None
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     example["attention_mask"][0, -1] = 0  # with nothing to hide transformers would leave out the mask
     with warnings.catch_warnings(), aligned_attention(config), rotary_tables(classifier.encoder, config):
         warnings.simplefilter("ignore")  # the tracer's, about shapes it takes for constant; `selection` checks them
-        return openvino.convert_model(classifier.encoder, example_input=example)
+        # the tracer's own check would trace a second time
+        traced = TorchScriptPythonDecoder(
+            classifier.encoder, example_input=example, trace_kwargs={"check_trace": False}
+        )
+        return openvino.convert_model(traced, example_input=example)
 
 
 def attend(
