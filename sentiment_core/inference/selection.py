@@ -328,6 +328,9 @@ def _rates(inputs: BackendInputs, choices: Sequence[Choice], mean_length: int) -
     ]
 
     def measure() -> dict[str, float]:
+        work = timing.make_work(config, mean_length, device, threads)
+        if len(classifier.encoder_layers(inputs.classifier.encoder)) <= timing.LAYERS:
+            return timing.measure(functools.partial(_make, inputs), measured, work)  # what is converted serves again
         cut = timing.cut_layers(inputs.classifier)
         split = SplitClassifier(FirstToken(cut.encoder), cut.head(), is_whole=False)
         left = {name for name, _ in cut.encoder.named_modules()}
@@ -337,7 +340,6 @@ def _rates(inputs: BackendInputs, choices: Sequence[Choice], mean_length: int) -
             split=_unsplit(cut) if inputs.split.is_whole else split,
             int8_layers={name: layer for name, layer in inputs.int8_layers.items() if name in left},
         )
-        work = timing.make_work(config, mean_length, device, threads)
         return timing.measure(functools.partial(_make, cut_inputs), measured, work)
 
     key = {

@@ -23,7 +23,7 @@ from tests.scoring.conftest import ODD_TEXTS
 from tests.scoring.runs import score_folder, write_shard
 
 
-def test_rows_scored_again_show_what_was_changed(odd_scored, odd_corpus, tmp_path):
+def test_rows_scored_again_show_what_was_changed(in_process, odd_scored, odd_corpus, tmp_path):
     """A sample of more rows than there are: all, in parts."""
     shutil.copytree(odd_scored.place, tmp_path / "out")
     changes = {  # that verification does not see unless it scores again
