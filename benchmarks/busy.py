@@ -12,6 +12,7 @@ between two tasks.
 """
 
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -123,6 +124,7 @@ class SleepingEngine(Engine):
         self.device, self.threads, self.classes, self.max_length = device("cpu"), None, len(LABELS), 512
         self.objective, self.passed_over, self.head = SingleLabel(), [], nn.Identity()
         self.chip, self.choice, self.exact_model, self.margin = "simulated", Choice("asleep", "bfloat16"), None, ""
+        self.process = os.getpid()
         self.backend: Any = SleepingBackend(seconds, log)
         self._initial_budget = self.backend.budget
 
