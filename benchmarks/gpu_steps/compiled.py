@@ -122,7 +122,7 @@ class StaticStep:
         ids = np.full(self.tokens, self.backend.pad_id, np.int64)
         ids[:total] = picked.ids
         offsets = np.union1d(picked.offsets, [*range(total, self.tokens, longest), self.tokens])
-        positions = np.arange(self.tokens) - np.repeat(offsets[:-1], np.diff(offsets)) + self.backend.first_position
+        positions = self.backend._positions(ids, offsets)
         slots = np.full(self.slots + 1, self.tokens, np.int32)
         slots[: len(offsets)] = offsets
         for target, values in ((self.ids, ids[None]), (self.positions, positions[None]), (self.offsets, slots)):
